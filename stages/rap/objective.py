@@ -1,0 +1,74 @@
+"""The objective (paper, Alg. 3, line 6): reconstruct the clean image, and classify what was restored.
+
+>>> ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0)  # the paper's
+ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0, norm='l1')
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Weights of the terms of Alg. 3; all terms are means over batch (and pixels)."""
+
+    reconstruction: float = 1.0
+    """Weight of the distance between restored and clean image (the paper: 1)."""
+    cross_entropy: float = 1.0
+    """Weight of the cross-entropy on the restored image (the paper: 1)."""
+    kl: float = 0.0
+    """Weight of KL(clean prediction || adversarial prediction), TRADES' alternative to the paper's terms; the
+    clean prediction is the robust classifier's own, and the gradient flows through both."""
+    norm: Literal["l1", "l2"] = "l1"
+    """Distance of the reconstruction: mean absolute (App. D) or mean squared error (Eq. 8)."""
+
+    def __post_init__(self) -> None:
+        weights = {"reconstruction": self.reconstruction, "cross_entropy": self.cross_entropy, "kl": self.kl}
+        for name, weight in weights.items():
+            if not weight >= 0:
+                raise ValueError(f"objective.{name} is {weight:g}; weights must be at least 0")
+        if self.cross_entropy == self.kl == self.reconstruction == 0:
+            raise ValueError(
+                "every weight of the objective is 0, so nothing would be learnt: set one of them"
+            )
+
+
+def objective(
+    config: ObjectiveConfig,
+    *,
+    restored: Float[Tensor, "batch channel height width"],
+    clean: Float[Tensor, "batch channel height width"],
+    logits: Float[Tensor, "batch klass"],
+    labels: Int64[Tensor, " batch"],
+    clean_logits: Float[Tensor, "batch klass"] | None = None,
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The loss of Alg. 3 on restored states, and its terms without weights.
+
+    ``clean_logits``, the robust classifier's on the clean images, are needed where ``config.kl`` is not 0.
+    """
+    terms = {"cross_entropy": functional.cross_entropy(logits, labels)}
+    if config.reconstruction:
+        distance = functional.l1_loss if config.norm == "l1" else functional.mse_loss
+        terms["reconstruction"] = distance(restored, clean)
+    if config.kl:
+        if clean_logits is None:
+            raise ValueError(
+                "the objective has a KL term and needs clean_logits, the logits of the clean images"
+            )
+        terms["kl"] = functional.kl_div(
+            functional.log_softmax(logits, 1),
+            functional.log_softmax(clean_logits, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+    weights = {
+        "cross_entropy": config.cross_entropy,
+        "reconstruction": config.reconstruction,
+        "kl": config.kl,
+    }
+    total = sum((weights[name] * term for name, term in terms.items()), logits.new_zeros(()))
+    return total, {name: term.detach() for name, term in terms.items()}

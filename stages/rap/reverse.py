@@ -1,0 +1,81 @@
+"""The reverse process (paper, Alg. 2): from an adversary back to a clean image.
+
+With one step, the default, it is the adapter itself and needs no label. With more, the restored image is
+attacked again for fewer steps and restored again, along t = T > ... > 1; the paper's `+ eps` of Eq. 9 is
+left out, as in its Section 4.1 ("no randomness").
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Images = Float[Tensor, "batch channel height width"]
+
+
+def reverse_times(steps: int, length: int) -> list[int]:
+    """The t at which the adapter is asked: ``steps`` values from T = ``length`` down, evenly spaced.
+
+    >>> reverse_times(4, 10), reverse_times(1, 10)
+    ([10, 8, 5, 2], [10])
+    """
+    if not 1 <= steps <= length:
+        raise ValueError(f"reverse_steps is {steps}; allowed are 1 to T = {length}")
+    return [round(length * (steps - done) / steps) for done in range(steps)]
+
+
+def reverse_process(
+    restore: Callable[[Images, int], Images],
+    attack_again: Callable[[Images, int], Images],
+    adversary: Float[Tensor, "batch channel height width"],
+    times: list[int],
+) -> Float[Tensor, "batch channel height width"]:
+    """Alg. 2: x-hat_0 = f(x_t, t), then x_{t'} by Alg. 1 from x-hat_0, for each t and the next t' in ``times``."""
+    state = adversary
+    restored = restore(state, times[0])
+    for t in times[1:]:
+        state = attack_again(restored, t)
+        restored = restore(state, t)
+    return restored
+
+
+def attack_again(
+    logits: Callable[[Images], Float[Tensor, "batch klass"]],
+    restored: Float[Tensor, "batch channel height width"],
+    labels: Int64[Tensor, " batch"],
+    *,
+    steps: int,
+    step_size: float,
+    radius: float,
+    norm: str,
+) -> Float[Tensor, "batch channel height width"]:
+    """Alg. 1 inside Alg. 2, line 4: ``steps`` attack steps from a restored image, in [0, 1], without noise.
+
+    The perturbation is a constant for whoever differentiates through it, so gradients reach ``restored``
+    unchanged.
+    """
+    origin = restored.detach()
+    state = origin
+    for _ in range(steps):
+        with torch.enable_grad():
+            leaf = state.requires_grad_(True)
+            loss = torch.nn.functional.cross_entropy(logits(leaf), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, leaf)
+        difference = state.detach() + step_size * _unit(gradient, norm) - origin
+        state = (origin + _project(difference, radius, norm)).clamp(0, 1)
+    return restored + (state - origin).detach()
+
+
+def _unit(gradient: Images, norm: str) -> Images:
+    if norm == "Linf":
+        return gradient.sign()
+    length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)  # 1e-12: avoids 0/0 at a zero gradient
+    return gradient / length[:, None, None, None]
+
+
+def _project(difference: Images, radius: float, norm: str) -> Images:
+    if norm == "Linf":
+        return difference.clamp(-radius, radius)
+    length = difference.flatten(1).norm(dim=1).clamp(min=radius)
+    return difference * (radius / length)[:, None, None, None]

@@ -1,0 +1,89 @@
+"""The robust classifier: the frozen classifier behind the adapter; what is attacked, evaluated and shipped."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from stages.rap.reverse import attack_again, reverse_process, reverse_times
+
+
+class StraightThroughClamp(torch.autograd.Function):
+    """Clamp to [0, 1] whose backward pass is the identity, so that saturation hides no gradient."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class RobustClassifier(nn.Module):
+    """Images [batch, channel, height, width] in [0, 1] to logits [batch, class]; deterministic.
+
+    ``adapter(x, t)`` returns its estimate of the clean image; without an adapter (adversarial training of
+    the classifier alone) the image goes straight to the classifier, which normalises inside.
+    ``straight_through`` lets gradients pass the clamp after the adapter; the forward pass is the same.
+    With ``reverse_steps`` above 1 the forward pass attacks its own restored images again (an adaptive
+    test-time defence: evaluate it as one), within ``radius`` in steps of ``step_size``.
+    """
+
+    def __init__(
+        self,
+        adapter: nn.Module | None,
+        classifier: nn.Module,
+        *,
+        steps: int,
+        straight_through: bool = True,
+        reverse_steps: int = 1,
+        norm: str = "Linf",
+        radius: float = 0.0,
+        step_size: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.classifier = classifier
+        self.steps = steps
+        self.straight_through = straight_through
+        self.times = reverse_times(reverse_steps, steps)
+        self.norm, self.radius, self.step_size = norm, radius, step_size
+
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+        return self.classify(self.purify(images))
+
+    def purify(
+        self, images: Float[Tensor, "batch channel height width"]
+    ) -> Float[Tensor, "batch channel height width"]:
+        """The restored images, in [0, 1]: the reverse process (Alg. 2) from the deployed T."""
+        return reverse_process(self._restore_at, self._attack_again, images, self.times)
+
+    def restore(
+        self, images: Float[Tensor, "batch channel height width"], t: Int64[Tensor, " batch"]
+    ) -> Float[Tensor, "batch channel height width"]:
+        """The adapter's estimate of the clean images from states x_t, clamped to [0, 1]."""
+        if self.adapter is None:
+            return images
+        restored = self.adapter(images, t)
+        if self.straight_through:
+            return StraightThroughClamp.apply(restored)  # pyright: ignore[reportReturnType]
+        return restored.clamp(0, 1)
+
+    def classify(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+        """The classifier's logits, without the adapter."""
+        return self.classifier(images)
+
+    def _restore_at(self, images: Tensor, t: int) -> Tensor:
+        return self.restore(images, torch.full((len(images),), t, dtype=torch.int64, device=images.device))
+
+    def _attack_again(self, restored: Tensor, steps: int) -> Tensor:
+        predicted = self.classify(restored).argmax(1)
+        return attack_again(
+            lambda images: self.classify(self._restore_at(images, self.steps)),
+            restored,
+            predicted,
+            steps=steps,
+            step_size=self.step_size,
+            radius=self.radius,
+            norm=self.norm,
+        )
