@@ -42,7 +42,7 @@ def bits(count: int, *key: int | str) -> NDArray[np.uint64]:
 
 def uniform(count: int, *key: int | str) -> NDArray[np.float64]:
     """``count`` float64 numbers in [0, 1) for a key."""
-    return (bits(count, *key) >> np.uint64(11)) * 2.0**-53
+    return (bits(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def integers(low: int, high: int, count: int, *key: int | str) -> NDArray[np.int64]:

@@ -23,25 +23,28 @@ class UNetConfig:
     multipliers: tuple[int, ...] = (1, 2)
     """Channels at each resolution, as multiples of the width; each is half the resolution of the one before."""
     blocks: int = 1
-    """Residual blocks at each resolution, on the way down and on the way up."""
-    attention: bool = False
-    """Self-attention at the lowest resolution."""
+    """Residual blocks at each resolution on the way down; the way up has one more."""
+    attention: int | None = None
+    """Resolution, counted from 0 for the highest, that has self-attention (at 32x32, 1 is 16x16); so has the middle."""
+    patch: int = 1
+    """Side of the square of pixels that is folded into channels at the input and unfolded at the output."""
     output: Literal["residual", "sigmoid"] = "residual"
     """residual: the input plus a correction that starts at zero; sigmoid: an image of its own."""
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
             raise ValueError(f"adapter.width is {self.width}; it must be a multiple of 8")
-        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1:
-            raise ValueError("adapter.multipliers and adapter.blocks must be at least 1")
+        if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1 or self.patch < 1:
+            raise ValueError("adapter.multipliers, adapter.blocks and adapter.patch must be at least 1")
 
 
+# The last two are the U-Net of DDPM for CIFAR-10 (Ho et al. 2020) at half and at full width.
 UNET_SIZES: dict[str, UNetConfig] = {
     "tiny": UNetConfig(width=16, multipliers=(1, 2)),
-    "small": UNetConfig(width=24, multipliers=(1, 2, 2)),
-    "4M": UNetConfig(width=32, multipliers=(1, 2, 4), blocks=2),
-    "9M": UNetConfig(width=64, multipliers=(1, 2, 2, 2), blocks=2, attention=True),
-    "36M": UNetConfig(width=128, multipliers=(1, 2, 2, 2), blocks=2, attention=True),
+    "small": UNetConfig(width=32, multipliers=(1, 2, 2), patch=2),
+    "4M": UNetConfig(width=64, multipliers=(1, 2, 2), blocks=1),
+    "9M": UNetConfig(width=64, multipliers=(1, 2, 2, 2), blocks=2, attention=1),
+    "36M": UNetConfig(width=128, multipliers=(1, 2, 2, 2), blocks=2, attention=1),
 }
 
 
@@ -87,11 +90,27 @@ class SelfAttention(nn.Module):
         return features + self.project_out(mixed.transpose(1, 2).reshape(features.shape))
 
 
+class Stage(nn.Module):
+    """A residual block, with self-attention behind it where asked for."""
+
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, *, attend: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(channels_in, channels_out, embedding)
+        self.attention = SelfAttention(channels_out) if attend else nn.Identity()
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch channels height width"],
+        embedded: Float[Tensor, "batch embedding"],
+    ) -> Float[Tensor, "batch other height width"]:
+        return self.attention(self.block(features, embedded))
+
+
 class UNet(nn.Module):
     """f(x_t, t): images [batch, channel, height, width] in [0, 1] and t in 0..T to an estimate of x.
 
     The estimate is not clamped with a residual output and lies in (0, 1) with a sigmoid one. Any height and
-    width: odd ones are halved upward and cropped on the way back.
+    width that the patch divides: odd ones are halved upward and cropped on the way back.
     """
 
     def __init__(self, config: UNetConfig, channels: int) -> None:
@@ -99,55 +118,61 @@ class UNet(nn.Module):
         self.config = config
         widths = [config.width * multiplier for multiplier in config.multipliers]
         embedding = 4 * config.width
-        self.frequencies = config.width // 2
-        self.embed = nn.Sequential(
-            nn.Linear(config.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
-        self.head = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        current = widths[0]
+        self.embed = nn.Sequential(nn.Linear(config.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.head = nn.Conv2d(channels * config.patch**2, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        current, skips = widths[0], [widths[0]]
         for level, width in enumerate(widths):
-            for _ in range(config.blocks):
-                self.down.append(ResidualBlock(current, width, embedding))
-                current = width
-            if level < len(widths) - 1:
-                self.shrink.append(nn.Conv2d(current, current, 3, stride=2, padding=1))
-        self.middle = ResidualBlock(current, current, embedding)
-        self.attention = SelfAttention(current) if config.attention else nn.Identity()
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+            stages = [
+                Stage(current if block == 0 else width, width, embedding, attend=self._attends(level))
+                for block in range(config.blocks)
+            ]
+            shrink = nn.Conv2d(width, width, 3, stride=2, padding=1) if level < len(widths) - 1 else None
+            self.down.append(nn.ModuleList([*stages, *([shrink] if shrink else [])]))
+            current = width
+            skips += [width] * len(self.down[-1])  # pyright: ignore[reportArgumentType]
+        self.middle = nn.ModuleList(
+            [
+                Stage(current, current, embedding, attend=config.attention is not None),
+                Stage(current, current, embedding, attend=False),
+            ]
+        )
         for level, width in reversed(list(enumerate(widths))):
-            for _ in range(config.blocks):
-                self.up.append(ResidualBlock(current + width, width, embedding))
+            stages = []
+            for _ in range(config.blocks + 1):
+                stages.append(Stage(current + skips.pop(), width, embedding, attend=self._attends(level)))
                 current = width
-            if level:
-                self.grow.append(nn.Conv2d(current, current, 3, padding=1))
+            grow = nn.Conv2d(width, width, 3, padding=1) if level else None
+            self.up.append(nn.ModuleList([*stages, *([grow] if grow else [])]))
         self.norm = nn.GroupNorm(8, current)
-        self.tail = nn.Conv2d(current, channels, 3, padding=1)
+        self.tail = nn.Conv2d(current, channels * config.patch**2, 3, padding=1)
         if config.output == "residual":
             nn.init.zeros_(self.tail.weight)
-            nn.init.zeros_(self.tail.bias)  # pyright: ignore[reportArgumentType]
+            if self.tail.bias is not None:
+                nn.init.zeros_(self.tail.bias)
+
+    def _attends(self, level: int) -> bool:
+        return self.config.attention is not None and level == self.config.attention
 
     def forward(
         self, images: Float[Tensor, "batch channel height width"], t: Int64[Tensor, " batch"]
     ) -> Float[Tensor, "batch channel height width"]:
-        embedded = self.embed(_sinusoids(t, self.frequencies).to(images.dtype))
-        blocks, levels = self.config.blocks, len(self.config.multipliers)
-        features = self.head(2 * images - 1)
-        skips = []
-        for level in range(levels):
-            for block in range(blocks):
-                features = self.down[level * blocks + block](features, embedded)
+        embedded = self.embed(_sinusoids(t, self.config.width // 2).to(images.dtype))
+        features = self.head(functional.pixel_unshuffle(2 * images - 1, self.config.patch))
+        skips = [features]
+        for level in self.down:
+            for layer in level:  # pyright: ignore[reportGeneralTypeIssues]
+                features = layer(features, embedded) if isinstance(layer, Stage) else layer(features)
                 skips.append(features)
-            if level < levels - 1:
-                features = self.shrink[level](features)
-        features = self.attention(self.middle(features, embedded))
-        for level in range(levels):
-            for block in range(blocks):
-                features = self.up[level * blocks + block](torch.cat([features, skips.pop()], 1), embedded)
-            if level < levels - 1:
-                size = skips[-1].shape[-2:]
-                features = self.grow[level](functional.interpolate(features, size=size, mode="nearest"))
-        correction = self.tail(functional.silu(self.norm(features)))
+        for stage in self.middle:
+            features = stage(features, embedded)
+        for level in self.up:
+            for layer in level:  # pyright: ignore[reportGeneralTypeIssues]
+                if isinstance(layer, Stage):
+                    features = layer(torch.cat([features, skips.pop()], 1), embedded)
+                else:
+                    features = layer(functional.interpolate(features, size=skips[-1].shape[-2:], mode="nearest"))
+        correction = functional.pixel_shuffle(self.tail(functional.silu(self.norm(features))), self.config.patch)
         return images + correction if self.config.output == "residual" else torch.sigmoid(correction)
 
 

@@ -8,13 +8,12 @@ stored is what the model saw. Where the paper leaves a point open, the option sa
 (255, 1020, 5100)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int8, Int16, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int8, Int16, Int64, UInt8
 from torch import Tensor
 
 from stages import randomness
@@ -125,9 +124,7 @@ class AttackProcess:
     def lattice(self) -> Lattice:
         return Lattice(self.denominator)
 
-    def limits(
-        self, clean: Int16[Tensor, "*shape"]
-    ) -> tuple[Int16[Tensor, "*shape"], Int16[Tensor, "*shape"]]:
+    def limits(self, clean: Int16[Tensor, "*shape"]) -> tuple[Int16[Tensor, "*shape"], Int16[Tensor, "*shape"]]:
         """Lowest and highest level of each pixel: [0, 1], and for Linf the ball around the clean image."""
         if self.norm == "Linf" and self.project:
             return (clean - self.bound).clamp_(min=0), (clean + self.bound).clamp_(max=self.denominator)
@@ -207,9 +204,9 @@ def advance_l2(
     if process.project:
         norm = difference.norm(dim=1, keepdim=True)
         difference = difference * (process.bound / norm.clamp(min=process.bound))
-    moved = clean + difference.trunc().reshape(clean.shape).clamp(
-        -process.denominator, process.denominator
-    ).to(torch.int16)
+    moved = clean + difference.trunc().reshape(clean.shape).clamp(-process.denominator, process.denominator).to(
+        torch.int16
+    )
     moved = moved.clamp(0, process.denominator)
     return torch.where(moving.reshape(-1, *[1] * (clean.ndim - 1)), moved, levels)
 
@@ -288,9 +285,7 @@ def loss_gradient(
     return gradient, value.detach(), logits.detach().argmax(1) != labels
 
 
-def _conditioning(
-    process: AttackProcess, made: Int64[Tensor, " batch"], seed: int
-) -> Int64[Tensor, " batch"]:
+def _conditioning(process: AttackProcess, made: Int64[Tensor, " batch"], seed: int) -> Int64[Tensor, " batch"]:
     if process.conditioning == "state":
         return made
     if process.conditioning == "deployed":

@@ -25,9 +25,7 @@ AttackLoss = Callable[
 ]
 
 
-def cross_entropy(
-    logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]
-) -> Float[Tensor, " batch"]:
+def cross_entropy(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Cross-entropy of each image."""
     return functional.cross_entropy(logits, labels, reduction="none")
 
@@ -42,9 +40,7 @@ def margin(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]
 def dlr(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Difference of logits ratio (Croce & Hein 2020, Eq. 6); needs at least three classes."""
     ordered = logits.sort(dim=1).values
-    return margin(logits, labels) / (
-        ordered[:, -1] - ordered[:, -3] + 1e-12
-    )  # 1e-12: avoids 0/0 for equal logits
+    return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)  # 1e-12: avoids 0/0 for equal logits
 
 
 def _on_logits(

@@ -32,9 +32,7 @@ class ObjectiveConfig:
             if not weight >= 0:
                 raise ValueError(f"objective.{name} is {weight:g}; weights must be at least 0")
         if self.cross_entropy == self.kl == self.reconstruction == 0:
-            raise ValueError(
-                "every weight of the objective is 0, so nothing would be learnt: set one of them"
-            )
+            raise ValueError("every weight of the objective is 0, so nothing would be learnt: set one of them")
 
 
 def objective(
@@ -56,9 +54,7 @@ def objective(
         terms["reconstruction"] = distance(restored, clean)
     if config.kl:
         if clean_logits is None:
-            raise ValueError(
-                "the objective has a KL term and needs clean_logits, the logits of the clean images"
-            )
+            raise ValueError("the objective has a KL term and needs clean_logits, the logits of the clean images")
         terms["kl"] = functional.kl_div(
             functional.log_softmax(logits, 1),
             functional.log_softmax(clean_logits, 1),

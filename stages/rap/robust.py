@@ -15,8 +15,8 @@ class StraightThroughClamp(torch.autograd.Function):
         return values.clamp(0, 1)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        return gradients[0]
 
 
 class RobustClassifier(nn.Module):
