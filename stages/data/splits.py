@@ -1,0 +1,58 @@
+"""Splits: which images train, which judge the training, and which are only ever tested."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from stages.fingerprint import array_fingerprint
+from stages.randomness import permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in [0, 255], their labels, and the row of each in the data set's own train or test file."""
+
+    images: UInt8[np.ndarray, "image channel height width"]
+    labels: Int64[np.ndarray, " image"]
+    rows: Int64[np.ndarray, " image"]
+
+    def __post_init__(self) -> None:
+        if np.any(np.diff(self.rows) <= 0):
+            raise ValueError("the rows of a split must ascend, each once: sort them before")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The hash of images, labels and rows."""
+        return array_fingerprint(self.images, self.labels, self.rows)
+
+    def positions(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        """Where each row of the data set stands in this split. Raises ValueError for a row that is absent."""
+        found = np.searchsorted(self.rows, rows)
+        absent = self.rows[np.minimum(found, len(self) - 1)] != rows
+        if absent.any():
+            raise ValueError(
+                f"row {rows[absent][0]} is not among the {len(self)} rows of this split "
+                f"({self.rows[0]} to {self.rows[-1]}): take rows from the same split's `rows`"
+            )
+        return found.astype(np.int64)
+
+    def take(self, positions: Int64[np.ndarray, " taken"]) -> "Split":
+        """The images at some positions, in order of row."""
+        ordered = np.sort(positions)
+        return Split(self.images[ordered], self.labels[ordered], self.rows[ordered])
+
+
+def divide(split: Split, first: int, last: int, *key: int | str) -> tuple[Split, Split]:
+    """The first and the last images of a split in the random order of a key: disjoint, of these numbers.
+
+    More of either contain the fewer, and the one does not depend on the number of the other.
+    """
+    if first + last > len(split):
+        raise ValueError(f"cannot take {first} and {last} images out of {len(split)}: ask for fewer")
+    order = permutation(len(split), *key)
+    return split.take(order[:first]), split.take(order[len(order) - last :])
