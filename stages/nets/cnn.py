@@ -4,21 +4,24 @@ Source: github.com/pytorch/examples, mnist/main.py: two 3x3 convolutions (32, 64
 128 hidden units. Differs: logits instead of log-probabilities.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.nets.normalisation import Normalise
+
 
 class CNN(nn.Module):
-    """Images [batch, channel, height, width] in [0, 1] to logits [batch, class]."""
+    """Images [batch, channel, height, width] in [0, 1] to logits [batch, class].
 
-    def __init__(
-        self, channels: int, size: int, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
-    ) -> None:
+    Raises ValueError for images smaller than 6x6, of which nothing is left after two convolutions and a pooling.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
+        if size < 6:
+            raise ValueError(f"the images are {size}x{size}; the CNN needs 6x6 at least: use another classifier")
+        self.normalise = Normalise(mean, std)
         self.conv1 = nn.Conv2d(channels, 32, 3)
         self.conv2 = nn.Conv2d(32, 64, 3)
         self.dropout1 = nn.Dropout(0.25)
@@ -27,7 +30,7 @@ class CNN(nn.Module):
         self.fc2 = nn.Linear(128, classes)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
-        features = functional.relu(self.conv1((images - self.mean) / self.std))
+        features = functional.relu(self.conv1(self.normalise(images)))
         features = functional.max_pool2d(functional.relu(self.conv2(features)), 2)
         hidden = functional.relu(self.fc1(self.dropout1(features).flatten(1)))
         return self.fc2(self.dropout2(hidden))

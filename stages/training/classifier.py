@@ -1,0 +1,187 @@
+"""Plain training of the base classifier on clean images: what the project then makes robust."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int16, Int64, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.data.augmentation import augment, draw_augmentation
+from stages.data.splits import Split
+from stages.nets.classifiers import ClassifierConfig
+from stages.randomness import key_seed, permutation
+
+
+class DivergedError(RuntimeError):
+    """The loss has become NaN or infinite."""
+
+
+def train_classifier(
+    config: ClassifierConfig,
+    split: Split,
+    *,
+    seed: int,
+    build: Callable[[], nn.Module],
+    device: str = "cpu",
+    progress: Callable[[str], None] = print,
+) -> dict[str, Tensor]:
+    """The float32 state dict, on the CPU, of the classifier that ``build`` makes, trained on the split.
+
+    SGD with Nesterov momentum over one cycle of the learning rate; on a GPU under bfloat16 autocast. On one
+    CPU type the bits depend on config, split, build and seed alone, and the caller's random numbers and number
+    of threads are left as they were. ``progress`` gets a line an epoch. With 0 epochs, the state as built.
+
+    Raises DivergedError when the loss becomes NaN or infinite.
+    """
+    devices = [device] if device.startswith("cuda") else []
+    with _threads(config.threads), torch.random.fork_rng(devices):
+        torch.manual_seed(key_seed(seed, "classifier"))
+        classifier = build().to(device).float()
+        if config.epochs:
+            images = torch.tensor(split.images, device=device)
+            _fit(classifier, config, split, images=images, seed=seed, progress=progress)
+            settle_batch_norm(classifier, images, batch=config.batch)
+    return {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
+
+
+@torch.no_grad()
+def clean_accuracy(
+    classifier: Callable[[Tensor], Tensor],
+    images: UInt8[Tensor, "image channel height width"],
+    *,
+    labels: Int64[Tensor, " image"],
+    batch: int = 500,
+) -> float:
+    """The share of images, in 0..1, that the classifier gets right; images on its device, at least one."""
+    hits = [
+        (classifier(part.float() / 255).argmax(1) == truth).sum()
+        for part, truth in zip(images.split(batch), labels.split(batch), strict=True)
+    ]
+    return int(torch.stack(hits).sum()) / len(images)
+
+
+@torch.no_grad()
+def settle_batch_norm(
+    classifier: nn.Module, images: UInt8[Tensor, "image channel height width"], *, batch: int
+) -> None:
+    """Set every BatchNorm's running statistics to the mean over these images; leaves the classifier in eval mode.
+
+    The running averages of training remember the last tens of updates only: of a small data set that is most
+    of the training, and eval mode would answer with statistics of weights long gone.
+    """
+    classifier.eval()
+    norms = [
+        module
+        for module in classifier.modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.track_running_stats
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's word for the plain mean over batches
+        norm.train()
+    for part in images.tensor_split(max(1, len(images) // batch)) if norms else ():
+        classifier(part.float() / 255)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    classifier.eval()
+
+
+def _fit(
+    classifier: nn.Module,
+    config: ClassifierConfig,
+    split: Split,
+    *,
+    images: UInt8[Tensor, "image channel height width"],
+    seed: int,
+    progress: Callable[[str], None],
+) -> None:
+    """Train in place; ``images`` are the split's, on the classifier's device."""
+    labels = torch.tensor(split.labels, device=images.device)
+    optimizer = torch.optim.SGD(
+        classifier.parameters(),
+        lr=config.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=config.weight_decay,
+    )
+    updates = config.epochs * _updates_an_epoch(config, split)
+    update, began = 0, time.perf_counter()
+    classifier.train()
+    for epoch in range(config.epochs):
+        figures = []
+        for positions, augmentation in _batches(config, split, seed=seed, epoch=epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _one_cycle((update + 0.5) / updates)
+            batch = images[positions]
+            if augmentation is not None:
+                batch = augment(batch, augmentation.to(batch.device))
+            figures.append(_update(classifier, optimizer, batch.float() / 255, labels[positions]))
+            update += 1
+        loss, accuracy = torch.stack(figures).mean(0).tolist()
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the classifier's loss is {loss} in epoch {epoch + 1}: lower classifier.learning_rate "
+                f"(now {config.learning_rate})"
+            )
+        progress(
+            f"classifier: epoch {epoch + 1} of {config.epochs}, loss {loss:.4f}, "
+            f"accuracy while training {accuracy:.1%}, {time.perf_counter() - began:.0f} s"
+        )
+
+
+def _update(
+    classifier: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int64[Tensor, " batch"],
+) -> Float[Tensor, "2"]:
+    """One step of the optimizer; the loss and the share of right answers before it, not waited for."""
+    kind = images.device.type
+    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+        logits = classifier(images)
+    loss = functional.cross_entropy(logits.float(), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
+
+
+def _updates_an_epoch(config: ClassifierConfig, split: Split) -> int:
+    return max(1, len(split) // config.batch)
+
+
+def _batches(
+    config: ClassifierConfig, split: Split, *, seed: int, epoch: int
+) -> Iterator[tuple[Int64[Tensor, " batch"], Int16[Tensor, "batch 3"] | None]]:
+    """Positions in the split and augmentation of each update; a remainder waits for the next epoch's order.
+
+    Full batches only: BatchNorm's statistics of a remainder of three images would be noise.
+    """
+    order = permutation(len(split), seed, "classifier", "order", epoch)
+    for update in range(_updates_an_epoch(config, split)):
+        positions = order[update * config.batch : (update + 1) * config.batch]
+        drawn = None
+        if config.augment:
+            drawn = torch.from_numpy(draw_augmentation(split.rows[positions], seed, "classifier", epoch))
+        yield torch.from_numpy(positions), drawn
+
+
+def _one_cycle(progress: float) -> float:
+    """The learning rate as a share of its peak: up over the first fifth of the updates, down to 0 at the end."""
+    return min(progress / 0.2, (1 - progress) / 0.8)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many CPU threads inside, and as many as before outside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
