@@ -1,0 +1,80 @@
+"""Work in plain tasks, each in a process of its own.
+
+>>> dict(run_tasks(abs, [-1, 2], cpus=1))  # doctest: +SKIP
+{2: 2, -1: 1}
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from itertools import islice
+from typing import NoReturn, TypeVar
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError, RayTaskError
+
+from cluster.session import check_room
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class PoolError(RuntimeError):
+    """Work was given up because the processes that did it kept dying."""
+
+
+def run_tasks(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    cpus: float,
+    gpus: float = 0,
+    in_flight: int = 64,
+    retries: int = 3,
+) -> Generator[tuple[Item, Result], None, None]:
+    """Call a function for every item, each call in a fresh process; yield (item, result) as they complete.
+
+    What one call leaves in its process (threads, random state, GPU memory) cannot reach another. At
+    most ``in_flight`` items are submitted at once; how many run is up to ``cpus`` and ``gpus``. A call
+    whose process died is begun again up to ``retries`` times.
+
+    Raises the function's own exception as itself, and PoolError, which names the item, when its
+    processes keep dying.
+    """
+    name = getattr(function, "__name__", "task")
+    check_room(name, cpus=cpus, gpus=gpus)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=retries)(_call)
+    source = iter(items)
+    running: dict[ObjectRef, Item] = {}
+    try:
+        while True:
+            for item in islice(source, in_flight - len(running)):
+                running[task.remote(function, item)] = item
+            if not running:
+                return
+            done, _ = ray.wait(list(running))
+            for ref in done:
+                item = running.pop(ref)
+                yield item, _get(ref, f"{name} of {item!r}")
+    finally:
+        for ref in running:
+            if ray.is_initialized():
+                ray.cancel(ref, force=True)
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    return function(item)
+
+
+def _get(ref: "ObjectRef[Result]", doing: str) -> Result:
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        raise_cause(error, doing)
+    except RayError as death:
+        raise PoolError(f"gave up {doing}: the processes that worked on it died, at last of: {death}") from death
+
+
+def raise_cause(error: RayTaskError, doing: str) -> NoReturn:
+    """Raise a worker's exception as itself; what was being done and the worker's trace are its cause."""
+    context = PoolError(f"{doing} failed; on the worker:\n{error}")
+    raise error.cause from context
