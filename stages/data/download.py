@@ -49,7 +49,7 @@ class DownloadBar:
         self.close()
 
     @property
-    def total(self) -> float | None:
+    def total(self) -> int | float | None:
         return self.progress.tasks[0].total
 
     @total.setter

@@ -29,7 +29,7 @@ class PickledArray:
     def __init__(self) -> None:
         self.values: UInt8[np.ndarray, "..."] = np.empty(0, np.uint8)
 
-    def __setstate__(self, state: tuple[int, tuple[int, ...], PickledByteType, bool, bytes | str]) -> None:
+    def __setstate__(self, state: tuple[int, tuple[int, ...], PickledByteType, bool, bytes | bytearray | str]) -> None:
         _, shape, _, column_major, content = state
         if isinstance(content, str):  # a byte string of Python 2
             content = content.encode("latin1")
@@ -42,6 +42,13 @@ def reconstruct(*arguments: object) -> PickledArray:
     return PickledArray()
 
 
+def from_buffer(content: bytes | bytearray, kind: PickledByteType, shape: tuple[int, ...], order: str) -> PickledArray:
+    """Stands in for NumPy's ``_frombuffer``, by which protocol 5 writes an array."""
+    array = PickledArray()
+    array.__setstate__((1, shape, kind, order == "F", content))
+    return array
+
+
 def encode(text: str, encoding: str) -> bytes:
     """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the protocols of Python 2."""
     return text.encode("latin1")
@@ -51,6 +58,8 @@ def encode(text: str, encoding: str) -> bytes:
 ADMITTED = {
     ("numpy.core.multiarray", "_reconstruct"): reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): from_buffer,
     ("numpy", "ndarray"): PickledArray,
     ("numpy", "dtype"): PickledByteType,
     ("_codecs", "encode"): encode,

@@ -14,10 +14,7 @@ from stages.fingerprint import array_fingerprint
 
 DIGITS_TEST_IMAGES = 360  # a fifth of 1,797
 DIGIT_NAMES = tuple(str(digit) for digit in range(10))
-CIFAR10_NAMES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
+CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 MNIST_SHAPES: dict[str, tuple[int, ...]] = {
     "train-images-idx3-ubyte": (60_000, 28, 28),
@@ -51,8 +48,8 @@ class Source:
 
 
 def whole_split(images: UInt8[np.ndarray, "image channel height width"], labels: Int64[np.ndarray, " image"]) -> Split:
-    """All images of a file as one split."""
-    return Split(np.ascontiguousarray(images), labels, np.arange(len(labels)))
+    """All images of a file as one split, copied where they are a read-only view (torch warns of those)."""
+    return Split(np.require(images, requirements=["C", "W"]), labels, np.arange(len(labels)))
 
 
 def read_digits() -> Source:
@@ -75,12 +72,16 @@ def read_mnist(root: Path, *, download: bool) -> Source:
             f"MNIST is not complete: {', '.join(missing)} (or .gz) found neither in "
             f"{root / 'MNIST' / 'raw'} nor in {root}. {WAYS_OUT}"
         )
-    images = {name: read_idx(files[name], MNIST_SHAPES[name]) for name in files if "images" in name}
-    labels = {name: read_idx_labels(files[name], MNIST_SHAPES[name][0]) for name in files if "labels" in name}
-    train, test = (
-        whole_split(image[:, None], label) for image, label in zip(images.values(), labels.values(), strict=True)
+    return Source("MNIST", read_mnist_part(files, "train"), read_mnist_part(files, "t10k"), DIGIT_NAMES)
+
+
+def read_mnist_part(files: dict[str, Path], part: str) -> Split:
+    """The images and labels of one part, train or t10k."""
+    images, labels = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+    return whole_split(
+        read_idx(files[images], MNIST_SHAPES[images])[:, None],
+        read_idx_labels(files[labels], MNIST_SHAPES[labels][0]),
     )
-    return Source("MNIST", train, test, DIGIT_NAMES)
 
 
 def find_mnist(root: Path) -> dict[str, Path]:
