@@ -40,9 +40,6 @@ def augment(
     across = torch.arange(width, device=images.device).expand(count, width)
     columns = right[:, None] + torch.where(flip[:, None] == 1, width - 1 - across, across)
     lines = down[:, None] + torch.arange(height, device=images.device)
-    return functional.pad(images, (PADDING,) * 4)[
-        torch.arange(count, device=images.device)[:, None, None, None],
-        torch.arange(channels, device=images.device)[None, :, None, None],
-        lines[:, None, :, None],
-        columns[:, None, None, :],
-    ]
+    pixels = (lines[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]).reshape(count, 1, height * width)
+    padded = functional.pad(images, (PADDING,) * 4).flatten(2)
+    return padded.gather(2, pixels.expand(-1, channels, -1)).reshape(images.shape)
