@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import math
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Literal
 import safetensors.torch
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from stages.nets.cnn import CNN
@@ -113,8 +111,7 @@ def check_classifier(
     """
     pixels = images.float() / 255
     with torch.no_grad():
-        logits = classifier(pixels)
-        _check_logits(logits, batch=len(images), classes=classes)
+        logits = _logits(_answer(classifier, pixels), batch=len(images), classes=classes)
         _check_repeatable(logits, classifier(pixels), classifier(pixels[:1]))
         if labels is not None:
             _check_normalisation(classifier, pixels, labels, classes=classes)
@@ -175,7 +172,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # damaged bytes lead the readers into errors of a dozen types
         raise ValueError(
             f"classifier.weights {path} cannot be read ({error}): give a safetensors file, or a file of "
             "torch.save that holds tensors only"
@@ -188,25 +185,37 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _check_logits(logits: object, *, batch: int, classes: int) -> None:
-    if not isinstance(logits, Tensor) or logits.shape != (batch, classes):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+def _answer(classifier: Callable[[Tensor], object], pixels: Tensor) -> object:
+    try:
+        return classifier(pixels)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"the classifier fails on float32 images {list(pixels.shape)} ({error}); it must take "
+            "[batch, channel, height, width] as the data set has them: resize or convert inside it"
+        ) from error
+
+
+def _logits(answer: object, *, batch: int, classes: int) -> Float[Tensor, "batch klass"]:
+    """The classifier's answer, if it is finite logits."""
+    if not isinstance(answer, Tensor) or answer.shape != (batch, classes):
+        found = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise ValueError(
             f"the classifier returns {found} for {batch} images; it must return logits [{batch}, {classes}], "
             "one for each class of the data set"
         )
-    if not logits.isfinite().all():
-        count = int((~logits.isfinite()).any(1).sum())
+    if not answer.isfinite().all():
+        count = int((~answer.isfinite()).any(1).sum())
         raise ValueError(
             f"the classifier returns NaN or infinity for {count} of {batch} images; its logits must be finite: "
             "check its weights"
         )
-    for kind, values in (("probabilities", logits), ("log-probabilities", logits.exp())):
+    for kind, values in (("probabilities", answer), ("log-probabilities", answer.exp())):
         if _sums_to_one(values):
             raise ValueError(
                 f"the classifier returns {kind} (each row sums to 1); it must return logits, because a softmax "
                 "hides gradients from attacks: remove its last softmax layer"
             )
+    return answer
 
 
 def _sums_to_one(values: Float[Tensor, "batch klass"]) -> bool:
