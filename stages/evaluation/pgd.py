@@ -1,0 +1,225 @@
+"""PGD for evaluation: fresh, in floating point, and independent of the attack that a recipe trains with.
+
+Projected gradient descent (Madry et al. 2018) from random starts in the ball; it is off the lattice on
+which training attacks run, and a state that fools the model counts wherever on its way it was met.
+
+>>> PGDConfig(steps=10).step(ThreatModel(norm="Linf", radius=0.2))
+0.05
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from stages import randomness
+from stages.evaluation.accuracy import device_of, evaluating, finite_logits, to_float
+from stages.rap import losses
+from stages.rap.threat import ThreatModel
+
+PGDLoss = Literal["cross-entropy", "dlr", "margin"]
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross-entropy": losses.cross_entropy,
+    "dlr": losses.dlr,
+    "margin": losses.margin,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDConfig:
+    """One PGD attack of the evaluation."""
+
+    steps: int = 20
+    """Gradient steps of each restart."""
+    restarts: int = 1
+    """Runs from different random starts; an image that one of them breaks is broken."""
+    step_size: float | None = None
+    """Step size in pixels of [0, 1]; unset: 2.5 radius / steps."""
+    loss: PGDLoss = "margin"
+    """Loss that is raised. Margin and dlr do not saturate where logits are large; cross-entropy does."""
+    random_start: bool = True
+    """Start uniformly in the ball instead of at the clean image."""
+    batch: int = 256
+    """Images attacked together."""
+    seed: int = 0
+    """Seed of the random starts, together with restart and row."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"pgd.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"pgd.step_size is {self.step_size:g}; it must be greater than 0")
+        if self.loss not in LOSSES:
+            raise ValueError(f"pgd.loss is {self.loss!r}; allowed are {', '.join(LOSSES)}")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(
+                f"pgd.restarts is {self.restarts} without random starts, which repeats one run: "
+                "set random_start, or 1 restart"
+            )
+
+    def step(self, threat: ThreatModel) -> float:
+        """The step size against a threat model, in pixels of [0, 1]."""
+        return self.step_size or 2.5 * threat.radius / self.steps
+
+
+def pgd(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    *,
+    config: PGDConfig,
+    rows: Int64[np.ndarray, " image"],
+) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
+    """The adversarial images, and which of them the model misclassifies.
+
+    An image is broken when the clean image or any state of any restart is misclassified, and its first
+    such state is returned; of the others, the last state. ``rows`` key the random starts, so results
+    do not depend on which images are attacked together, beyond the rounding of the model's own sums.
+    The model, in whatever mode it is, is attacked in eval mode and left as it was.
+
+    Raises NonFiniteLogits when the model returns NaN or infinity.
+    """
+    adversaries, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    with evaluating(model):
+        for first in range(0, len(images), config.batch):
+            part = slice(first, first + config.batch)
+            adversaries[part], broken[part] = _attack_batch(
+                model, images[part], labels[part], threat, config, rows[part]
+            )
+    return adversaries, broken
+
+
+def pgd_mask(
+    model: nn.Module,
+    images: UInt8[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    *,
+    config: PGDConfig,
+    rows: Int64[np.ndarray, " image"],
+) -> Bool[np.ndarray, " image"]:
+    """True where no state of `pgd`, nor the clean image, is misclassified."""
+    device = device_of(model)
+    _, broken = pgd(model, to_float(images).to(device), labels.to(device), threat, config=config, rows=rows)
+    return (~broken).numpy(force=True)
+
+
+def draw_starts(
+    clean: Float[Tensor, "image channel height width"],
+    threat: ThreatModel,
+    *,
+    rows: Int64[np.ndarray, " image"],
+    restart: int,
+    seed: int,
+) -> Float[Tensor, "image channel height width"]:
+    """A uniform point of the ball around each image, clamped to [0, 1]: a function of seed, restart and row."""
+    pixels = clean[0].numel()
+    noise = np.stack([_uniform_in_ball(threat, pixels, seed, restart, int(row)) for row in rows])
+    return (clean + torch.from_numpy(noise).to(clean).reshape(clean.shape)).clamp(0, 1)
+
+
+def _uniform_in_ball(
+    threat: ThreatModel, pixels: int, seed: int, restart: int, row: int
+) -> Float[np.ndarray, " pixel"]:
+    if threat.norm == "Linf":
+        return threat.radius * (2 * randomness.uniform(pixels, "pgd start", seed, restart, row) - 1)
+    direction = randomness.normal(pixels, "pgd start", seed, restart, row)
+    share = float(randomness.uniform(1, "pgd length", seed, restart, row)[0]) ** (1 / pixels)
+    return direction / np.linalg.norm(direction) * (threat.radius * share)
+
+
+def _attack_batch(
+    model: nn.Module,
+    clean: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    config: PGDConfig,
+    rows: Int64[np.ndarray, " image"],
+) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
+    adversaries = clean.clone()
+    broken = _misclassified(model, clean, labels)
+    for restart in range(config.restarts):
+        standing = (~broken).nonzero()[:, 0]
+        if not len(standing):
+            break
+        centre, start = clean[standing], clean[standing]
+        if config.random_start:
+            chosen = rows[standing.numpy(force=True)]
+            start = draw_starts(centre, threat, rows=chosen, restart=restart, seed=config.seed)
+        adversaries[standing], broken[standing] = _climb(model, start, centre, labels[standing], threat, config)
+    return adversaries, broken
+
+
+def _climb(
+    model: nn.Module,
+    start: Float[Tensor, "image channel height width"],
+    clean: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    config: PGDConfig,
+) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
+    """One restart; an image stops where it is first misclassified, and costs nothing from then on."""
+    states, broken = start.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    standing = torch.arange(len(labels), device=labels.device)
+    for _ in range(config.steps):
+        gradient, wrong = _gradient(model, states[standing], labels[standing], LOSSES[config.loss])
+        broken[standing] = wrong
+        standing, gradient = standing[~wrong], gradient[~wrong]
+        if not len(standing):
+            return states, broken
+        moved = states[standing] + config.step(threat) * _direction(gradient, threat)
+        states[standing] = _project(moved, clean[standing], threat)
+    broken[standing] = _misclassified(model, states[standing], labels[standing])
+    return states, broken
+
+
+def _gradient(
+    model: nn.Module,
+    states: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
+    states = states.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = finite_logits(model, states)
+        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), states)
+    return gradient, logits.detach().argmax(1) != labels
+
+
+def _misclassified(
+    model: nn.Module, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
+) -> Bool[Tensor, " image"]:
+    with torch.no_grad():
+        return finite_logits(model, states).argmax(1) != labels
+
+
+def _direction(
+    gradient: Float[Tensor, "image channel height width"], threat: ThreatModel
+) -> Float[Tensor, "image channel height width"]:
+    """The steepest direction of length 1 in the norm; a zero gradient gives zero."""
+    if threat.norm == "Linf":
+        return gradient.sign()
+    tiny = torch.finfo(gradient.dtype).tiny  # avoids 0/0 at a zero gradient
+    largest = gradient.flatten(1).abs().amax(1).clamp(min=tiny)
+    scaled = gradient / largest[:, None, None, None]  # first, as the squares of small gradients underflow
+    length = scaled.flatten(1).norm(dim=1).clamp(min=1)
+    return scaled / length[:, None, None, None]
+
+
+def _project(
+    states: Float[Tensor, "image channel height width"],
+    clean: Float[Tensor, "image channel height width"],
+    threat: ThreatModel,
+) -> Float[Tensor, "image channel height width"]:
+    """The nearest point of the ball, then of [0, 1], which is no farther from the clean image."""
+    if threat.norm == "Linf":
+        return states.clamp(clean - threat.radius, clean + threat.radius).clamp(0, 1)
+    difference = states - clean
+    length = difference.flatten(1).norm(dim=1).clamp(min=threat.radius)
+    return (clean + difference * (threat.radius / length)[:, None, None, None]).clamp(0, 1)
