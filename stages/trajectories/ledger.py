@@ -10,19 +10,21 @@ lock. Now and then the parts are merged into one file.
 """
 
 import fcntl
+import hashlib
 import io
+import json
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.trajectories.disk import sync_directory, write_file
+from stages.trajectories.disk import sync_directory, write_files
 
 MERGED = "merged.parquet"
 
@@ -185,12 +187,14 @@ class Ledger:
 
     def _write(self, rows: Iterable[LedgerRow]) -> Path:
         """A new file that no reader looks at, on the disk when this returns."""
-        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_SCHEMA)
+        listed = list(rows)
+        schema = _SCHEMA.with_metadata({"sha256": _sha256(listed)})
+        table = pa.Table.from_pylist([vars(row) for row in listed], schema=schema)
         content = io.BytesIO()
-        pq.write_table(table, content, write_page_checksum=True, write_statistics=False)
-        temporary = self.root / f".{os.getpid()}.{secrets.token_hex(8)}.partial"
-        write_file(temporary, content.getbuffer())
-        return temporary
+        pq.write_table(table, content, write_statistics=False)
+        name = f".{os.getpid()}.{secrets.token_hex(8)}.partial"
+        write_files(self.root, {name: content.getbuffer()})
+        return self.root / name
 
     def _replace(self, rows: Iterable[LedgerRow]) -> None:
         os.replace(self._write(rows), self.root / MERGED)
@@ -207,19 +211,29 @@ class Ledger:
 def _read_rows(path: Path) -> dict[str, LedgerRow]:
     content = pa.BufferReader(path.read_bytes())
     try:
-        table = pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
+        table = pq.ParquetFile(content).read(use_threads=False)
         rows = [_row(columns) for columns in table.to_pylist()]
-    except (pa.ArrowException, OSError, TypeError) as error:
-        raise LedgerError(
-            f"{path} of the ledger cannot be read as rows of shards ({error}); delete this file and run the same "
-            "command again: the shards that it listed are verified or made again"
-        ) from error
-    if path.name != MERGED and [row.fingerprint for row in rows] != [path.stem]:
-        raise LedgerError(
-            f"{path} of the ledger should hold the row of shard {path.stem}, but holds "
-            f"{[row.fingerprint for row in rows]}: delete it and run the same command again"
-        )
-    return {row.fingerprint: row for row in rows}
+        intact = (table.schema.metadata or {}).get(b"sha256") == _sha256(rows).encode()
+    except (pa.ArrowException, OSError, TypeError, ValueError) as error:
+        raise LedgerError(_damage(path, str(error))) from error
+    names = [row.fingerprint for row in rows]
+    if not intact:
+        raise LedgerError(_damage(path, "rows that do not have the sha256 in its metadata"))
+    if path.name != MERGED and names != [path.stem]:
+        raise LedgerError(_damage(path, f"the rows of shards {names} instead of {path.stem}"))
+    return dict(zip(names, rows, strict=True))
+
+
+def _damage(path: Path, found: str) -> str:
+    return (
+        f"{path} of the ledger is damaged: found {found}, expected the rows of committed shards; delete this file "
+        "and run the same command again: the shards that it listed are verified or made again"
+    )
+
+
+def _sha256(rows: list[LedgerRow]) -> str:
+    """sha256 over the rows' values: Parquet's own checksums leave out the footer."""
+    return hashlib.sha256(json.dumps([vars(row) for row in rows]).encode()).hexdigest()
 
 
 def _row(columns: Mapping[str, Any]) -> LedgerRow:

@@ -23,7 +23,7 @@ from zarr.storage import MemoryStore
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackProcess
 from stages.trajectories.codec import Segments, pack_signs, unpack_signs
-from stages.trajectories.disk import sync_directory, write_file
+from stages.trajectories.disk import sync_directory, write_files
 
 FORMAT = "rap-trajectories"
 VERSION = 1
@@ -73,12 +73,8 @@ def write_shard(path: Path, segments: Segments, *, provenance: Mapping[str, obje
     """
     path.mkdir(parents=True)
     files = _encode(segments, canonical(provenance))
-    for name in sorted({str(Path(name).parent) for name in files}):
-        (path / name).mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_file(path / name, content)
-    for folder in {(path / name).parent for name in files} | {path, path.parent}:
-        sync_directory(folder)
+    write_files(path, files)
+    sync_directory(path.parent)
     return _seal(files)
 
 
@@ -121,8 +117,9 @@ def _encode(segments: Segments, provenance: object) -> dict[str, bytes]:
         "provenance": provenance,
         "files": {name: [len(file), _sha256(file)] for name, file in files.items()},
     }
-    group.update_attributes({**attributes, "sha256": _attributes_sha256(attributes)})
-    return {**files, ROOT: content[ROOT].to_bytes()}
+    document = {**json.loads(content[ROOT].to_bytes()), "attributes": attributes}
+    attributes["sha256"] = _document_sha256(document)
+    return {**files, ROOT: json.dumps(document, indent=2).encode()}
 
 
 def _arrays(segments: Segments) -> dict[str, np.ndarray]:
@@ -155,10 +152,10 @@ def _attributes(segments: Segments) -> dict[str, object]:
     }
 
 
-def _attributes_sha256(attributes: Mapping[str, object]) -> str:
-    """Lets a shard be checked of which no seal is known yet."""
-    rest = {name: value for name, value in attributes.items() if name != "sha256"}
-    return _sha256(json.dumps(rest, sort_keys=True).encode())
+def _document_sha256(document: Mapping) -> str:
+    """sha256 of the group's metadata but for this sum itself, so that a shard without a row can be checked."""
+    attributes = {name: value for name, value in document["attributes"].items() if name != "sha256"}
+    return _sha256(json.dumps({**document, "attributes": attributes}, sort_keys=True).encode())
 
 
 def _seal(files: Mapping[str, bytes]) -> ShardSeal:
@@ -193,15 +190,16 @@ def _read_file(path: Path, name: str) -> bytes:
         raise TornShardError(_damage(path, name, "no such file", "the file that was written")) from None
 
 
-def _listed_files(path: Path, root: bytes) -> dict[str, tuple[int, str]]:
+def _listed_files(path: Path, root: bytes) -> dict[str, list]:
     try:
-        attributes = json.loads(root)["attributes"]
-        intact = attributes["sha256"] == _attributes_sha256(attributes)
+        document = json.loads(root)
+        attributes = document["attributes"]
+        intact = attributes["sha256"] == _document_sha256(document)
         found, files = (attributes["format"], attributes["version"]), attributes["files"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AlteredShardError(_damage(path, ROOT, repr(error), f"the metadata of a {FORMAT} shard")) from error
     if not intact:
-        raise AlteredShardError(_damage(path, ROOT, "attributes", "those of the sha256 among them"))
+        raise AlteredShardError(_damage(path, ROOT, "other metadata", "those of the sha256 in it"))
     if found != (FORMAT, VERSION):
         raise ShardError(
             f"shard {path} has format {found[0]!r}, version {found[1]!r}; this program reads {FORMAT!r}, "

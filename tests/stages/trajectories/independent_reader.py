@@ -1,0 +1,69 @@
+"""A reader of shards from the README's recurrence alone: NumPy on the raw Zarr arrays, nothing of ours."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+MASK = 2**64 - 1
+
+
+def splitmix64(value: int) -> int:
+    """One output of splitmix64 (Steele, Lea & Flood, 2014), in Python's integers."""
+    mixed = (value + 0x9E3779B97F4A7C15) & MASK
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & MASK
+    return mixed ^ (mixed >> 31)
+
+
+def read_states(path: Path, images: np.ndarray) -> np.ndarray:
+    """Float32 states [n, k + 1, C, H, W] of a shard; ``images`` are the clean uint8 images [n, C, H, W]."""
+    attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    arrays = {name: np.asarray(array[...]) for name, array in zarr.open_group(path, mode="r").arrays()}
+    process, n, k = attributes["process"], attributes["segments"], attributes["steps"]
+    clean = images.reshape(n, -1).astype(np.int64) * (process["denominator"] // 255)
+    if process["norm"] == "L2":
+        delta = arrays["delta"].astype(np.int64)
+        levels = clean[:, None] + np.cumsum(delta, axis=1)
+    else:
+        levels = replay(arrays, attributes, clean)
+    states = levels.astype(np.float32) / np.float32(process["denominator"])
+    return states.reshape(n, k + 1, *attributes["shape"])
+
+
+def replay(arrays: dict[str, np.ndarray], attributes: dict, clean: np.ndarray) -> np.ndarray:
+    process, pixels = attributes["process"], clean.shape[1]
+    low, high = np.zeros_like(clean), np.full_like(clean, process["denominator"])
+    if process["project"]:
+        low = np.maximum(low, clean - process["bound"])
+        high = np.minimum(high, clean + process["bound"])
+    if attributes["start"]["stored"]:
+        start = arrays["start"].astype(np.int64)
+    else:
+        start = derive_start(attributes, arrays["index"], pixels)
+    x = np.minimum(np.maximum(clean + start, low), high)
+    s = z = np.zeros_like(arrays["signs"][:, 0])
+    states = [x]
+    for step in range(attributes["steps"]):
+        s, z = s ^ arrays["signs"][:, step], z ^ arrays["nonzero"][:, step]
+        move = process["step"] * (2 * bits(s, pixels) - 1) * bits(z, pixels)
+        x = np.minimum(np.maximum(x + move, low), high)
+        states.append(x)
+    return np.stack(states, axis=1)
+
+
+def bits(plane: np.ndarray, pixels: int) -> np.ndarray:
+    """Bit j % 8 of byte j // 8, for each pixel j."""
+    position = np.arange(pixels)
+    return (plane[:, position // 8].astype(np.int64) >> (position % 8)) & 1
+
+
+def derive_start(attributes: dict, index: np.ndarray, pixels: int) -> np.ndarray:
+    seed, noise = int(attributes["start"]["seed"]), attributes["process"]["noise"]
+    start = np.empty((len(index), pixels), np.int64)
+    for position, row in enumerate(index.tolist()):
+        stream = splitmix64((seed + row) & MASK)
+        for pixel in range(pixels):
+            start[position, pixel] = splitmix64((stream + pixel) & MASK) % (2 * noise + 1) - noise
+    return start
