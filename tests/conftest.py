@@ -9,6 +9,11 @@ import pytest
 from cluster.session import Cluster, session
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Ray copies its own data context, which warns of a field of its own.
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Cluster]:
     """One local Ray of 2 CPUs for all tests; a session that a test opens joins it."""
