@@ -41,11 +41,14 @@ def canonical(value: object) -> object:
     )
 
 
+def canonical_json(value: object) -> str:
+    """The one JSON text of a config. Raises TypeError as `canonical`."""
+    return json.dumps(canonical(value), sort_keys=True, allow_nan=False)
+
+
 def fingerprint(kind: str, version: int, **parts: object) -> str:
     """32 hexadecimal digits that name an artifact of a kind, made of the given parts (config, inputs)."""
-    content = json.dumps(
-        canonical({"kind": kind, "version": version, **parts}), sort_keys=True, allow_nan=False
-    )
+    content = canonical_json({"kind": kind, "version": version, **parts})
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

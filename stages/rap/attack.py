@@ -51,12 +51,15 @@ class AttackConfig:
     """Images attacked together. It decides the order of floating-point sums, so it is part of the result."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the networks during the attack; losses are float32 in any case."""
+    threads: int = 1
+    """CPU threads of a generator; the order of sums, and so the last bits of the gradient, depends on it."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"attack.steps (T) is {self.steps}; an attack process needs at least 1 step")
-        if self.batch < 1:
-            raise ValueError(f"attack.batch is {self.batch}; it must be at least 1")
+        for name in ("batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"attack.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("step_size", "noise_scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -100,6 +103,7 @@ class AttackConfig:
             conditioning=self.conditioning,
             batch=self.batch,
             precision=self.precision,
+            threads=self.threads,
         )
 
 
@@ -119,6 +123,7 @@ class AttackProcess:
     conditioning: Conditioning
     batch: int
     precision: Literal["float32", "bfloat16"]
+    threads: int
 
     @property
     def lattice(self) -> Lattice:
@@ -144,6 +149,16 @@ class Trajectory:
     success: Bool[Tensor, "step batch"]
     losses: Float[Tensor, "step batch"]
     zero_gradients: Float[Tensor, "step batch"]
+
+    def cpu(self) -> "Trajectory":
+        """The same on the CPU."""
+        return Trajectory(**{name: value if value is None else value.cpu() for name, value in vars(self).items()})
+
+    @staticmethod
+    def join(parts: list["Trajectory"]) -> "Trajectory":
+        """The trajectories of several batches, one behind the other."""
+        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        return Trajectory(**{name: None if column[0] is None else torch.cat(column, 1) for name, column in columns.items()})
 
 
 def draw_start(

@@ -1,0 +1,89 @@
+"""`--train.from-cache RUN`: first weights from another run's committed shards, as an artifact with its caveat."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cluster.pool import Ref, put, run_tasks
+from pipeline.artifacts import Artifact, Store
+from pipeline.workers import Workers
+from stages.fingerprint import canonical, fingerprint
+from stages.training.cached import train_on_cache
+from stages.training.journal import Journal
+from stages.training.rounds import Setup
+
+
+def shards_of(root: Path, name: str) -> list[str]:
+    """The fingerprints of the shards that another run trained on, in order of round.
+
+    Raises ValueError where there is no such run below ROOT, or it has committed nothing.
+    """
+    run = root / "runs" / Path(name).name
+    if not run.is_dir():
+        known = sorted(path.name for path in (root / "runs").glob("*") if path.is_dir())
+        raise ValueError(f"--train.from-cache {name}: no such run below {root / 'runs'}; there are: {', '.join(known)}")
+    shards = [shard for line in Journal(run).lines() for shard in line["shards"]]
+    if not shards:
+        raise ValueError(f"--train.from-cache {name}: the run has trained on no shard yet; let it finish a round")
+    return shards
+
+
+def weights_from_cache(
+    setup: Setup, shards: list[str], workers: Callable[[], Workers], say: Callable[[str], None]
+) -> tuple[dict[str, Tensor], dict]:
+    """The weights trained on foreign shards, and what is to be said about them (the artifact's metrics)."""
+    passes = setup.config.train.cache_passes
+    name = fingerprint(
+        "cached training",
+        1,
+        model=setup.model,
+        train=setup.config.train,
+        batch=setup.config.schedule.batch,
+        shards=shards,
+        seed=setup.config.seed,
+    )
+    artifact = Store(setup.root).get("cached-training", name)
+    if artifact is None:
+        place = workers()
+        say(f"training on {len(shards)} committed shards of another run, {passes} passes")
+        ((_, artifact),) = run_tasks(
+            _train,
+            [(put(setup), name, shards, place.device)],
+            cpus=max(place.cpus, setup.config.train.threads),
+            gpus=place.gpus,
+        )
+    say(artifact.metrics["note"])
+    return load_file(artifact.path / "weights.safetensors"), artifact.metrics
+
+
+def _train(work: tuple[Ref[Setup], str, list[str], str]) -> Artifact:
+    reference, name, shards, device = work
+    setup = reference.get()
+
+    def write(directory: Path) -> dict:
+        result = train_on_cache(setup, shards, passes=setup.config.train.cache_passes)
+        save_file({key: value.contiguous() for key, value in result.weights.items()}, directory / "weights.safetensors")
+        note = (
+            f"the cached adversaries attacked {result.foreign_weights} foreign weights versions: on the stored ones "
+            f"the model is right on {result.stored}, under a fresh attack on the hold-out on {result.fresh.robust}, "
+            f"{100 * result.disagreement:.0f} points less"
+        )
+        return {
+            "note": note,
+            "updates": result.updates,
+            "foreign_weights": result.foreign_weights,
+            "stored": result.stored.as_json(),
+            "fresh": result.fresh.robust.as_json(),
+            "disagreement": result.disagreement,
+        }
+
+    return Store(setup.root).make(
+        "cached-training",
+        name,
+        write,
+        config=canonical(setup.config.train),
+        inputs={"model": setup.model},
+        device=device,
+    )

@@ -1,0 +1,86 @@
+"""The command line: a preset, flags that override it, and what is refused before any work is done."""
+
+import re
+import sys
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, NoReturn
+
+import tyro
+
+from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
+
+USAGE = "python -m pipeline.run [digits|mnist|cifar10-linf|cifar10-l2] [--flags]"
+FRACTION = re.compile(r"^(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
+# An explicit flag fixes what the search would otherwise try.
+SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig:
+    """Who does the work. None of this changes a result."""
+
+    cpus: int | None = None
+    """CPUs of a local session; unset: all of this machine's. A running cluster has its own number."""
+    generators: int | None = None
+    """Generator actors; unset: as many as fit beside the train worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run; auto: on GPUs where the cluster has any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Make an image classifier robust with an adapter, and measure how robust it is."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    workers: WorkersConfig
+    root: str = "rap-runs"
+    """Folder of all results: the store, the ledger and the runs. On a cluster, one that every node sees."""
+    name: str | None = None
+    """Name of the run; unset: the preset and a hash of the recipe, so the same command resumes its own run."""
+    dry_run: bool = False
+    """Print the stages, whether they are built, and what the rest costs; do nothing."""
+    paper: bool = False
+    """Start from the paper's own settings instead of the preset's."""
+    preset: tyro.conf.Suppress[str] = "digits"
+
+
+def parse(argv: list[str]) -> Command:
+    """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
+    preset, flags = "digits", argv
+    if argv and not argv[0].startswith("-"):
+        preset, flags = argv[0], argv[1:]
+    if preset not in PRESETS:
+        fail(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}. Usage: {USAGE}")
+    recipe = PRESETS[preset]()
+    if "--paper" in flags:
+        recipe = as_in_paper(recipe)
+    default = Command(recipe=recipe, workers=WorkersConfig(), preset=preset)
+    try:
+        command = tyro.cli(Command, prog=USAGE, default=default, args=[_decimal(flag) for flag in flags])
+    except ValueError as error:  # a config's own check, in its own words
+        fail(str(error))
+    fixed = {field: () for flag, field in SEARCHED.items() if _given(flag, flags)}
+    search: SearchConfig = replace(command.recipe.search, **fixed)
+    return replace(command, recipe=replace(command.recipe, search=search))
+
+
+def fail(message: str) -> NoReturn:
+    """End with exit code 2 and a message: nothing was done."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _decimal(argument: str) -> str:
+    """8/255 as a decimal number, alone or behind `--flag=`; anything else as it is."""
+    flag, equals, value = argument.rpartition("=")
+    match = FRACTION.match(value)
+    if match is None:
+        return argument
+    denominator = float(match[2])
+    if denominator == 0:
+        fail(f"{argument} divides by zero")
+    return f"{flag}{equals}{float(match[1]) / denominator!r}"
+
+
+def _given(flag: str, flags: list[str]) -> bool:
+    return any(given.partition("=")[0].replace("_", "-") == flag for given in flags)

@@ -1,0 +1,134 @@
+"""--dry-run: each stage, its fingerprint, whether it is built, and what the rest costs.
+
+Bytes and counts follow from the recipe; times come from a short calibration of the real networks on this
+machine, and are estimates for as many workers as it has.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from pipeline.artifacts import Store
+from pipeline.plan import Plan
+from pipeline.search import candidates, search_fingerprint
+from stages.nets.classifiers import build_classifier
+from stages.rap.attack import attack, draw_start
+from stages.training.replay import TrainingBatch
+from stages.training.rounds import Setup
+
+CALIBRATION_IMAGES = 32
+# Forward and backward passes of AutoAttack (standard) on an image that survives all of it: APGD-CE 100,
+# APGD-T 9 x 100, FAB-T 9 x 100 at about two each, and Square's 5,000 forward passes at a third.
+AUTOATTACK_PASSES = 100 + 900 + 1800 + 1700
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of the dry run."""
+
+    name: str
+    fingerprint: str
+    state: str
+    cost: str
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """The stages of a plan in order, with what they have and what they would cost."""
+    recipe, store = plan.recipe, Store(plan.root)
+    setup = untrained_setup(plan)
+    schedule, step, update = setup.schedule, *calibrate(setup)
+    lines = []
+    built = plan.external is not None or store.get("classifier", plan.classifier_fingerprint) is not None
+    lines.append(Stage("classifier", plan.classifier_fingerprint, _state(built), f"{recipe.classifier.epochs} epochs"))
+    trials = len(candidates(recipe)) if recipe.search.trials else 0
+    if trials:
+        short = replace(setup, config=recipe.loop(rounds=recipe.search.rounds)).schedule
+        name = search_fingerprint(setup, recipe)
+        cost = f"{trials} trials of up to {short.attack_steps:,} attack steps and {short.updates:,} updates"
+        lines.append(Stage("search", name, _state(store.get("search", name) is not None), cost))
+    published = setup.versions.fingerprint(schedule.config.rounds)
+    rounds = sum(setup.versions.fingerprint(number) is not None for number in range(schedule.config.rounds + 1)) - 1
+    state = "built" if published else f"round {max(0, rounds)} of {schedule.config.rounds}"
+    size = schedule.config.rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
+    cost = (
+        f"{schedule.attack_steps:,} attack steps, {schedule.updates:,} updates, up to {size / 1e6:,.0f} MB; about "
+        f"{schedule.attack_steps * step:,.0f} s of attack and {schedule.updates * update:,.0f} s of training"
+    )
+    pending = "pending on the classifier" if not built else "pending on the search" if trials else "pending on v_0"
+    lines.append(Stage("rounds", setup.versions.fingerprint(0) or pending, state, cost))
+    images = recipe.evaluation.images
+    cost = f"{images} images, {images * AUTOATTACK_PASSES * step:,.0f} s of attack if every one survives"
+    lines.append(Stage("evaluation", f"pending on v_{schedule.config.rounds}", "to do", cost))
+    return lines
+
+
+def describe_costs(plan: Plan) -> str:
+    """The dry run as text."""
+    found = stages(plan)
+    lines = [f"run {plan.run.name} on {plan.data.name}, below {plan.root}", ""]
+    for stage in found:
+        lines += [f"{stage.name:12} {stage.fingerprint:34} {stage.state}", f"{'':12} {stage.cost}"]
+    lines += ["", "times: one worker with the recipe's threads on this machine, from a short calibration"]
+    return "\n".join(lines)
+
+
+def untrained_setup(plan: Plan) -> Setup:
+    """The loop's setup with a classifier that has no trained weights: enough to count and to time."""
+    with torch.random.fork_rng():
+        classifier: nn.Module = plan.external or build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
+    return Setup(
+        config=plan.recipe.loop(),
+        train=plan.data.train,
+        holdout=plan.data.holdout,
+        classifier=classifier,
+        classifier_fingerprint=plan.classifier_fingerprint,
+        root=plan.root,
+        run=plan.run,
+    )
+
+
+def calibrate(setup: Setup) -> tuple[float, float]:
+    """Seconds of one attack step on one image, and of one update, measured after a first try."""
+    torch.set_num_threads(setup.config.attack.threads)
+    robust, process, split = setup.build(), setup.config.attack, setup.train
+    images = torch.from_numpy(split.images[:CALIBRATION_IMAGES])
+    labels = torch.from_numpy(split.labels[:CALIBRATION_IMAGES])
+    start = draw_start(process, 0, split.rows[:CALIBRATION_IMAGES], images.shape[1:])
+    step = _time(lambda: attack(robust, images, labels, process, start, steps=1)) / len(images)
+    torch.set_num_threads(setup.config.train.threads)
+    clean = images.float() / 255
+    everything = torch.ones(len(images), dtype=torch.bool)
+    batch = TrainingBatch(
+        states=clean,
+        clean=clean,
+        labels=labels,
+        t=torch.full_like(labels, process.steps),
+        fresh=everything,
+        last=everything,
+    )
+    learner = setup.learner()
+    update = _time(lambda: learner.update(batch)) * setup.config.schedule.batch / len(images)
+    return step, update
+
+
+def predicted_bytes(plan: Plan, steps: int) -> int:
+    """Most bytes of a segment's arrays, before compression: planes and a stored start, or differences."""
+    pixels = plan.data.channels * plan.data.size**2
+    if plan.recipe.threat.norm == "L2":
+        return 2 * pixels * (steps + 1)
+    start = 2 * pixels if plan.recipe.schedule.warm_start or plan.recipe.attack.start == "gaussian" else 0
+    return 2 * steps * -(-pixels // 8) + start
+
+
+def _time(work: Callable[[], object]) -> float:
+    work()
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _state(built: bool) -> str:
+    return "built" if built else "to do"

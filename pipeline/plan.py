@@ -1,0 +1,179 @@
+"""The plan of a run: everything that can be refused before work starts is refused while it is made."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.command import Command
+from pipeline.recipe import Recipe
+from pipeline.search import candidates
+from stages.data.datasets import ImageData, load_data
+from stages.fingerprint import canonical, fingerprint, weights_fingerprint
+from stages.nets.classifiers import build_classifier, check_classifier
+from stages.training.schedule import Schedule
+
+SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe with its data, and where its results go."""
+
+    command: Command
+    data: ImageData
+    root: Path
+    run: Path
+    external: nn.Module | None
+    """A classifier that came with its weights, already checked; None where it is trained here."""
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.command.recipe
+
+    @property
+    def network(self) -> dict[str, object]:
+        """The arguments of `build_classifier` beside its config."""
+        data = self.data
+        return {
+            "channels": data.channels,
+            "size": data.size,
+            "classes": len(data.classes),
+            "mean": data.mean,
+            "std": data.std,
+        }
+
+    @cached_property
+    def classifier_fingerprint(self) -> str:
+        """The base classifier's name: by its weights where they are given, else by what it is trained with."""
+        config = replace(self.recipe.classifier, weights=None)
+        if self.external is not None:
+            weights = weights_fingerprint(self.external.state_dict())
+            return fingerprint(
+                "classifier", 1, factory=config.factory, architecture=config.architecture, weights=weights
+            )
+        return fingerprint("classifier", 1, config=config, data=self.data.train.fingerprint, seed=self.recipe.seed)
+
+
+def make_plan(command: Command) -> Plan:
+    """Read the data, build the classifier if it is given, and check that the recipe makes sense.
+
+    Raises ValueError, in words for the user, for anything that would fail later.
+    """
+    recipe = command.recipe
+    data = load_data(recipe.data)
+    _check_recipe(recipe, data)
+    external = None
+    if recipe.classifier.weights is not None or recipe.classifier.factory is not None:
+        external = _external_classifier(recipe, data)
+    root = Path(command.root).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"--root {root} is a file; name a directory, which is made when it is not there")
+    name = command.name or f"{command.preset}-{recipe_fingerprint(recipe)[:8]}"
+    if "/" in name or name.startswith("."):
+        raise ValueError(f"--name {name!r} must be a plain name: the run is kept in ROOT/runs/NAME")
+    return Plan(command=command, data=data, root=root, run=root / "runs" / name, external=external)
+
+
+def _check_recipe(recipe: Recipe, data: ImageData) -> None:
+    attacks = candidates(recipe) if recipe.search.trials else [recipe.attack]
+    for attack in attacks:
+        loop = recipe.loop(attack)
+        schedule = Schedule(loop.schedule, images=len(data.train), length=loop.attack.steps, seed=recipe.seed)
+        if loop.schedule.batch % loop.train.workers:
+            raise ValueError(
+                f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
+                "choose a multiple"
+            )
+        del schedule
+    size, patch = data.size, recipe.adapter.unet().patch
+    if size % patch:
+        raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")
+    if len(data.classes) < 4:
+        raise ValueError(f"{data.name} has {len(data.classes)} classes; AutoAttack's losses need at least 4")
+    if recipe.classifier.augment and recipe.data.name != "cifar10":
+        raise ValueError("classifier.augment flips images, which changes digits: set it for cifar10 only")
+    if recipe.augment and recipe.data.name != "cifar10":
+        raise ValueError("augment flips images, which changes digits: set it for cifar10 only")
+
+
+def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
+    with torch.random.fork_rng():
+        classifier = build_classifier(
+            recipe.classifier,
+            channels=data.channels,
+            size=data.size,
+            classes=len(data.classes),
+            mean=data.mean,
+            std=data.std,
+        )
+    images, labels = torch.from_numpy(data.holdout.images[:SAMPLE]), torch.from_numpy(data.holdout.labels[:SAMPLE])
+    check_classifier(classifier, classes=len(data.classes), images=images, labels=labels)
+    return classifier
+
+
+def recipe_fingerprint(recipe: Recipe) -> str:
+    """The hash of a recipe, without the places where data are looked for."""
+    data = replace(recipe.data, root=None, download=False)
+    return fingerprint("recipe", 1, recipe=replace(recipe, data=data))
+
+
+class ClaimedError(ValueError):
+    """A run that another process owns, or that was begun with another recipe."""
+
+
+@contextmanager
+def claimed(plan: Plan) -> Iterator[None]:
+    """Own the run's directory while the block runs: one owner a run, and one recipe.
+
+    The lock dies with this process. Raises ClaimedError where another process holds it, or where the run was
+    begun with another recipe.
+    """
+    plan.run.mkdir(parents=True, exist_ok=True)
+    with (plan.run / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ClaimedError(
+                f"{plan.run} is being run by process {lock.read().strip() or 'unknown'}; wait for it, or give this run "
+                "another --name"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _keep_recipe(plan)
+        yield
+
+
+def _keep_recipe(plan: Plan) -> None:
+    """Write the recipe down, or compare it with the one that is there."""
+    path = plan.run / "recipe.json"
+    kept = {"fingerprint": recipe_fingerprint(plan.recipe), "preset": plan.command.preset}
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({**kept, "recipe": canonical(plan.recipe)}, indent=1))
+        temporary.replace(path)
+        return
+    found = json.loads(path.read_text())
+    if found["fingerprint"] != kept["fingerprint"]:
+        changed = _changed(found["recipe"], canonical(plan.recipe))
+        raise ClaimedError(
+            f"{plan.run} was begun with another recipe ({'; '.join(changed[:5]) or 'of another version'}); use "
+            "another --name for this one (committed shards are shared all the same), or the same flags as before"
+        )
+
+
+def _changed(before: object, now: object, name: str = "") -> list[str]:
+    """The fields in which two recipes in JSON differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [text for key in keys for text in _changed(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))]
+    return [] if before == now else [f"{name} {before!r} there, {now!r} here"]

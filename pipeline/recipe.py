@@ -1,0 +1,201 @@
+"""The recipe: all that determines a result, as frozen dataclasses, and the presets that flags override."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from stages.data.datasets import DataConfig
+from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.judge import JudgeConfig
+from stages.nets.classifiers import ClassifierConfig
+from stages.nets.unet import UNET_SIZES, UNetConfig
+from stages.rap.attack import AttackConfig
+from stages.rap.objective import ObjectiveConfig
+from stages.rap.threat import ThreatModel
+from stages.training.adapter import TrainConfig
+from stages.training.rounds import LoopConfig
+from stages.training.schedule import ScheduleConfig
+
+AdapterSize = Literal["tiny", "small", "4M", "9M", "36M"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The adapter, a time-conditioned U-Net, and how it meets the classifier."""
+
+    size: AdapterSize = "tiny"
+    """Size of the U-Net; tiny has 160k parameters, the last two are DDPM's for CIFAR-10 at half and full width."""
+    output: Literal["residual", "sigmoid"] = "residual"
+    """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
+    straight_through: bool = True
+    """Let gradients pass the clamp behind the adapter, for training and for every attack; the model's answers are
+    the same."""
+
+    def __post_init__(self) -> None:
+        if self.size not in UNET_SIZES:
+            raise ValueError(f"adapter.size is {self.size!r}; allowed are {', '.join(UNET_SIZES)}")
+
+    def unet(self) -> UNetConfig:
+        return replace(UNET_SIZES[self.size], output=self.output)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """The search over T, step size and noise scale: short loops, judged on the hold-out. What a flag sets under
+    --attack is not searched."""
+
+    trials: int = 4
+    """Trials; the first is the recipe as it stands, the others a random sample of the grid. 0: no search."""
+    rounds: int = 12
+    """Rounds of the longest trials; ASHA ends the others at a third of them."""
+    steps: tuple[int, ...] = (5, 10, 20)
+    """T to try."""
+    step_sizes: tuple[float, ...] = (1.25, 2.5, 5.0)
+    """Step sizes to try, in units of radius / T (never more than the radius)."""
+    noise_scales: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """Scales of the start's noise to try, in units of the radius."""
+
+    def __post_init__(self) -> None:
+        if self.trials < 0:
+            raise ValueError(f"search.trials is {self.trials}; it must be at least 0")
+        if self.trials and self.rounds < 3:
+            raise ValueError(f"search.rounds is {self.rounds}; it must be at least 3, for ASHA's first rung")
+        if any(value <= 0 for value in (*self.steps, *self.step_sizes, *self.noise_scales)):
+            raise ValueError("search.steps, search.step_sizes and search.noise_scales must be greater than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(AutoAttackConfig):
+    """The final evaluation on test images: AutoAttack, and PGD on more of them."""
+
+    pgd_images: int = 1000
+    """Test images under PGD, all of them where there are fewer."""
+    pgd_steps: int = 40
+    """Steps of that PGD (margin loss, one random start)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("pgd_images", "pgd_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that determines a result. Worker counts, paths and devices are not part of it."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    threat: ThreatModel = field(default_factory=ThreatModel)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    augment: bool = False
+    """Random crops and flips of training images, before the attack."""
+    checkpoint_rounds: int = 10
+    """Rounds from one checkpoint to the next: what a killed train worker repeats at most."""
+    seed: int = 0
+    """Seed of the run."""
+
+    def loop(self, attack: AttackConfig | None = None, *, rounds: int | None = None) -> LoopConfig:
+        """The loop of this recipe, or of a trial with another attack and fewer rounds.
+
+        Raises ValueError when the attack does not fit the threat model.
+        """
+        schedule, judge = self.schedule, self.judge
+        process = (attack or self.attack).process(self.threat)
+        if rounds is not None:
+            schedule = replace(schedule, rounds=rounds)
+            judge = replace(judge, every=max(1, rounds // 3))
+        return LoopConfig(
+            threat=self.threat,
+            attack=process,
+            adapter=self.adapter.unet(),
+            schedule=schedule,
+            train=self.train,
+            judge=judge,
+            augment=self.augment,
+            straight_through=self.adapter.straight_through,
+            checkpoint_rounds=self.checkpoint_rounds,
+            seed=self.seed,
+        )
+
+
+def digits() -> Recipe:
+    """scikit-learn's 8x8 digits, L-inf 0.2, a frozen CNN: minutes on two CPU cores."""
+    return Recipe(
+        threat=ThreatModel(norm="Linf", radius=0.2),
+        classifier=ClassifierConfig(architecture="cnn", epochs=30, learning_rate=0.05),
+        schedule=ScheduleConfig(rounds=100),
+        judge=JudgeConfig(images=None, every=10),
+    )
+
+
+def mnist() -> Recipe:
+    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3, in about 20 minutes on two cores."""
+    return Recipe(
+        data=DataConfig(name="mnist", train_images=6000, holdout_images=500),
+        threat=ThreatModel(norm="Linf", radius=0.3),
+        classifier=ClassifierConfig(architecture="cnn", epochs=4, learning_rate=0.05),
+        adapter=AdapterConfig(size="tiny", output="sigmoid"),
+        attack=AttackConfig(steps=20, step_size=0.03),
+        schedule=ScheduleConfig(rounds=150, examples=512, unit_examples=256, segment_steps=4),
+        judge=JudgeConfig(images=200, every=25),
+        search=SearchConfig(trials=0),
+        evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
+    )
+
+
+def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
+    """CIFAR-10, WRN-28-10 behind a U-Net of 36M parameters: the paper's Tables 1 and 2, on GPUs."""
+    return Recipe(
+        data=DataConfig(name="cifar10", holdout_images=1000),
+        threat=ThreatModel(norm=norm, radius=radius),
+        classifier=ClassifierConfig(
+            architecture="wrn-28-10", epochs=60, learning_rate=0.1, weight_decay=5e-4, augment=True
+        ),
+        adapter=AdapterConfig(size="36M"),
+        attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),
+        schedule=ScheduleConfig(
+            rounds=600, examples=4096, unit_examples=2048, segment_steps=3, batch=256, max_lag_updates=64
+        ),
+        train=TrainConfig(learning_rate=5e-4, weight_decay=5e-4, clip_norm=1.0, ema=0.999, precision="bfloat16"),
+        judge=JudgeConfig(images=512, every=20),
+        search=SearchConfig(trials=8, rounds=30),
+        evaluation=EvaluationConfig(images=512, chunk=128, batch=128),
+        augment=True,
+    )
+
+
+PRESETS = {
+    "digits": digits,
+    "mnist": mnist,
+    "cifar10-linf": lambda: cifar10("Linf", 8 / 255),
+    "cifar10-l2": lambda: cifar10("L2", 0.5),
+}
+
+
+def as_in_paper(recipe: Recipe) -> Recipe:
+    """A recipe with the paper's own choices where the presets have better ones (README, "The paper's settings").
+
+    Attack to the adapter's own t, T = 20, a fresh trajectory for every visit with one pass over it and nothing
+    replayed, t ~ U{1..T} with the adapter told t, and both terms of Alg. 3 with weight 1.
+    """
+    return replace(
+        recipe,
+        attack=replace(recipe.attack, steps=20, step_size=None, noise_scale=None, conditioning="state"),
+        schedule=replace(
+            recipe.schedule,
+            warm_start=False,
+            replay=0.0,
+            passes=1,
+            overlap_rounds=0,
+            last_states=0.0,
+            clean_states=0.0,
+        ),
+        train=replace(recipe.train, conditioning="state", objective=ObjectiveConfig(), ema=0.0),
+        search=replace(recipe.search, trials=0),
+    )

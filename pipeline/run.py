@@ -1,0 +1,218 @@
+"""python -m pipeline.run: the whole experiment, stage by stage, on one page.
+
+The same command again goes on from what is there: finished stages are not repeated, committed shards are not
+generated again, and what is complete starts no Ray.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from pipeline.cached import shards_of, weights_from_cache
+from pipeline.classifier import classifier_of
+from pipeline.command import fail, parse
+from pipeline.costs import describe_costs
+from pipeline.evaluation import Evaluation, Subject, autoattack, pgd
+from pipeline.plan import ClaimedError, Plan, claimed, make_plan
+from pipeline.results import shard_summary, table, write_results
+from pipeline.rounds import run_loop
+from pipeline.search import search_attack
+from pipeline.workers import Session
+from stages.fingerprint import canonical, fingerprint, weights_fingerprint
+from stages.rap.robust import RobustClassifier
+from stages.shipped import save_model
+from stages.training.rounds import Setup, load_trained
+from stages.trajectories.cache import TrajectoryCache
+
+
+def run(plan: Plan, say: Callable[[str], None]) -> dict:
+    """Every stage of a plan, from what is there to the end; returns the results that results.json holds."""
+    recipe, seconds = plan.recipe, {}
+    with ExitStack() as stack:
+        stack.enter_context(claimed(plan))
+        workers = Session(plan.command.workers, recipe, stack)
+
+        with timed(seconds, "classifier"):
+            classifier, holdout_accuracy = classifier_of(plan, workers, say)
+            say(f"classifier: {holdout_accuracy:.1%} on the hold-out")
+
+        setup = Setup(
+            config=recipe.loop(),
+            train=plan.data.train,
+            holdout=plan.data.holdout,
+            classifier=classifier,
+            classifier_fingerprint=plan.classifier_fingerprint,
+            root=plan.root,
+            run=plan.run,
+        )
+        with timed(seconds, "search"):
+            attack, search = search_attack(setup, recipe, workers, say)
+            setup = replace(setup, config=recipe.loop(attack))
+
+        with timed(seconds, "training"):
+            if recipe.train.from_cache is not None:
+                shards = shards_of(plan.root, recipe.train.from_cache)
+                weights, search["from_cache"] = weights_from_cache(setup, shards, workers, say)
+                setup = replace(setup, initial=weights)
+            before = committed(setup)
+            if not setup.is_complete:
+                place = workers()
+                run_loop(replace(setup, device=place.device), place.loop, progress=follow(setup, say))
+            robust, shipped = shipped_model(setup)
+
+        threat, test, evaluation = recipe.threat, plan.data.test, recipe.evaluation
+        ours = Subject(model=robust, fingerprint=model_fingerprint(setup, robust))
+        alone = Subject(model=classifier, fingerprint=plan.classifier_fingerprint)
+        found: dict[str, Evaluation] = {}
+        with timed(seconds, "evaluation"):
+            for name, subject in (("robust", ours), ("undefended", alone)):
+                for attack_name, measure in (("pgd", pgd), ("autoattack", autoattack)):
+                    found[f"{name} {attack_name}"] = measure(
+                        subject,
+                        test,
+                        threat,
+                        evaluation,
+                        root=plan.root,
+                        workers=workers,
+                        progress=lambda text, what=f"{attack_name} on the {name} classifier": say(f"{what}: {text}"),
+                    )
+    return collect(plan, setup, robust, shipped, search, found, before, seconds)
+
+
+def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
+    """The robust classifier with the weights that the judge liked best, and which those are."""
+    weights, version = setup.journal.best_weights() if setup.config.schedule.rounds else (setup.versions.load(0), 0)
+    robust = load_trained(setup.build(), weights)
+    judged = {line["round"] + 1: line["judge"] for line in setup.journal.lines() if "judge" in line}
+    return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
+
+
+def model_fingerprint(setup: Setup, robust: RobustClassifier) -> str:
+    """The name of the shipped model: its shape, its deployed T, and every weight."""
+    return fingerprint(
+        "model", 1, model=setup.model, steps=robust.steps, weights=weights_fingerprint(robust.state_dict())
+    )
+
+
+def committed(setup: Setup) -> set[str]:
+    """The shards that are committed at this moment."""
+    return {row.fingerprint for row in TrajectoryCache(setup.root).ledger.rows()}
+
+
+def follow(setup: Setup, say: Callable[[str], None]) -> Callable[[dict], None]:
+    """Says every judged round, and every alarm, as its line of metrics appears."""
+    rounds = setup.config.schedule.rounds
+
+    def tell(line: dict) -> None:
+        if "judge" in line:
+            robust = line["judge"]["robust"]
+            say(
+                f"round {line['round'] + 1}/{rounds}: loss {line['loss']:.3f}, judge {robust['value']:.1%} of "
+                f"{robust['images']}, {line['attack_steps_per_second'] or 0:,.0f} attack steps/s a generator, "
+                f"lag {line['lag']}, age up to {line['age']['1.0']:.0f} updates"
+            )
+        for alarm in line["alarms"]:
+            say(f"ALARM in round {line['round'] + 1}: {alarm}")
+
+    return tell
+
+
+def collect(
+    plan: Plan,
+    setup: Setup,
+    robust: RobustClassifier,
+    shipped: dict,
+    search: dict,
+    found: dict[str, Evaluation],
+    before: set[str],
+    seconds: dict[str, float],
+) -> dict:
+    """Save the model, and put together what results.json holds."""
+    recipe, lines = plan.recipe, setup.journal.lines()
+    model, results = plan.run / "model", plan.run / "results.json"
+    verdicts = {
+        name: {
+            "clean": found[f"{name} pgd"].clean.as_json(),
+            "pgd": found[f"{name} pgd"].robust.as_json(),
+            "autoattack": found[f"{name} autoattack"].robust.as_json(),
+            "broken_by": found[f"{name} autoattack"].broken_by,
+            "flags": list(found[f"{name} autoattack"].flags),
+            "unverified": found[f"{name} autoattack"].unverified,
+        }
+        for name in ("robust", "undefended")
+    }
+    save_model(
+        model,
+        robust,
+        classifier=recipe.classifier,
+        inputs=plan.network,
+        threat=recipe.threat,
+        notes={"data": plan.data.name, "shipped": shipped, "autoattack": verdicts["robust"]["autoattack"]},
+    )
+    return {
+        "run": plan.run.name,
+        "data": plan.data.name,
+        "threat": canonical(recipe.threat),
+        "classifier": {"architecture": recipe.classifier.factory or recipe.classifier.architecture},
+        "adapter_parameters": sum(weight.numel() for weight in robust.adapter.parameters()) if robust.adapter else 0,
+        "attack": canonical(setup.config.attack),
+        "search": search,
+        "shipped": shipped,
+        **verdicts,
+        "pgd_steps": recipe.evaluation.pgd_steps,
+        "autoattack": recipe.evaluation.version,
+        "chunks_attacked_now": sum(each.attacked_now for each in found.values()),
+        "alarms": [alarm for line in lines for alarm in line["alarms"]],
+        "trajectories": shard_summary(plan, [shard for line in lines for shard in line["shards"]], before),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "paths": {
+            "run": str(plan.run),
+            "model": str(model),
+            "results": str(results),
+            "metrics": str(plan.run / "metrics.jsonl"),
+            "store": str(plan.root / "store"),
+        },
+        "recipe": canonical(recipe),
+    }
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Adds how long the block took, under a name."""
+    began = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns 0, 2 for input that was refused before any work, 130 when it was interrupted."""
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - began:6.1f} s] {text}", flush=True)
+
+    command = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        plan = make_plan(command)
+    except ValueError as error:
+        fail(str(error))
+    if command.dry_run:
+        print(describe_costs(plan))
+        return 0
+    say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
+    try:
+        results = run(plan, say)
+    except ClaimedError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        say("interrupted; nothing committed is lost, and the same command goes on from here")
+        return 130
+    write_results(plan.run / "results.json", results)
+    print(f"\n{table(results)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

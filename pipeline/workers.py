@@ -1,0 +1,58 @@
+"""Placement: how the resources of a cluster are divided among generators, train workers, trials and evaluations."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from cluster.session import Cluster, session
+from pipeline.command import WorkersConfig
+from pipeline.recipe import Recipe
+from pipeline.rounds import LoopWorkers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """What a single task, a trial and the loop's actors get."""
+
+    device: str
+    cpus: float
+    gpus: float
+    loop: LoopWorkers
+
+
+class Session:
+    """A Ray session that starts when it is first needed: a run that is complete never starts one."""
+
+    def __init__(self, config: WorkersConfig, recipe: Recipe, stack: ExitStack) -> None:
+        self.config, self.recipe, self.stack = config, recipe, stack
+        self.found: Workers | None = None
+
+    def __call__(self) -> Workers:
+        if self.found is None:
+            cluster = self.stack.enter_context(session(cpus=self.config.cpus))
+            self.found = divide(cluster, self.config, self.recipe)
+        return self.found
+
+
+def divide(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> Workers:
+    """Divide a cluster. On CPUs the train workers come first and generators fill the rest; with GPUs each has one.
+
+    A single CPU or GPU is shared by halves. Raises ValueError where CUDA is asked for and there is no GPU.
+    """
+    if config.device == "cuda" and not cluster.gpus:
+        raise ValueError("workers.device is cuda, but the cluster has no GPU: use auto or cpu, or add GPU nodes")
+    trainers = recipe.train.workers
+    if cluster.gpus and config.device != "cpu":
+        generators = config.generators or max(1, int(cluster.gpus) - trainers)
+        share = min(1.0, cluster.gpus / (generators + trainers))
+        loop = LoopWorkers(
+            generators=generators, generator_cpus=1, generator_gpus=share, trainer_cpus=1, trainer_gpus=share
+        )
+        return Workers(device="cuda", cpus=1, gpus=1, loop=loop)
+    left = cluster.cpus - trainers * recipe.train.threads
+    generators = config.generators or max(1, int(left // recipe.attack.threads))
+    # Actors that take turns, or more of them than CPUs, get equal shares: a CPU here is a place, not a limit.
+    share = min(1.0, cluster.cpus / (generators + trainers))
+    loop = LoopWorkers(
+        generators=generators, generator_cpus=share, generator_gpus=0, trainer_cpus=share, trainer_gpus=0
+    )
+    return Workers(device="cpu", cpus=1, gpus=0, loop=loop)

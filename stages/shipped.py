@@ -1,0 +1,91 @@
+"""The shipped model: the robust classifier as model.safetensors and config.json, loaded in one line.
+
+>>> model = load_model("runs/digits/model")  # doctest: +SKIP
+>>> logits = model(images)  # doctest: +SKIP
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.nets.unet import UNet, UNetConfig
+from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
+
+FORMAT = 1
+
+
+def save_model(
+    directory: Path,
+    robust: RobustClassifier,
+    *,
+    classifier: ClassifierConfig,
+    inputs: dict[str, object],
+    threat: ThreatModel,
+    notes: dict[str, object],
+) -> None:
+    """Write the robust classifier. ``inputs`` are the arguments of `build_classifier` beside its config;
+    ``notes`` (what it was trained on, how it was judged) are kept as they are.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    adapter = robust.adapter
+    config = {
+        "format": FORMAT,
+        "adapter": asdict(adapter.config) if isinstance(adapter, UNet) else None,
+        "classifier": {**asdict(classifier), "weights": None},
+        "inputs": inputs,
+        "steps": robust.steps,
+        "straight_through": robust.straight_through,
+        "threat": asdict(threat),
+        "notes": notes,
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=1))
+    state = {name: value.detach().cpu().contiguous() for name, value in robust.state_dict().items()}
+    save_file(state, directory / "model.safetensors")
+
+
+def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: float | None = None) -> RobustClassifier:
+    """The robust classifier, in eval mode on the CPU, with no gradients to its weights.
+
+    With ``reverse_steps`` above 1 it is an adaptive test-time defence (Alg. 2), whose inner attack moves in
+    steps of ``step_size`` pixels of [0, 1], by default 2.5 radius / T. Raises ValueError for a directory that
+    holds no such model.
+    """
+    directory = Path(directory)
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{directory} holds no config.json; a saved model is a directory with config.json and model.safetensors, "
+            "such as RUN/model"
+        ) from None
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{directory} has format {config.get('format')!r}; this version reads format {FORMAT}")
+    inputs = {name: tuple(value) if isinstance(value, list) else value for name, value in config["inputs"].items()}
+    adapter = None
+    if config["adapter"] is not None:
+        shape = {name: tuple(value) if isinstance(value, list) else value for name, value in config["adapter"].items()}
+        adapter = UNet(UNetConfig(**shape), inputs["channels"])
+    threat = ThreatModel(**config["threat"])
+    robust = RobustClassifier(
+        adapter,
+        _classifier(config["classifier"], inputs),
+        steps=config["steps"],
+        straight_through=config["straight_through"],
+        reverse_steps=reverse_steps,
+        norm=threat.norm,
+        radius=threat.radius,
+        step_size=2.5 * threat.radius / config["steps"] if step_size is None else step_size,
+    )
+    robust.load_state_dict(load_file(directory / "model.safetensors"))
+    return robust.eval().requires_grad_(False)
+
+
+def _classifier(config: dict, inputs: dict) -> nn.Module:
+    with torch.random.fork_rng():  # building draws first weights, which are then replaced
+        return build_classifier(ClassifierConfig(**config), **inputs)

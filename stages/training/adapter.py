@@ -1,0 +1,204 @@
+"""What is trained to be robust: the adapter (the paper), the classifier (adversarial training), or both."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.randomness import key_seed
+from stages.rap.objective import ObjectiveConfig, objective
+from stages.rap.robust import RobustClassifier
+from stages.training.distributed import average_gradients
+from stages.training.replay import TrainingBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the adapter learns from stored trajectories (Alg. 3)."""
+
+    what: Literal["adapter", "classifier", "both"] = "adapter"
+    """What is trained: the adapter in front of the frozen classifier, the classifier alone (adversarial training,
+    the usual baseline), or both."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    conditioning: Literal["deployed", "state"] = "deployed"
+    """The t that the adapter is given in training: the deployed T, or the state's own as in the paper."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum 0.9."""
+    learning_rate: float = 2e-3
+    """Peak learning rate; it rises over the warm-up and falls as half a cosine to 2 % of the peak."""
+    warmup_updates: int = 50
+    """Updates of the warm-up."""
+    weight_decay: float = 0.0
+    """Weight decay."""
+    clip_norm: float = 0.0
+    """Bound on the norm of an update's gradient; 0: none."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights, which then is judged and shipped; 0: none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the networks in training; losses and weights are float32 in any case."""
+    threads: int = 1
+    """CPU threads of a train worker; the order of sums, and so the last bits of the weights, depends on it."""
+    workers: int = 1
+    """Train workers, each with a slice of every batch; as with threads, part of the result."""
+    from_cache: str | None = None
+    """Name of another run below the same root: start from an adapter trained on its committed shards."""
+    cache_passes: int = 2
+    """Passes over those shards."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"train.learning_rate is {self.learning_rate:g}; it must be greater than 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema is {self.ema:g}; it must lie in [0, 1)")
+        for name, least in (
+            ("warmup_updates", 0),
+            ("threads", 1),
+            ("workers", 1),
+            ("cache_passes", 1),
+            ("weight_decay", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+class Learner:
+    """The trained weights with their optimizer and moving average; ``updates`` counts what was done."""
+
+    def __init__(self, robust: RobustClassifier, config: TrainConfig, *, total_updates: int, seed: int) -> None:
+        self.robust, self.config, self.seed = robust, config, seed
+        self.total_updates, self.updates = total_updates, 0
+        robust.eval().requires_grad_(False)
+        self.parts: dict[str, nn.Module] = {}
+        if config.what in ("adapter", "both") and robust.adapter is not None:
+            self.parts["adapter"] = robust.adapter
+        if config.what in ("classifier", "both"):
+            self.parts["classifier"] = robust.classifier
+        self.parameters = [
+            parameter for part in self.parts.values() for parameter in part.requires_grad_(True).parameters()
+        ]
+        self.optimizer = _optimizer(config, self.parameters)
+        self.average = self._copy() if config.ema else None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained weights, by name, as they are at this moment (not copied)."""
+        return {f"{part}.{name}": value for part, net in self.parts.items() for name, value in net.state_dict().items()}
+
+    def shipped(self) -> dict[str, Tensor]:
+        """The weights that are judged, evaluated and shipped: the moving average where there is one."""
+        return self.weights() if self.average is None else self.average
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Take over weights, as `weights` returns them, and start the moving average from them."""
+        for part, net in self.parts.items():
+            mine = {
+                name.removeprefix(f"{part}."): value for name, value in weights.items() if name.startswith(f"{part}.")
+            }
+            net.load_state_dict(mine)
+        self.average = self._copy() if self.config.ema else None
+
+    def update(self, batch: TrainingBatch) -> dict[str, float]:
+        """One update on a batch; returns the loss, its terms, and the cross-entropy on fresh and stored last states."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        with (
+            self._training_mode(),
+            torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"),
+        ):
+            t = batch.t if self.config.conditioning == "state" else torch.full_like(batch.t, self.robust.steps)
+            restored = self.robust.restore(batch.states, t)
+            logits = self.robust.classify(restored).float()
+            clean_logits = self._clean_logits(batch) if self.config.objective.kl else None
+        loss, terms = objective(
+            self.config.objective,
+            restored=restored.float(),
+            clean=batch.clean,
+            logits=logits,
+            labels=batch.labels,
+            clean_logits=clean_logits,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.parameters)
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.optimizer.step()
+        self.updates += 1
+        self._follow()
+        each = functional.cross_entropy(logits.detach(), batch.labels, reduction="none")
+        return {
+            "loss": loss.item(),
+            **{name: term.item() for name, term in terms.items()},
+            "fresh": _mean(each[batch.fresh & batch.last]),
+            "stored": _mean(each[~batch.fresh & batch.last]),
+        }
+
+    def learning_rate(self) -> float:
+        """The learning rate of the next update: linear warm-up, then half a cosine down to 2 % of the peak."""
+        warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
+        done = min(1.0, self.updates / max(1, self.total_updates))
+        return self.config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * done))))
+
+    def state(self) -> dict[str, object]:
+        """All that the next update depends on."""
+        return {
+            "updates": self.updates,
+            "weights": self.weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on from a `state`."""
+        self.load_weights(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates, self.average = state["updates"], state["average"]
+
+    def _clean_logits(self, batch: TrainingBatch) -> Tensor:
+        deployed = torch.full_like(batch.t, self.robust.steps)
+        return self.robust.classify(self.robust.restore(batch.clean, deployed)).float()
+
+    @contextmanager
+    def _training_mode(self) -> Iterator[None]:
+        """Dropout and batch norm of a classifier that is trained, with the update's own random numbers.
+
+        A frozen classifier stays in eval mode, and the adapter has neither.
+        """
+        if "classifier" not in self.parts:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(key_seed(self.seed, "dropout", self.updates))
+            self.robust.classifier.train()
+            try:
+                yield
+            finally:
+                self.robust.classifier.eval()
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.weights().items()}
+
+    def _follow(self) -> None:
+        if self.average is None:
+            return
+        decay = min(self.config.ema, self.updates / (self.updates + 10))  # the first weights are soon forgotten
+        for name, value in self.weights().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value.detach(), 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+
+def _optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item() if len(values) else float("nan")

@@ -1,0 +1,160 @@
+"""What a run writes down while it trains: metrics.jsonl, the checkpoint, and the best weights so far.
+
+All three are replaced by rename, and repeated rounds write what was there before.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stages.evaluation.judge import Judgement
+from stages.training.adapter import Learner
+from stages.training.schedule import Schedule
+from stages.trajectories.ledger import LedgerRow
+
+# The alarms. Each names a way in which training on stored adversaries fails without its loss showing it.
+STALE_RATIO = 3.0  # loss on fresh adversaries over loss on replayed ones; 1 to 1.5 in healthy runs
+ZERO_GRADIENTS = 0.3  # share of pixels without gradient: masked by saturation, so the attack is blind there
+
+
+def round_line(
+    schedule: Schedule,
+    number: int,
+    rows: list[LedgerRow],
+    measured: list[dict[str, float]],
+    waited: float,
+    seconds: float,
+    verdict: Judgement | None,
+) -> dict:
+    """The line of metrics.jsonl for a round; times in seconds, lag and age in updates."""
+    ages = schedule.ages(number)
+    attacked = sum(row.seconds for row in rows)
+    fresh, stored = _mean(measured, "fresh"), _mean(measured, "stored")
+    line = {
+        "round": number,
+        "version": schedule.version(number),
+        "updates": (number + 1) * schedule.updates_per_round,
+        **{name: _mean(measured, name) for name in measured[0] if name not in ("fresh", "stored")},
+        "fresh_loss": fresh,
+        "stored_loss": stored,
+        "fresh_to_stored": fresh / stored if fresh is not None and stored else None,
+        "lag": schedule.lag(number),
+        "age": {str(q): float(np.quantile(ages, q)) for q in (0.0, 0.5, 0.9, 1.0)},
+        "seconds": seconds,
+        "waiting": waited / seconds,
+        "attack_steps_per_second": sum(row.n * row.k for row in rows) / attacked if attacked else None,
+        "attack_success": float(np.mean([row.success[-1] for row in rows])),
+        "zero_gradients": float(np.mean([row.zero_gradients for row in rows])),
+        "shards": [row.fingerprint for row in rows],
+        "bytes": sum(row.bytes for row in rows),
+    }
+    if verdict is not None:
+        line["judge"] = {"clean": verdict.clean.as_json(), "robust": verdict.robust.as_json()}
+    return line
+
+
+def alarms(line: dict, best: float | None) -> list[str]:
+    """What is wrong with a round, in words; ``best`` is the judge's best robust accuracy before it."""
+    found = []
+    if (line["fresh_to_stored"] or 0) > STALE_RATIO:
+        found.append(
+            f"stale: the loss on fresh adversaries is {line['fresh_to_stored']:.1f} times that on replayed ones; "
+            "lower schedule.passes or schedule.replay_rounds"
+        )
+    if line["zero_gradients"] > ZERO_GRADIENTS:
+        found.append(
+            f"zero gradients: {line['zero_gradients']:.0%} of the pixels have none, so the attack is blind there; "
+            "look for saturation in the classifier or for bfloat16"
+        )
+    robust = line.get("judge", {}).get("robust")
+    if robust and best is not None and robust["interval"][1] < best:
+        found.append(
+            f"collapse: the judge finds {robust['value']:.1%}, after {best:.1%} before; "
+            "lower train.learning_rate, or look for label leaking if it is near 0"
+        )
+    return found
+
+
+class Journal:
+    """The files of a run that change while it trains."""
+
+    def __init__(self, run: Path) -> None:
+        self.metrics, self.train = run / "metrics.jsonl", run / "train"
+        self.train.mkdir(parents=True, exist_ok=True)
+        self.checkpoint, self.best = self.train / "checkpoint.pt", self.train / "best.safetensors"
+
+    def resume(self, learner: Learner, device: str) -> int:
+        """Bring a learner to the last checkpoint; returns the round to go on with, 0 without one."""
+        if not self.checkpoint.exists():
+            return 0
+        saved = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        learner.load_state(saved["learner"])
+        return int(saved["round"])
+
+    @property
+    def checkpointed(self) -> int:
+        """The round that the checkpoint goes on with, 0 without one."""
+        if not self.checkpoint.exists():
+            return 0
+        return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True)["round"])
+
+    def lines(self) -> list[dict]:
+        """The lines of metrics.jsonl, in order of round; a line that was torn by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        whole = [text for text in self.metrics.read_text().splitlines(keepends=True) if text.endswith("\n")]
+        return [json.loads(text) for text in whole]
+
+    def truncate(self, first: int) -> None:
+        """Drop the lines of rounds that will be repeated."""
+        kept = [line for line in self.lines() if line["round"] < first]
+        _replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def write(self, line: dict, learner: Learner, verdict: Judgement | None, *, checkpoint: bool) -> None:
+        """Record a round: its line with alarms, the best weights if these are, and a checkpoint where one is due."""
+        best = self.best_robust(before=line["round"] + 1)
+        line["alarms"] = alarms(line, best)
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if verdict is not None and (best is None or verdict.robust.value > best):
+            self._save_best(learner.shipped(), line["round"] + 1, verdict)
+        if checkpoint:
+            temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
+            torch.save({"round": line["round"] + 1, "learner": learner.state()}, temporary)
+            temporary.replace(self.checkpoint)
+
+    def best_robust(self, before: int) -> float | None:
+        """The judge's best robust accuracy over the versions before one, from the lines that are there."""
+        judged = [
+            line["judge"]["robust"]["value"] for line in self.lines() if "judge" in line and line["round"] + 1 < before
+        ]
+        return max(judged, default=None)
+
+    def best_weights(self) -> tuple[dict[str, Tensor], int]:
+        """The weights that the judge liked best, and their version. Raises FileNotFoundError before any verdict."""
+        with safe_open(self.best, framework="pt") as file:
+            version = int(file.metadata()["version"])
+        return load_file(self.best), version
+
+    def _save_best(self, weights: dict[str, Tensor], version: int, verdict: Judgement) -> None:
+        temporary = self.best.with_suffix(f".{os.getpid()}")
+        metadata = {"version": str(version), "judge": str(verdict.robust)}
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary, metadata)
+        temporary.replace(self.best)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _mean(measured: list[dict[str, float]], name: str) -> float | None:
+    values = [update[name] for update in measured if np.isfinite(update[name])]
+    return float(np.mean(values)) if values else None
