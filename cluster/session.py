@@ -59,8 +59,9 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
     """Run on the cluster that RAY_ADDRESS names (as in ``ray job submit``), or on a quiet local one.
 
     ``cpus`` limits a local cluster; unset, it has the machine's. Inside another session, this one
-    joins it. Within the block SIGTERM raises Interrupted in the main thread, once, so that the
-    clean-up that it starts is not interrupted by a second one.
+    joins it. SIGTERM stops the main thread like Ctrl-C, once, so that the clean-up that it starts is
+    not interrupted by a second one; the block is then left by Interrupted. (Inside the block it may
+    still be a plain KeyboardInterrupt: a signal during a call into Ray comes out of it as that.)
 
     Raises ValueError when ``cpus`` is given for a cluster that runs already.
     """
@@ -72,12 +73,17 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
         )
     before = signal.getsignal(signal.SIGTERM)
     joins = ray.is_initialized()
+    stop = _Stop()
     try:
         if not joins:
             _connect(cpus)
         # After ray.init, which installs a handler of its own.
-        _set_sigterm(_raise_once())
+        _set_sigterm(stop)
         yield describe()
+    except KeyboardInterrupt as error:
+        if stop.is_asked:
+            raise Interrupted("stopped by SIGTERM") from error
+        raise
     finally:
         if not joins:
             ray.shutdown()
@@ -116,16 +122,16 @@ def _connect(cpus: int | None) -> None:
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
 
 
-def _raise_once() -> "signal.Handlers | object":
-    stopping = False
+class _Stop:
+    """The handler of SIGTERM: interrupts the main thread the first time."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
+    def __init__(self) -> None:
+        self.is_asked = False
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if not self.is_asked:
+            self.is_asked = True
             raise Interrupted("stopped by SIGTERM")
-
-    return stop
 
 
 def _set_sigterm(handler: object) -> None:
