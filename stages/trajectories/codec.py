@@ -1,7 +1,7 @@
 """How attacked states become bytes and come back: exact integers on the lattice, nothing is rounded.
 
 A segment is x_0 .. x_k of one example. Of an Linf segment only the sign of each step's gradient is kept, as
-two bit planes a step; of an L2 segment the difference of each state from the one before it.
+two bit planes a step; of an L2 segment how much each step differs from the one before it.
 
 >>> signs = torch.tensor([[[1, 0, -1]], [[1, 1, -1]]], dtype=torch.int8)
 >>> planes = pack_signs(signs)
@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Int8, Int16, Int64, UInt8
+from jaxtyping import Int8, Int16, Int64, UInt8, UInt16
 from torch import Tensor
 
 from stages import randomness
@@ -238,3 +238,23 @@ def unpack_signs(
 def _unpack_planes(planes: UInt8[np.ndarray, "batch step byte"], pixels: int) -> np.ndarray:
     plain = np.bitwise_xor.accumulate(planes.transpose(1, 0, 2), axis=0)
     return np.unpackbits(np.ascontiguousarray(plain), axis=2, count=pixels, bitorder="little").view(np.int8)
+
+
+def pack_delta(delta: Int16[Tensor, "state batch pixel"]) -> UInt16[np.ndarray, "batch state pixel"]:
+    """Differences of differences: of an L2 attack, which mostly goes on as before, they are a third smaller.
+
+    Zigzag (0, -1, 1, -2 become 0, 1, 2, 3) frees small numbers of the sign bits that a compressor would keep.
+    Every number fits: two levels differ by 16320 at most, two steps by 32640.
+    """
+    change = delta.numpy().copy()
+    change[2:] -= delta.numpy()[1:-1]
+    folded = (change.view(np.uint16) << 1) ^ (change >> 15).view(np.uint16)
+    return np.ascontiguousarray(folded.transpose(1, 0, 2))
+
+
+def unpack_delta(folded: UInt16[np.ndarray, "batch state pixel"]) -> Int16[Tensor, "state batch pixel"]:
+    """The differences that `pack_delta` packed."""
+    states = np.ascontiguousarray(folded.transpose(1, 0, 2))
+    delta = ((states >> 1) ^ -(states & 1)).view(np.int16)
+    np.cumsum(delta[1:], axis=0, out=delta[1:])
+    return torch.from_numpy(delta)

@@ -22,7 +22,7 @@ from zarr.storage import MemoryStore
 
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackProcess
-from stages.trajectories.codec import Segments, pack_signs, unpack_signs
+from stages.trajectories.codec import Segments, pack_delta, pack_signs, unpack_delta, unpack_signs
 from stages.trajectories.disk import sync_directory, write_files
 
 FORMAT = "rap-trajectories"
@@ -30,11 +30,11 @@ VERSION = 1
 CHUNK = 256  # examples: a chunk costs 0.1-0.35 ms whatever its size, and reading one example reads its chunk
 ROOT = "zarr.json"
 
-# Level 1: sign planes are noise to a compressor, and higher levels gain under 1 % (tests/benchmarks).
+# Level 1: what higher levels gain on sign planes is under 1 % (tests/benchmarks/trajectory_sizes.py).
 PLANES: tuple[BytesBytesCodec, ...] = (ZstdCodec(level=1, checksum=True),)
-# Shuffle splits the bytes of small int16 differences; Blosc has no checksum of its own.
+# Bitshuffle: the upper bits of small numbers are all zero. Blosc has no checksum of its own.
 DIFFERENCES: tuple[BytesBytesCodec, ...] = (
-    BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=2),
+    BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=2),
     Crc32cCodec(),
 )
 
@@ -131,7 +131,7 @@ def _arrays(segments: Segments) -> dict[str, np.ndarray]:
     if segments.signs is not None:
         arrays["signs"], arrays["nonzero"] = pack_signs(segments.signs)
     if segments.delta is not None:
-        arrays["delta"] = np.ascontiguousarray(segments.delta.numpy().transpose(1, 0, 2))
+        arrays["delta"] = pack_delta(segments.delta)
     return arrays
 
 
@@ -225,7 +225,7 @@ def _decode(arrays: Mapping[str, np.ndarray], attributes: Mapping) -> Segments:
     channel, height, width = attributes["shape"]
     signs = delta = None
     if "delta" in arrays:
-        delta = torch.from_numpy(np.ascontiguousarray(arrays["delta"].transpose(1, 0, 2)))
+        delta = unpack_delta(arrays["delta"])
     else:
         signs = unpack_signs(arrays["signs"], arrays["nonzero"], pixels=channel * height * width)
     optional = {name: torch.from_numpy(arrays[name]) if name in arrays else None for name in ("augmentation", "start")}

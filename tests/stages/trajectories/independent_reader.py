@@ -24,12 +24,22 @@ def read_states(path: Path, images: np.ndarray) -> np.ndarray:
     process, n, k = attributes["process"], attributes["segments"], attributes["steps"]
     clean = images.reshape(n, -1).astype(np.int64) * (process["denominator"] // 255)
     if process["norm"] == "L2":
-        delta = arrays["delta"].astype(np.int64)
-        levels = clean[:, None] + np.cumsum(delta, axis=1)
+        levels = add_up(arrays["delta"].astype(np.int64), clean)
     else:
         levels = replay(arrays, attributes, clean)
     states = levels.astype(np.float32) / np.float32(process["denominator"])
     return states.reshape(n, k + 1, *attributes["shape"])
+
+
+def add_up(folded: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    change = (folded >> 1) ^ -(folded & 1)
+    x, step = clean + change[:, 0], np.zeros_like(clean)
+    states = [x]
+    for j in range(1, change.shape[1]):
+        step = step + change[:, j]
+        x = x + step
+        states.append(x)
+    return np.stack(states, axis=1)
 
 
 def replay(arrays: dict[str, np.ndarray], attributes: dict, clean: np.ndarray) -> np.ndarray:

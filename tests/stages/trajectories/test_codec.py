@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import ThreatModel
-from stages.trajectories.codec import Segments, pack_signs, unpack_signs
+from stages.trajectories.codec import Segments, pack_delta, pack_signs, unpack_delta, unpack_signs
 
 LINF = AttackConfig(steps=5).process(ThreatModel(norm="Linf", radius=0.2))
 FREE = AttackConfig(steps=5, projection=False).process(ThreatModel(norm="Linf", radius=0.2))
@@ -53,6 +53,20 @@ def test_signs_survive_packing(seed, n, steps, pixels):
     positive, nonzero = pack_signs(torch.from_numpy(drawn))
     assert positive.shape == nonzero.shape == (n, steps, -(-pixels // 8))
     assert np.array_equal(unpack_signs(positive, nonzero, pixels=pixels).numpy(), drawn)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 9), states=st.integers(2, 7), pixels=st.integers(1, 20))
+def test_differences_survive_packing_up_to_the_largest(seed, n, states, pixels):
+    drawn = np.random.default_rng(seed).choice([-16320, 16320, -1, 0, 1], (states, n, pixels)).astype(np.int16)
+    folded = pack_delta(torch.from_numpy(drawn))
+    assert folded.shape == (n, states, pixels)
+    assert np.array_equal(unpack_delta(folded).numpy(), drawn)
+
+
+def test_an_attack_that_goes_on_as_before_packs_to_zeros():
+    delta = torch.tensor([5, -3, -3, -3, -2], dtype=torch.int16).reshape(5, 1, 1)
+    assert pack_delta(delta).ravel().tolist() == [10, 5, 0, 0, 2]
 
 
 @settings(deadline=None, max_examples=60)
