@@ -15,17 +15,19 @@ from stages.evaluation.accuracy import Accuracy, clean_mask
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.rap.threat import ThreatModel
 
-ATTACK = PGDConfig(steps=20, restarts=1, loss="margin", seed=0)
+# The strongest of the three losses at 20 steps: of 360 digits at Linf 0.2, cross-entropy left 207, margin 210
+# and dlr 231 standing on an adapter, 252, 262, 268 on an adversarially trained CNN, 23, 31, 39 on a plain one.
+ATTACK = PGDConfig(steps=20, restarts=1, loss="cross-entropy", seed=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """When and on how much of the hold-out the judge is asked (PGD-20 on the margin, one random start)."""
+    """When and on how much of the hold-out the judge is asked (PGD-20, one random start)."""
 
     images: int | None = 256
     """Images of the hold-out, drawn once and for all; unset: all of them. 256 give +-6 points."""
     every: int = 5
-    """Rounds from one judgement to the next; the last round is always judged."""
+    """Rounds from one judgement to the next."""
 
     def __post_init__(self) -> None:
         for name, value in {"images": self.images, "every": self.every}.items():

@@ -165,6 +165,14 @@ def test_randomness_probabilities_and_inner_gradients_are_flagged(model, digits:
         assert [message in flag for flag in flags].count(True) == 1, (message, flags)
 
 
+def test_the_version_for_random_models_runs_its_attacks_and_does_not_flag_them(model, digits):
+    images, labels = digits[0][:2], digits[1][:2]
+    config = AutoAttackConfig(version="rand")
+    verdict = attack_chunk(noisy(model), images, labels, ThreatModel(radius=0.5), config=config)
+    assert verdict.broken_by == ("apgd-ce", "apgd-ce")
+    assert verdict.flags == ()
+
+
 def test_a_model_that_follows_its_gradient_does_not_flag_the_next_one(model, digits: Digits):
     images, labels = digits[0][:2], digits[1][:2]
     threat = ThreatModel(radius=0.5)
