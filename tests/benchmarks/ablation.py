@@ -1,0 +1,249 @@
+"""The short ablation that decides the defaults of the digits preset: one change at a time, by the judge.
+
+    python tests/benchmarks/ablation.py --rounds 40
+
+Every variant makes as many updates as the preset and is judged after the last, on the hold-out alone. Each run is
+written down as it ends, and the same command goes on from there. One process, one thread.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.artifacts import provenance
+from pipeline.recipe import PRESETS, Recipe
+from stages.data.datasets import ImageData, load_data
+from stages.evaluation.accuracy import QUANTILE, Accuracy
+from stages.evaluation.judge import JudgeConfig
+from stages.fingerprint import canonical, fingerprint
+from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.training.classifier import train_classifier
+from stages.training.rounds import Setup, judge_on_holdout, load_trained, run_serially
+from stages.training.schedule import Schedule
+
+RESULTS = Path(__file__).parent / "results" / "ablation-digits.json"
+BASELINE = "the preset"
+# Each variant sets fields of the recipe. What the preset has already is left out, so that the list stays whole
+# when a default changes.
+VARIANTS: dict[str, dict[str, object]] = {
+    "adapter is given the deployed T": {"attack.conditioning": "deployed", "train.conditioning": "deployed"},
+    "adapter is given the state's t (paper)": {"attack.conditioning": "state", "train.conditioning": "state"},
+    "reconstruction 0.1": {"train.objective.reconstruction": 0.1},
+    "reconstruction 0.3": {"train.objective.reconstruction": 0.3},
+    "reconstruction 1 (paper)": {"train.objective.reconstruction": 1.0},
+    "reconstruction 3": {"train.objective.reconstruction": 3.0},
+    "KL 3 instead of reconstruction": {"train.objective.reconstruction": 0.0, "train.objective.kl": 3.0},
+    "t uniform (paper)": {"schedule.last_states": 0.0},
+    "65 % last states": {"schedule.last_states": 0.65},
+    "hard clamp": {"adapter.straight_through": False},
+    "4 passes, a quarter replayed": {"schedule.passes": 4, "schedule.replay": 0.25},
+    "4 passes, half replayed": {"schedule.passes": 4, "schedule.replay": 0.5},
+    "learning rate 1e-3": {"train.learning_rate": 1e-3},
+    "learning rate 2e-3": {"train.learning_rate": 2e-3},
+    "learning rate 3e-3": {"train.learning_rate": 3e-3},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A variant under a seed."""
+
+    variant: str
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        return f"{self.variant}, seed {self.recipe.seed}"
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(1)
+    base = starting_point(arguments)
+    data = load_data(base.data)
+    found = read(arguments.results, base)
+    trials = plan(base, arguments.seeds, images=len(data.train))
+    for number, trial in enumerate(trials, 1):
+        if str(trial) not in found:
+            found[str(trial)] = measure(trial, data)
+            write(arguments.results, base, found)
+        run = found[str(trial)]
+        print(f"{number}/{len(trials)} {trial}: {Accuracy.from_mask(mask_of(run))}, {run['seconds']} s", flush=True)
+    print(f"\n{table([found[str(trial)] for trial in trials])}")
+
+
+def parse() -> argparse.Namespace:
+    summary, *_ = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of the preset; gives the updates of all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, pooled in the table")
+    parser.add_argument("--holdout", type=int, default=400, help="hold-out images; more than the preset's, to see less")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON to write, and to go on from")
+    return parser.parse_args()
+
+
+def starting_point(arguments: argparse.Namespace) -> Recipe:
+    """The digits preset at the length asked for, with a larger hold-out and one verdict at the end."""
+    recipe = PRESETS["digits"]()
+    # The loop's own verdict, which is not used here, is kept cheap: one image, once.
+    return replace(
+        recipe,
+        data=replace(recipe.data, holdout_images=arguments.holdout),
+        schedule=replace(recipe.schedule, rounds=arguments.rounds),
+        judge=JudgeConfig(images=1, every=arguments.rounds),
+        checkpoint_rounds=arguments.rounds,
+    )
+
+
+def plan(base: Recipe, seeds: Sequence[int], *, images: int) -> list[Trial]:
+    """All trials, one seed after the other, so that an early end leaves every variant with the first seed."""
+    recipes = {BASELINE: base}
+    for name, changes in VARIANTS.items():
+        recipe = with_updates_of(base, changed(base, changes), images=images)
+        if recipe != base:
+            recipes[name] = recipe
+    return [
+        Trial(variant=name, recipe=replace(recipe, seed=seed)) for seed in seeds for name, recipe in recipes.items()
+    ]
+
+
+def changed(config: Any, changes: dict[str, object]) -> Any:
+    """A config with the fields at dotted paths set."""
+    for path, value in changes.items():
+        name, _, rest = path.partition(".")
+        config = replace(config, **{name: changed(getattr(config, name), {rest: value}) if rest else value})
+    return config
+
+
+def with_updates_of(base: Recipe, recipe: Recipe, *, images: int) -> Recipe:
+    """The recipe with the number of rounds that comes nearest to the base's updates."""
+    updates = schedule_of(base, images).updates
+    rounds = max(1, round(updates / schedule_of(recipe, images).updates_per_round))
+    schedule, judge = replace(recipe.schedule, rounds=rounds), replace(recipe.judge, every=rounds)
+    return replace(recipe, schedule=schedule, judge=judge, checkpoint_rounds=rounds)
+
+
+def schedule_of(recipe: Recipe, images: int) -> Schedule:
+    return Schedule(recipe.schedule, images=images, length=recipe.attack.steps, seed=recipe.seed)
+
+
+def measure(trial: Trial, data: ImageData) -> dict[str, Any]:
+    """Train one trial and judge it; times are seconds of CPU time, since a shared machine stretches the others.
+
+    ``robust`` has a 1 for each image of the hold-out that withstood the judge twice, through the clamp's true
+    gradient and through the straight-through one: a hard clamp may hide from either, and must not win by that.
+    """
+    recipe, schedule = trial.recipe, schedule_of(trial.recipe, len(data.train))
+    with tempfile.TemporaryDirectory() as folder:
+        setup = make_setup(recipe, data, Path(folder))
+        began = time.process_time()
+        run_serially(setup)
+        seconds = time.process_time() - began
+        weights, _ = setup.journal.best_weights()
+        robust = load_trained(setup.build(), weights)
+    whole = replace(setup, config=replace(setup.config, judge=JudgeConfig(images=None)))
+    verdicts = []
+    for straight_through in (True, False):
+        robust.straight_through = straight_through
+        verdicts.append(judge_on_holdout(robust, whole))
+    return {
+        "variant": trial.variant,
+        "seed": recipe.seed,
+        "robust": "".join(str(int(value)) for value in verdicts[0].mask & verdicts[1].mask),
+        "clean": verdicts[0].clean.as_json(),
+        "updates": schedule.updates,
+        "attack_steps": schedule.attack_steps,
+        "seconds": round(seconds, 1),
+        "changes": VARIANTS.get(trial.variant, {}),
+        "provenance": provenance("cpu", seconds),
+    }
+
+
+def make_setup(recipe: Recipe, data: ImageData, folder: Path) -> Setup:
+    """The loop of a recipe, with a classifier that was trained under the recipe's seed."""
+    return Setup(
+        config=recipe.loop(),
+        train=data.train,
+        holdout=data.holdout,
+        classifier=trained_classifier(recipe.classifier, data, recipe.seed),
+        classifier_fingerprint=fingerprint("classifier", 1, config=recipe.classifier, seed=recipe.seed),
+        root=folder,
+        run=folder / "run",
+    )
+
+
+@cache
+def trained_classifier(config: ClassifierConfig, data: ImageData, seed: int) -> nn.Module:
+    def build() -> nn.Module:
+        shape = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
+        return build_classifier(config, **shape, mean=data.mean, std=data.std)
+
+    classifier = build()
+    classifier.load_state_dict(train_classifier(config, data.train, seed=seed, build=build, progress=lambda line: None))
+    return classifier.eval()
+
+
+def read(path: Path, base: Recipe) -> dict[str, dict[str, Any]]:
+    """The runs of an earlier call, by name. Ends the program where they started from another recipe."""
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text())
+    if content["recipe"] != canonical(base):
+        sys.exit(f"{path} started from another recipe (preset, rounds or hold-out); name another file with --results")
+    return content["runs"]
+
+
+def write(path: Path, base: Recipe, runs: dict[str, dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    content = {"command": shlex.join(["python", *sys.argv]), "recipe": canonical(base), "runs": runs}
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The result in Markdown: the judge's accuracy over all seeds, and the paired difference to the preset."""
+    base = masks(runs, BASELINE)
+    lines = [
+        "| variant | judge on the hold-out | by seed | against the preset | clean | updates | attack steps | CPU s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(run["variant"] for run in runs):
+        mine, mask = [run for run in runs if run["variant"] == name], masks(runs, name)
+        seeds = " ".join(f"{100 * mask_of(run).mean():.1f}" for run in mine)
+        clean = 100 * float(np.mean([run["clean"]["value"] for run in mine]))
+        seconds = float(np.mean([run["seconds"] for run in mine]))
+        lines.append(
+            f"| {name} | {Accuracy.from_mask(mask)} | {seeds} | {difference(mask, base)} | {clean:.1f} % "
+            f"| {mine[0]['updates']} | {mine[0]['attack_steps']:,} | {seconds:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def mask_of(run: dict[str, Any]) -> np.ndarray:
+    return np.array([digit == "1" for digit in run["robust"]])
+
+
+def masks(runs: list[dict[str, Any]], variant: str) -> np.ndarray:
+    return np.concatenate([mask_of(run) for run in runs if run["variant"] == variant])
+
+
+def difference(mask: np.ndarray, base: np.ndarray) -> str:
+    """The change in points with its 95 % interval over images, paired; the seeds' own spread comes on top."""
+    change = 100 * (mask.astype(float) - base)
+    return f"{change.mean():+.1f} ± {QUANTILE * change.std() / len(change) ** 0.5:.1f}"
+
+
+if __name__ == "__main__":
+    main()
