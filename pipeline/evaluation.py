@@ -4,7 +4,7 @@ A chunk is attacked in a fresh process and leaves an artifact, so a killed evalu
 running, and the same evaluation again attacks nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -84,8 +84,8 @@ class Evaluation:
     attacked_now: int
 
 
-def autoattack(
-    subject: Subject,
+def evaluate(
+    subjects: Mapping[str, Subject],
     test: Split,
     threat: ThreatModel,
     config: EvaluationConfig,
@@ -93,29 +93,47 @@ def autoattack(
     root: Path,
     workers: Callable[[], Workers],
     progress: Callable[[str], None],
-) -> Evaluation:
-    """AutoAttack on the first ``config.images`` test images of a fixed random order; a line of progress a chunk."""
-    attack = AutoAttackConfig(
-        version=config.version, images=config.images, chunk=config.chunk, batch=config.batch, seed=config.seed
-    )
-    chosen = choose(test, config.images)
-    return _fan_out(subject, chosen, config.chunk, threat, attack, root=root, workers=workers, progress=progress)
+) -> dict[str, dict[str, Evaluation]]:
+    """Every model under AutoAttack and under PGD: evaluations by name of the model, then "autoattack" and "pgd".
 
+    AutoAttack gets the first ``config.images`` test images of a fixed random order, PGD (off the lattice) the first ``config.pgd_images``. ``progress`` gets a line a chunk.
+    """
+    chunks = {
+        (name, kind): [
+            Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part)
+            for part in _parts(choose(test, images), size)
+        ]
+        for name, subject in subjects.items()
+        for kind, attack, images, size in _attacks(config)
+    }
+    store = Store(root)
+    receipts = {
+        chunk.fingerprint: store.get(chunk.kind, chunk.fingerprint) for group in chunks.values() for chunk in group
+    }
+    missing = {name for name, receipt in receipts.items() if receipt is None}
 
-def pgd(
-    subject: Subject,
-    test: Split,
-    threat: ThreatModel,
-    config: EvaluationConfig,
-    *,
-    root: Path,
-    workers: Callable[[], Workers],
-    progress: Callable[[str], None],
-) -> Evaluation:
-    """PGD with ``config.pgd_steps`` steps on the margin, off the lattice, on more images than AutoAttack gets."""
-    attack = PGDConfig(steps=config.pgd_steps, loss="margin", seed=config.seed)
-    chosen = choose(test, config.pgd_images)
-    return _fan_out(subject, chosen, PGD_CHUNK, threat, attack, root=root, workers=workers, progress=progress)
+    def found(group: tuple[str, str]) -> list[Artifact]:
+        return [receipt for chunk in chunks[group] if (receipt := receipts[chunk.fingerprint]) is not None]
+
+    if missing:
+        place = workers()
+        models = {name: put(subject.model) for name, subject in subjects.items()}
+        work = [
+            (group, chunk, place.device, [models[group[0]]])
+            for group, members in chunks.items()
+            for chunk in members
+            if chunk.fingerprint in missing
+        ]
+        for (group, chunk, *_), receipt in run_tasks(attack_to_receipt, work, cpus=place.cpus, gpus=place.gpus):
+            receipts[chunk.fingerprint] = receipt
+            progress(f"{group[1]} on the {group[0]} classifier: {_accuracy(found(group), 'robust')}")
+    return {
+        name: {
+            kind: _merge(found((name, kind)), attacked_now=sum(c.fingerprint in missing for c in chunks[name, kind]))
+            for kind, *_ in _attacks(config)
+        }
+        for name in subjects
+    }
 
 
 def choose(test: Split, count: int) -> Split:
@@ -123,38 +141,22 @@ def choose(test: Split, count: int) -> Split:
     return test.take(randomness.permutation(len(test), "evaluation")[:count])
 
 
-def _fan_out(
-    subject: Subject,
-    images: Split,
-    size: int,
-    threat: ThreatModel,
-    attack: AutoAttackConfig | PGDConfig,
-    *,
-    root: Path,
-    workers: Callable[[], Workers],
-    progress: Callable[[str], None],
-) -> Evaluation:
-    store = Store(root)
-    parts = [images.take(np.arange(first, min(first + size, len(images)))) for first in range(0, len(images), size)]
-    chunks = [
-        Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part) for part in parts
-    ]
-    receipts = {chunk.fingerprint: store.get(chunk.kind, chunk.fingerprint) for chunk in chunks}
-    missing = [chunk for chunk in chunks if receipts[chunk.fingerprint] is None]
-    if missing:
-        place, shared = workers(), put(subject.model)
-        work = [(chunk, place.device, [shared]) for chunk in missing]
-        for (chunk, *_), receipt in run_tasks(attack_to_receipt, work, cpus=place.cpus, gpus=place.gpus):
-            receipts[chunk.fingerprint] = receipt
-            done = [found for found in receipts.values() if found is not None]
-            progress(f"{_accuracy(done, 'robust')} after {sum(r.metrics['images'] for r in done)}/{len(images)}")
-    complete = [receipt for receipt in receipts.values() if receipt is not None]
-    return _merge(complete, attacked_now=len(missing))
+def _attacks(config: EvaluationConfig) -> list[tuple[str, AutoAttackConfig | PGDConfig, int, int]]:
+    """Kind, attack, images and images a chunk; the expensive attack first, so that workers end together."""
+    auto = AutoAttackConfig(
+        version=config.version, images=config.images, chunk=config.chunk, batch=config.batch, seed=config.seed
+    )
+    pgd = PGDConfig(steps=config.pgd_steps, seed=config.seed)
+    return [("autoattack", auto, config.images, config.chunk), ("pgd", pgd, config.pgd_images, PGD_CHUNK)]
 
 
-def attack_to_receipt(work: tuple[Chunk, str, list[Ref[nn.Module]]]) -> Artifact:
+def _parts(images: Split, size: int) -> list[Split]:
+    return [images.take(np.arange(first, min(first + size, len(images)))) for first in range(0, len(images), size)]
+
+
+def attack_to_receipt(work: tuple[tuple[str, str], Chunk, str, list[Ref[nn.Module]]]) -> Artifact:
     """Attack one chunk, verify what was found, and commit both as an artifact. Runs in a process of its own."""
-    chunk, device, (reference,) = work
+    _, chunk, device, (reference,) = work
     torch.set_num_threads(1)
     model = reference.get().to(device)
     measure = _measure_pgd if chunk.kind == "pgd" else _measure_autoattack

@@ -70,7 +70,7 @@ class EvaluationConfig(AutoAttackConfig):
     pgd_images: int = 1000
     """Test images under PGD, all of them where there are fewer."""
     pgd_steps: int = 40
-    """Steps of that PGD (margin loss, one random start)."""
+    """Steps of that PGD (cross-entropy, one random start)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +128,7 @@ def digits() -> Recipe:
     """scikit-learn's 8x8 digits, L-inf 0.2, a frozen CNN: minutes on two CPU cores."""
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
-        classifier=ClassifierConfig(architecture="cnn", epochs=30, learning_rate=0.05),
+        classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
         schedule=ScheduleConfig(rounds=100),
         judge=JudgeConfig(images=None, every=10),
     )
@@ -139,7 +139,7 @@ def mnist() -> Recipe:
     return Recipe(
         data=DataConfig(name="mnist", train_images=6000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
-        classifier=ClassifierConfig(architecture="cnn", epochs=4, learning_rate=0.05),
+        classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
         adapter=AdapterConfig(size="tiny", output="sigmoid"),
         attack=AttackConfig(steps=20, step_size=0.03),
         schedule=ScheduleConfig(rounds=150, examples=512, unit_examples=256, segment_steps=4),

@@ -14,7 +14,7 @@ from pipeline.cached import shards_of, weights_from_cache
 from pipeline.classifier import classifier_of
 from pipeline.command import fail, parse
 from pipeline.costs import describe_costs
-from pipeline.evaluation import Evaluation, Subject, autoattack, pgd
+from pipeline.evaluation import Evaluation, Subject, evaluate
 from pipeline.plan import ClaimedError, Plan, claimed, make_plan
 from pipeline.results import shard_summary, table, write_results
 from pipeline.rounds import run_loop
@@ -63,21 +63,12 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             robust, shipped = shipped_model(setup)
 
         threat, test, evaluation = recipe.threat, plan.data.test, recipe.evaluation
-        ours = Subject(model=robust, fingerprint=model_fingerprint(setup, robust))
-        alone = Subject(model=classifier, fingerprint=plan.classifier_fingerprint)
-        found: dict[str, Evaluation] = {}
+        subjects = {
+            "robust": Subject(model=robust, fingerprint=model_fingerprint(setup, robust)),
+            "undefended": Subject(model=classifier, fingerprint=plan.classifier_fingerprint),
+        }
         with timed(seconds, "evaluation"):
-            for name, subject in (("robust", ours), ("undefended", alone)):
-                for attack_name, measure in (("pgd", pgd), ("autoattack", autoattack)):
-                    found[f"{name} {attack_name}"] = measure(
-                        subject,
-                        test,
-                        threat,
-                        evaluation,
-                        root=plan.root,
-                        workers=workers,
-                        progress=lambda text, what=f"{attack_name} on the {name} classifier": say(f"{what}: {text}"),
-                    )
+            found = evaluate(subjects, test, threat, evaluation, root=plan.root, workers=workers, progress=say)
     return collect(plan, setup, robust, shipped, search, found, before, seconds)
 
 
@@ -125,7 +116,7 @@ def collect(
     robust: RobustClassifier,
     shipped: dict,
     search: dict,
-    found: dict[str, Evaluation],
+    found: dict[str, dict[str, Evaluation]],
     before: set[str],
     seconds: dict[str, float],
 ) -> dict:
@@ -134,14 +125,14 @@ def collect(
     model, results = plan.run / "model", plan.run / "results.json"
     verdicts = {
         name: {
-            "clean": found[f"{name} pgd"].clean.as_json(),
-            "pgd": found[f"{name} pgd"].robust.as_json(),
-            "autoattack": found[f"{name} autoattack"].robust.as_json(),
-            "broken_by": found[f"{name} autoattack"].broken_by,
-            "flags": list(found[f"{name} autoattack"].flags),
-            "unverified": found[f"{name} autoattack"].unverified,
+            "clean": evaluations["pgd"].clean.as_json(),
+            "pgd": evaluations["pgd"].robust.as_json(),
+            "autoattack": evaluations["autoattack"].robust.as_json(),
+            "broken_by": evaluations["autoattack"].broken_by,
+            "flags": list(evaluations["autoattack"].flags),
+            "unverified": evaluations["autoattack"].unverified,
         }
-        for name in ("robust", "undefended")
+        for name, evaluations in found.items()
     }
     save_model(
         model,
@@ -163,7 +154,9 @@ def collect(
         **verdicts,
         "pgd_steps": recipe.evaluation.pgd_steps,
         "autoattack": recipe.evaluation.version,
-        "chunks_attacked_now": sum(each.attacked_now for each in found.values()),
+        "chunks_attacked_now": sum(
+            each.attacked_now for evaluations in found.values() for each in evaluations.values()
+        ),
         "alarms": [alarm for line in lines for alarm in line["alarms"]],
         "trajectories": shard_summary(plan, [shard for line in lines for shard in line["shards"]], before),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},

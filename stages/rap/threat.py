@@ -58,8 +58,13 @@ class Lattice:
         return images.to(torch.int16) * (self.denominator // 255)
 
     def to_float(self, levels: Int16[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The float32 images in [0, 1] of levels. Divides: a reciprocal would change half of the values."""
-        return levels.to(torch.float32) / torch.tensor(float(self.denominator), dtype=torch.float32)
+        """The float32 images in [0, 1] of levels.
+
+        Divides by a tensor on the same device: CUDA multiplies by the reciprocal of a number, which changes half of
+        the values.
+        """
+        divisor = torch.tensor(self.denominator, dtype=torch.float32, device=levels.device)
+        return levels.to(torch.float32) / divisor
 
     def level(self, value: float, name: str) -> int:
         """The level nearest to a length in pixels of [0, 1].

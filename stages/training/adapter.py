@@ -61,6 +61,7 @@ class TrainConfig:
             ("workers", 1),
             ("cache_passes", 1),
             ("weight_decay", 0),
+            ("clip_norm", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be at least {least}")

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from stages import randomness
+from stages.data.augmentation import augment
+from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
 from stages.training.adapter import Learner
 from stages.training.replay import ReplayWindow
 from stages.training.rounds import Setup, judge_on_holdout
 from stages.training.schedule import Batch
-from stages.trajectories.cache import TrajectoryCache
+from stages.trajectories.cache import TrajectoryCache, last_states_checksum
+from stages.trajectories.codec import Segments
+from stages.trajectories.ledger import LedgerRow
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,13 +53,8 @@ def train_on_cache(setup: Setup, shards: list[str], *, passes: int) -> CachedTra
     torch.set_num_threads(config.train.threads)
     rows = [cache.ledger.get(name) for name in shards]
     segments = [cache.read(name) for name in shards]
-    for part in segments:
-        if (part.process.norm, part.process.bound) != (config.attack.norm, config.attack.bound):
-            raise ValueError(
-                f"the cached shards attack within {part.process.norm} {part.process.bound}/{part.process.denominator}, "
-                f"this recipe within {config.attack.norm} {config.attack.bound}/{config.attack.denominator}: "
-                "use a run of the same threat model"
-            )
+    for part, row in zip(segments, rows, strict=True):
+        _check(part, row, setup)
     batch = config.schedule.batch
     total = sum(-(-len(part) // batch) for part in segments) * passes
     learner = Learner(setup.build(), config.train, total_updates=total, seed=config.seed)
@@ -81,6 +80,33 @@ def train_on_cache(setup: Setup, shards: list[str], *, passes: int) -> CachedTra
         stored=Accuracy.from_mask(right),
         fresh=judge_on_holdout(robust, setup),
     )
+
+
+def _check(part: Segments, row: LedgerRow | None, setup: Setup) -> None:
+    """Raise ValueError unless the shard attacks this recipe's images in this recipe's ball."""
+    theirs, ours = part.process, setup.config.attack
+    if (theirs.norm, theirs.bound, theirs.denominator) != (ours.norm, ours.bound, ours.denominator):
+        raise ValueError(
+            f"the cached shards attack within {theirs.norm} {theirs.bound}/{theirs.denominator}, "
+            f"this recipe within {ours.norm} {ours.bound}/{ours.denominator}: use a run of the same threat model"
+        )
+    if row is None or _last_states(part, setup.train) != row.last_states:
+        raise ValueError(
+            "the cached shards do not decode to the states that were attacked: they belong to other images than "
+            "this recipe's training split; use a run on the same data set"
+        )
+
+
+def _last_states(part: Segments, split: Split) -> str | None:
+    """The checksum of the last states over the split's images, None where those do not fit the segments at all."""
+    index = part.index.numpy()
+    if part.shape != split.images.shape[1:] or not np.isin(index, split.rows).all():
+        return None
+    images = torch.from_numpy(split.images[split.positions(index)])
+    if part.augmentation is not None:
+        images = augment(images, part.augmentation)
+    clean = part.process.lattice.from_bytes(images)
+    return last_states_checksum(part.states_at(clean, torch.full((len(part),), part.steps)))
 
 
 def _batch(number: int, slots: np.ndarray, states: np.ndarray) -> Batch:

@@ -3,8 +3,12 @@
 All three are replaced by rename, and repeated rounds write what was there before.
 """
 
+import fcntl
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +55,7 @@ def round_line(
         "attack_steps_per_second": sum(row.n * row.k for row in rows) / attacked if attacked else None,
         "attack_success": float(np.mean([row.success[-1] for row in rows])),
         "zero_gradients": float(np.mean([row.zero_gradients for row in rows])),
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
         "shards": [row.fingerprint for row in rows],
         "bytes": sum(row.bytes for row in rows),
     }
@@ -89,6 +94,13 @@ class Journal:
         self.train.mkdir(parents=True, exist_ok=True)
         self.checkpoint, self.best = self.train / "checkpoint.pt", self.train / "best.safetensors"
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Write alone: waits until a train worker that was replaced, or orphaned by its driver, is gone."""
+        with (self.train / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def resume(self, learner: Learner, device: str) -> int:
         """Bring a learner to the last checkpoint; returns the round to go on with, 0 without one."""
         if not self.checkpoint.exists():
@@ -123,7 +135,7 @@ class Journal:
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if verdict is not None and (best is None or verdict.robust.value > best):
-            self._save_best(learner.shipped(), line["round"] + 1, verdict)
+            self._save_best(learner.shipped(), line["round"] + 1)
         if checkpoint:
             temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
             torch.save({"round": line["round"] + 1, "learner": learner.state()}, temporary)
@@ -142,10 +154,10 @@ class Journal:
             version = int(file.metadata()["version"])
         return load_file(self.best), version
 
-    def _save_best(self, weights: dict[str, Tensor], version: int, verdict: Judgement) -> None:
+    def _save_best(self, weights: dict[str, Tensor], version: int) -> None:
         temporary = self.best.with_suffix(f".{os.getpid()}")
-        metadata = {"version": str(version), "judge": str(verdict.robust)}
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary, metadata)
+        saved = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+        save_file(saved, temporary, {"version": str(version)})  # one entry: their order in the file is not fixed
         temporary.replace(self.best)
 
 

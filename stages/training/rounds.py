@@ -8,6 +8,7 @@ same bytes.
 import copy
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -191,11 +192,17 @@ def run_rounds(
     ``stopped`` is asked at every update. With several workers (torch.distributed) each takes its slice of
     every batch, and rank 0 writes.
     """
-    torch.set_num_threads(setup.config.train.threads)
-    learner, schedule, versions = setup.learner(), setup.schedule, setup.versions
-    journal = setup.journal
-    first = journal.resume(learner, setup.device)
     rank, _ = workers()
+    with setup.journal.owned() if rank == 0 else nullcontext():
+        _run_rounds(setup, obtain, stopped, report or (lambda line: None), rank)
+
+
+def _run_rounds(
+    setup: Setup, obtain: Obtain, stopped: Callable[[], bool], report: Callable[[dict], None], rank: int
+) -> None:
+    torch.set_num_threads(setup.config.train.threads)
+    learner, schedule, versions, journal = setup.learner(), setup.schedule, setup.versions, setup.journal
+    first = journal.resume(learner, setup.device)
     if rank == 0:
         journal.truncate(first)
         if first == 0:
@@ -217,8 +224,7 @@ def run_rounds(
         verdict = _judge(setup, learner, number + 1)
         line = round_line(schedule, number, rows, measured, waited, time.perf_counter() - began, verdict)
         journal.write(line, learner, verdict, checkpoint=_checkpoint_due(setup, number + 1))
-        if report is not None:
-            report(line)
+        report(line)
 
 
 def _known_versions(versions: Versions, last: int, stopped: Callable[[], bool]) -> list[str]:

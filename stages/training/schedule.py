@@ -201,7 +201,10 @@ class Schedule:
         return plan
 
     def batches(self, number: int) -> list[Batch]:
-        """The batches of a round's updates: every fresh segment ``passes`` times, the rest replayed."""
+        """The batches of a round's updates: every fresh segment ``passes`` times, the rest replayed.
+
+        Where that does not fill the last batch, the first segments of one more pass do.
+        """
         count, fresh = self.updates_per_round, self.fresh_per_batch
         passes = -(-count * fresh // self.config.examples)
         order = np.concatenate(

@@ -25,6 +25,11 @@ class Units:
 
     def of(self, number: int, weights: list[str]) -> list[Unit]:
         """The units of a round. ``weights`` are the fingerprints of v_0 .. v_version(number), at least."""
+        for earlier in range(number):  # a unit names its parents: from the first on, so that no chain of them recurses
+            self._of(earlier, weights)
+        return self._of(number, weights)
+
+    def _of(self, number: int, weights: list[str]) -> list[Unit]:
         attacked = weights[self.schedule.version(number)]
         if (number, attacked) not in self._made:
             plan, size = self.schedule.round(number), self.schedule.config.unit_examples
@@ -39,7 +44,7 @@ class Units:
         before, slot = plan.parent_round[slots], plan.parent_slot[slots]
         places = np.stack([before, slot // size], 1)
         named, parent = np.unique(places[before >= 0], axis=0, return_inverse=True)
-        parents = tuple(self.of(int(round_), weights)[int(unit)].fingerprint for round_, unit in named)
+        parents = tuple(self._of(int(round_), weights)[int(unit)].fingerprint for round_, unit in named)
         which = np.full(len(before), -1, np.int64)
         which[before >= 0] = parent.reshape(-1)
         index = self.split.rows[plan.positions[slots]]

@@ -1,0 +1,45 @@
+"""Fixtures of the loops that the tests compare."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from loops import loop_config
+
+from stages.data.datasets import DataConfig, load_data
+from stages.nets.cnn import CNN
+from stages.training.rounds import Setup, run_serially
+
+
+@pytest.fixture(scope="session")
+def make_setup() -> Callable[..., Setup]:
+    """A setup below a directory, the same every time but for its paths and its overlap."""
+    data = load_data(DataConfig(name="digits", train_images=96))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = CNN(1, 8, 10, data.mean, data.std).eval()
+
+    def make(root: Path, overlap_rounds: int = 1) -> Setup:
+        return Setup(
+            config=loop_config(overlap_rounds),
+            train=data.train,
+            holdout=data.holdout,
+            classifier=classifier,
+            classifier_fingerprint="untrained",
+            root=root,
+            run=root / "runs" / "run",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make_setup: Callable[..., Setup], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Setup]:
+    """For each overlap, a finished serial loop: what every other way to run it must equal."""
+    finished = {}
+    for overlap in (0, 1):
+        setup = make_setup(tmp_path_factory.mktemp(f"serial-{overlap}"), overlap)
+        run_serially(setup)
+        finished[overlap] = setup
+    return finished
