@@ -53,9 +53,11 @@ def fingerprint(kind: str, version: int, **parts: object) -> str:
 
 
 def array_fingerprint(*arrays: np.ndarray) -> str:
-    """sha256 over dtype, shape and bytes of the arrays, in order."""
+    """sha256 over dtype, shape and bytes of the arrays, in order; TypeError for arrays of Python objects."""
     digest = hashlib.sha256()
     for array in arrays:
+        if array.dtype.hasobject:
+            raise TypeError(f"cannot fingerprint an array of {array.dtype}: its bytes are addresses; convert it")
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]

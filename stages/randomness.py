@@ -7,7 +7,7 @@ every machine and library version, and short enough to be written down in the RE
 start of a stored trajectory is re-derived from it.
 
 >>> integers(0, 10, 5, "example", 0).tolist()
-[7, 8, 5, 3, 0]
+[8, 0, 9, 9, 7]
 """
 
 import hashlib

@@ -7,6 +7,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -30,13 +31,19 @@ def save_model(
     notes: dict[str, object],
 ) -> None:
     """Write the robust classifier. ``inputs`` are the arguments of `build_classifier` beside its config;
-    ``notes`` (what it was trained on, how it was judged) are kept as they are.
+    ``notes`` (what it was trained on, how it was judged) are kept as they are. Raises ValueError for an adapter
+    that is no UNet, which could not be built again on loading.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     adapter = robust.adapter
+    if adapter is not None and not isinstance(adapter, UNet):
+        raise ValueError(
+            f"the adapter is a {type(adapter).__name__}; only a UNet can be saved so that it loads in one line: "
+            "save the state_dict of any other with torch.save, beside the code that builds it"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
     config = {
         "format": FORMAT,
-        "adapter": asdict(adapter.config) if isinstance(adapter, UNet) else None,
+        "adapter": None if adapter is None else asdict(adapter.config),
         "classifier": {**asdict(classifier), "weights": None},
         "inputs": inputs,
         "steps": robust.steps,
@@ -67,14 +74,13 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     if config.get("format") != FORMAT:
         raise ValueError(f"{directory} has format {config.get('format')!r}; this version reads format {FORMAT}")
     inputs = {name: tuple(value) if isinstance(value, list) else value for name, value in config["inputs"].items()}
-    adapter = None
-    if config["adapter"] is not None:
-        shape = {name: tuple(value) if isinstance(value, list) else value for name, value in config["adapter"].items()}
-        adapter = UNet(UNetConfig(**shape), inputs["channels"])
+    with torch.random.fork_rng():  # building draws first weights, which are then replaced
+        adapter = _adapter(config["adapter"], inputs)
+        classifier = _classifier(config["classifier"], inputs)
     threat = ThreatModel(**config["threat"])
     robust = RobustClassifier(
         adapter,
-        _classifier(config["classifier"], inputs),
+        classifier,
         steps=config["steps"],
         straight_through=config["straight_through"],
         reverse_steps=reverse_steps,
@@ -82,10 +88,21 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
         radius=threat.radius,
         step_size=2.5 * threat.radius / config["steps"] if step_size is None else step_size,
     )
-    robust.load_state_dict(load_file(directory / "model.safetensors"))
+    weights = directory / "model.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{directory} holds a config.json but no model.safetensors: save the model again")
+    robust.load_state_dict(load_file(weights))
     return robust.eval().requires_grad_(False)
 
 
-def _classifier(config: dict, inputs: dict) -> nn.Module:
-    with torch.random.fork_rng():  # building draws first weights, which are then replaced
-        return build_classifier(ClassifierConfig(**config), **inputs)
+def _adapter(config: dict[str, Any] | None, inputs: dict[str, Any]) -> UNet | None:
+    if config is None:
+        return None
+    shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    return UNet(UNetConfig(**shape), inputs["channels"])
+
+
+def _classifier(config: dict[str, Any], inputs: dict[str, Any]) -> nn.Module:
+    # how it was trained plays no part any more, and 0 epochs are only allowed together with weights
+    shape = ClassifierConfig(architecture=config["architecture"], factory=config["factory"])
+    return build_classifier(shape, **inputs)

@@ -9,7 +9,7 @@ stored is what the model saw. Where the paper leaves a point open, the option sa
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -152,13 +152,17 @@ class Trajectory:
 
     def cpu(self) -> "Trajectory":
         """The same on the CPU."""
-        return Trajectory(**{name: value if value is None else value.cpu() for name, value in vars(self).items()})
+        moved: dict[str, Any] = {name: None if value is None else value.cpu() for name, value in vars(self).items()}
+        return Trajectory(**moved)
 
     @staticmethod
     def join(parts: list["Trajectory"]) -> "Trajectory":
         """The trajectories of several batches, one behind the other."""
-        columns = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-        return Trajectory(**{name: None if column[0] is None else torch.cat(column, 1) for name, column in columns.items()})
+        columns: dict[str, list[Any]] = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+        joined: dict[str, Any] = {
+            name: None if column[0] is None else torch.cat(column, 1) for name, column in columns.items()
+        }
+        return Trajectory(**joined)
 
 
 def draw_start(

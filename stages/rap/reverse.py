@@ -59,10 +59,10 @@ def attack_again(
     state = origin
     for _ in range(steps):
         with torch.enable_grad():
-            leaf = state.requires_grad_(True)
+            leaf = state.detach().requires_grad_(True)
             loss = torch.nn.functional.cross_entropy(logits(leaf), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
-        difference = state.detach() + step_size * _unit(gradient, norm) - origin
+        difference = state + step_size * _unit(gradient, norm) - origin
         state = (origin + _project(difference, radius, norm)).clamp(0, 1)
     return restored + (state - origin).detach()
 

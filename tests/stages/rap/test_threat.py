@@ -1,0 +1,49 @@
+"""The lattice: what is stored is what the model saw, bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+
+from stages.rap.threat import DENOMINATORS, Lattice
+
+DENOMINATORS_TO_TRY = [*DENOMINATORS.values(), 255, 16320]
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS_TO_TRY)
+def test_the_256_clean_values_stay_bit_identical(denominator):
+    values = torch.arange(256).to(torch.uint8)
+    lattice = Lattice(denominator)
+    seen = lattice.to_float(lattice.from_bytes(values)).numpy()
+    plain = np.arange(256).astype(np.float32) / np.float32(255)
+    assert np.array_equal(seen.view(np.uint32), plain.view(np.uint32))
+    assert torch.equal(torch.from_numpy(seen), values.float() / 255)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS_TO_TRY)
+def test_every_level_is_its_float32_quotient(denominator):
+    levels = np.arange(denominator + 1)
+    seen = Lattice(denominator).to_float(torch.from_numpy(levels.astype(np.int16))).numpy()
+    quotient = levels.astype(np.float32) / np.float32(denominator)
+    assert np.array_equal(seen.view(np.uint32), quotient.view(np.uint32))
+    assert len(np.unique(seen)) == denominator + 1
+
+
+def test_a_reciprocal_would_change_values_so_dividing_matters():
+    levels = np.arange(5101).astype(np.float32)
+    assert (levels * (np.float32(1) / np.float32(5100)) != levels / np.float32(5100)).any()
+
+
+@pytest.mark.parametrize("radius", [0.3, 0.2, 0.05, 0.02, 8 / 255, 2 / 255, 1.0])
+def test_the_usual_lengths_are_whole_levels(radius):
+    assert Lattice(5100).level(radius, "radius") / 5100 == pytest.approx(radius, rel=1e-12)
+
+
+def test_snapping_never_gives_zero():
+    assert Lattice(5100).snap(1e-9) == 1 / 5100
+    assert Lattice(5100).snap(0.0501) == 256 / 5100
+
+
+@pytest.mark.parametrize("denominator", [0, 254, 256, 5000, 16575])
+def test_a_grid_that_misses_the_clean_values_or_overflows_is_refused(denominator):
+    with pytest.raises(ValueError, match="must be a multiple of 255 up to 16320"):
+        Lattice(denominator)
