@@ -23,7 +23,7 @@ def classifier_of(plan: Plan, workers: Callable[[], Workers], say: Callable[[str
     artifact = Store(plan.root).get("classifier", plan.classifier_fingerprint)
     if artifact is None:
         place = workers()
-        say(f"training the classifier ({plan.recipe.classifier.architecture}) on {len(plan.data.train)} images")
+        say(f"training the classifier ({plan.recipe.classifier.architecture}) on {len(plan.classifier_split)} images")
         ((_, artifact),) = run_tasks(
             _train, [(put(plan), place.device)], cpus=max(place.cpus, plan.recipe.classifier.threads), gpus=place.gpus
         )
@@ -42,7 +42,7 @@ def _train(work: tuple[Ref[Plan], str]) -> Artifact:
     def write(directory: Path) -> dict:
         state = train_classifier(
             plan.recipe.classifier,
-            plan.data.train,
+            plan.classifier_split,
             seed=plan.recipe.seed,
             build=build,
             device=device,
@@ -59,7 +59,7 @@ def _train(work: tuple[Ref[Plan], str]) -> Artifact:
         plan.classifier_fingerprint,
         write,
         config=plan.recipe.classifier,
-        inputs={"train": plan.data.train.fingerprint},
+        inputs={"train": plan.classifier_split.fingerprint},
         device=device,
     )
 

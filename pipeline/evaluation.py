@@ -96,7 +96,8 @@ def evaluate(
 ) -> dict[str, dict[str, Evaluation]]:
     """Every model under AutoAttack and under PGD: evaluations by name of the model, then "autoattack" and "pgd".
 
-    AutoAttack gets the first ``config.images`` test images of a fixed random order, PGD (off the lattice) the first ``config.pgd_images``. ``progress`` gets a line a chunk.
+    AutoAttack gets the first ``config.images`` test images of a fixed random order, PGD (off the lattice) the first
+    ``config.pgd_images``. ``progress`` gets a line a chunk.
     """
     chunks = {
         (name, kind): [

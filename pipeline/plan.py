@@ -16,8 +16,10 @@ from pipeline.command import Command
 from pipeline.recipe import Recipe
 from pipeline.search import candidates
 from stages.data.datasets import ImageData, load_data
+from stages.data.splits import Split
 from stages.fingerprint import canonical, fingerprint, weights_fingerprint
 from stages.nets.classifiers import build_classifier, check_classifier
+from stages.randomness import permutation
 from stages.training.schedule import Schedule
 
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
@@ -51,6 +53,14 @@ class Plan:
         }
 
     @cached_property
+    def classifier_split(self) -> Split:
+        """The images that the base classifier is trained on: never the hold-out."""
+        available, wanted = self.data.available, self.recipe.classifier.images
+        if wanted is None or wanted >= len(available):
+            return available
+        return available.take(permutation(len(available), "classifier")[:wanted])
+
+    @cached_property
     def classifier_fingerprint(self) -> str:
         """The base classifier's name: by its weights where they are given, else by what it is trained with."""
         config = replace(self.recipe.classifier, weights=None)
@@ -59,7 +69,9 @@ class Plan:
             return fingerprint(
                 "classifier", 1, factory=config.factory, architecture=config.architecture, weights=weights
             )
-        return fingerprint("classifier", 1, config=config, data=self.data.train.fingerprint, seed=self.recipe.seed)
+        return fingerprint(
+            "classifier", 1, config=config, data=self.classifier_split.fingerprint, seed=self.recipe.seed
+        )
 
 
 def make_plan(command: Command) -> Plan:

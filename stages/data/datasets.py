@@ -32,7 +32,8 @@ class DataConfig:
     """Folder where torchvision leaves data sets; unset: the environment variable RAP_DATA_ROOT, else
     ~/datasets."""
     train_images: int | None = None
-    """Train on only this many images, a fixed random choice; unset: all but the hold-out."""
+    """Attack and train on only this many images, a fixed random choice; unset: all but the hold-out. The base
+    classifier has a number of its own."""
     holdout_images: int = 160
     """Images taken from the training set, on which every decision before the final test is judged."""
     download: bool = False
@@ -56,12 +57,13 @@ class DataConfig:
 class ImageData:
     """A data set in its three splits. The hold-out is part of the training set; the test set is apart.
 
-    ``name`` is the one to print; ``mean`` and ``std`` are those of each channel of the training images,
-    in [0, 1].
+    ``name`` is the one to print; ``train`` are the images that are attacked, a part of ``available``, which is
+    the training set without the hold-out; ``mean`` and ``std`` are those of each of its channels, in [0, 1].
     """
 
     name: str
     train: Split
+    available: Split
     holdout: Split
     test: Split
     classes: tuple[str, ...]
@@ -93,9 +95,10 @@ def load_data(config: DataConfig) -> ImageData:
             f"{config.holdout_images} and data.train_images {config.train_images or 'at least 1'}: "
             "lower one of them"
         )
-    holdout, train = divide(source.train, config.holdout_images, wanted, "hold-out", config.name)
-    mean, std = channel_statistics(train.images)
-    return ImageData(source.name, train, holdout, source.test, source.classes, mean, std)
+    holdout, everything = divide(source.train, config.holdout_images, available, "hold-out", config.name)
+    _, train = divide(source.train, config.holdout_images, wanted, "hold-out", config.name)
+    mean, std = channel_statistics(everything.images)
+    return ImageData(source.name, train, everything, holdout, source.test, source.classes, mean, std)
 
 
 def read_source(config: DataConfig) -> Source:

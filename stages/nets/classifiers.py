@@ -29,6 +29,8 @@ class ClassifierConfig:
     takes images in [0, 1], normalises inside and returns logits."""
     weights: str | None = None
     """A safetensors file, or a file of torch.save with a state dict, for the network; unset: it is trained here."""
+    images: int | None = None
+    """Training images for it, a fixed random choice; unset: all but the hold-out."""
     epochs: int = 10
     """Passes over the training images; 0 with a factory: its network comes with its weights and is not trained."""
     learning_rate: float = 0.05
@@ -46,6 +48,11 @@ class ClassifierConfig:
         if self.factory is not None and not all(self.factory.partition(":")):
             raise ValueError(
                 f"classifier.factory is {self.factory!r}; it must be module:function, such as my_package.models:build"
+            )
+        if self.images is not None and self.images < self.batch:
+            raise ValueError(
+                f"classifier.images is {self.images}, less than a batch of {self.batch}: use more images, or a smaller "
+                "classifier.batch"
             )
         if min(self.batch, self.threads) < 1:
             raise ValueError(

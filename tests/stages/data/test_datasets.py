@@ -103,7 +103,9 @@ def test_mean_and_deviation_are_those_of_the_training_images():
     np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), rtol=1e-12)
     data = load_data(DataConfig(train_images=30))
-    assert (data.mean, data.std) == channel_statistics(data.train.images)
+    assert (data.mean, data.std) == channel_statistics(data.available.images)
+    assert set(data.train.rows) < set(data.available.rows)
+    assert not set(data.available.rows) & set(data.holdout.rows)
 
 
 @pytest.mark.parametrize(
