@@ -86,9 +86,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     summary, *_ = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=60, help="rounds of the preset; gives the updates of all")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds of the preset; all make its updates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, pooled in the table")
-    parser.add_argument("--holdout", type=int, default=400, help="hold-out images; more than the preset's, to see less")
+    parser.add_argument("--holdout", type=int, default=400, help="images to judge on; more than the preset has")
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON to write, and to go on from")
     return parser.parse_args()
 

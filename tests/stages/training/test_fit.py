@@ -1,0 +1,183 @@
+"""Training in a notebook, on the real digits."""
+
+import doctest
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from stages.data.datasets import DataConfig, ImageData, load_data
+from stages.evaluation.judge import JudgeConfig, Judgement, judge
+from stages.nets.classifiers import ClassifierConfig
+from stages.nets.cnn import CNN
+from stages.nets.unet import UNET_SIZES, UNet
+from stages.rap.attack import AttackConfig, AttackProcess
+from stages.rap.robust import RobustClassifier
+from stages.rap.threat import Norm, ThreatModel
+from stages.training import fit as fit_module
+from stages.training.adapter import TrainConfig
+from stages.training.classifier import DivergedError, train_classifier
+from stages.training.fit import attacked, fit
+
+THREAT = ThreatModel(radius=0.1)
+ATTACK = AttackConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load_data(DataConfig(name="digits", train_images=384))
+
+
+@pytest.fixture(scope="module")
+def classifier(digits: ImageData) -> nn.Module:
+    def build() -> nn.Module:
+        return CNN(1, 8, 10, digits.mean, digits.std)
+
+    network = build()
+    config = ClassifierConfig(epochs=12)
+    network.load_state_dict(train_classifier(config, digits.train, seed=0, build=build, progress=lambda line: None))
+    return network.eval()
+
+
+def adapter() -> UNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet(UNET_SIZES["tiny"], channels=1)
+
+
+def tensors(digits: ImageData, count: int | None = None) -> tuple[Tensor, Tensor]:
+    return torch.tensor(digits.train.images[:count]), torch.tensor(digits.train.labels[:count])
+
+
+def few(digits: ImageData) -> list[tuple[Tensor, Tensor]]:
+    return [tensors(digits, 16)]
+
+
+def quick(classifier: nn.Module, loader: Any, **settings: Any) -> RobustClassifier:
+    settings = {
+        "threat": THREAT,
+        "attack": AttackConfig(steps=2),
+        "epochs": 1,
+        "progress": lambda line: None,
+    } | settings
+    return fit(adapter(), classifier, loader, **settings)
+
+
+def judged(model: nn.Module, digits: ImageData) -> Judgement:
+    holdout = digits.holdout
+    images, labels = torch.from_numpy(holdout.images), torch.from_numpy(holdout.labels)
+    return judge(model, images, labels, holdout.rows, THREAT, JudgeConfig(images=None))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_loss_falls_and_the_judge_finds_a_more_robust_classifier(digits: ImageData, classifier: nn.Module):
+    lines: list[str] = []
+    loader = DataLoader(
+        TensorDataset(*tensors(digits)), batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(0)
+    )
+    train = TrainConfig(learning_rate=3e-3, warmup_updates=5)
+    robust = fit(
+        adapter(), classifier, loader, threat=THREAT, attack=ATTACK, train=train, epochs=6, progress=lines.append
+    )
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
+    assert len(losses) == 6
+    assert losses[-1] < 0.75 * losses[0]
+    untrained = judged(RobustClassifier(adapter(), classifier, steps=3), digits).robust
+    after = judged(robust, digits)
+    assert after.robust.interval[0] > untrained.interval[1]
+    assert after.clean.value > 0.85
+
+
+def test_the_example_runs():
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    (example,) = (test for test in finder.find(fit_module) if test.examples)
+    assert runner.run(example).failed == 0
+
+
+def test_what_was_passed_stays_as_it_was(digits: ImageData, classifier: nn.Module):
+    mine, training = adapter(), classifier.training
+    robust = fit(mine, classifier, few(digits), threat=THREAT, attack=ATTACK, epochs=1, progress=lambda line: None)
+    assert robust.adapter is not None
+    assert same(mine, adapter())
+    assert not same(mine, robust.adapter)
+    assert same(classifier, robust.classifier)
+    assert classifier.training == training
+    assert all(weight.requires_grad for weight in classifier.parameters())
+    assert not any(weight.requires_grad for weight in robust.parameters())
+
+
+def test_floats_and_bytes_of_the_same_images_give_the_same_weights(digits: ImageData, classifier: nn.Module):
+    images, labels = tensors(digits, 16)
+    from_bytes, from_floats = quick(classifier, [(images, labels)]), quick(classifier, [[images.float() / 255, labels]])
+    assert same(from_bytes, from_floats)
+    assert not same(from_bytes, quick(classifier, [(images, labels)], seed=1))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda images: images / 2,
+        lambda images: (images - 0.3) / 0.4,
+        lambda images: images * 255,
+        lambda images: images.index_fill(0, torch.tensor([0]), float("nan")),
+        lambda images: (images * 255).to(torch.int64),
+    ],
+    ids=["halves", "normalised", "0..255", "nan", "integers"],
+)
+def test_images_off_the_grid_are_refused(digits: ImageData, classifier: nn.Module, spoil: Any):
+    images, labels = tensors(digits, 16)
+    with pytest.raises(ValueError, match="whole multiples of 1/255"):
+        quick(classifier, [(spoil(images.float() / 255), labels)])
+
+
+def test_a_loader_that_lasts_one_epoch_or_none_is_refused(digits: ImageData, classifier: nn.Module):
+    with pytest.raises(ValueError, match="used up after one epoch"):
+        quick(classifier, iter(few(digits)))
+    with pytest.raises(ValueError, match="no batches"):
+        quick(classifier, [])
+
+
+def test_a_loader_without_a_length_is_counted(digits: ImageData, classifier: nn.Module):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(zip(*tensors(digits, 16), strict=True))
+
+    assert same(quick(classifier, DataLoader(Stream(), batch_size=16)), quick(classifier, few(digits)))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_state_of_every_trajectory_is_trained_on(digits: ImageData, classifier: nn.Module, norm: Norm):
+    images, labels = tensors(digits, 128)
+    process: AttackProcess = AttackConfig(steps=4).process(ThreatModel(norm=norm, radius=0.2))
+    batch = attacked(RobustClassifier(adapter(), classifier, steps=4), images, labels, process, key=(0, 0))
+    assert sorted(set(batch.t.tolist())) == [1, 2, 3, 4]
+    assert torch.equal(batch.clean, images.float() / 255)
+    moved = (batch.states - batch.clean).flatten(1)
+    size = moved.abs().amax(1) if norm == "Linf" else moved.norm(dim=1)
+    assert 0.1 < size.min() <= size.max() <= 0.2 + 1e-6
+
+
+def test_a_classifier_alone_is_trained_adversarially(digits: ImageData, classifier: nn.Module):
+    train = TrainConfig(what="classifier")
+    robust = fit(
+        None, classifier, few(digits), threat=THREAT, attack=ATTACK, train=train, epochs=1, progress=lambda line: None
+    )
+    assert not same(robust.classifier, classifier)
+    with pytest.raises(ValueError, match="no adapter"):
+        fit(None, classifier, few(digits), threat=THREAT, epochs=1)
+
+
+def test_the_moving_average_is_returned_where_there_is_one(digits: ImageData, classifier: nn.Module):
+    last, average = (quick(classifier, few(digits), epochs=2, train=TrainConfig(ema=ema)) for ema in (0.0, 0.9))
+    assert not same(last, average)
+
+
+def test_a_training_that_diverges_says_so(digits: ImageData, classifier: nn.Module):
+    train = TrainConfig(learning_rate=1e30, warmup_updates=0)
+    with pytest.raises(DivergedError, match=r"lower train\.learning_rate"):
+        quick(classifier, few(digits), train=train, epochs=3)
