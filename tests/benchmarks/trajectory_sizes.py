@@ -8,6 +8,7 @@ results/trajectory_sizes.json beside this file.
 """
 
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -58,7 +59,7 @@ CASES = (
 
 def main() -> None:
     torch.set_num_threads(1)
-    measured = []
+    load, measured = os.getloadavg()[0], []
     for name in ("digits", "mnist", "cifar10"):
         data = load_data(DataConfig(name=name, train_images=1000 if name == "digits" else 4000))
         classifier = trained(data)
@@ -67,7 +68,12 @@ def main() -> None:
                 measured.append(measure(case, *attacked(case, data, classifier)))
                 print(json.dumps(measured[-1]), flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": 1,
+        "load before and after": [load, os.getloadavg()[0]],
+    }
     RESULTS.write_text(json.dumps({"machine": machine, "cases": measured}, indent=2) + "\n")
 
 
