@@ -11,23 +11,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.training.cached import train_on_cache
-from stages.training.journal import Journal
 from stages.training.rounds import Setup
-
-
-def shards_of(root: Path, name: str) -> list[str]:
-    """The fingerprints of the shards that another run trained on, in order of round.
-
-    Raises ValueError where there is no such run below ROOT, or it has committed nothing.
-    """
-    run = root / "runs" / Path(name).name
-    if not run.is_dir():
-        known = sorted(path.name for path in (root / "runs").glob("*") if path.is_dir())
-        raise ValueError(f"--train.from-cache {name}: no such run below {root / 'runs'}; there are: {', '.join(known)}")
-    shards = [shard for line in Journal(run).lines() for shard in line["shards"]]
-    if not shards:
-        raise ValueError(f"--train.from-cache {name}: the run has trained on no shard yet; let it finish a round")
-    return shards
 
 
 def weights_from_cache(

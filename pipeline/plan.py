@@ -20,6 +20,7 @@ from stages.data.splits import Split
 from stages.fingerprint import canonical, fingerprint, weights_fingerprint
 from stages.nets.classifiers import build_classifier, check_classifier
 from stages.randomness import permutation
+from stages.training.journal import Journal
 from stages.training.schedule import Schedule
 
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
@@ -35,6 +36,8 @@ class Plan:
     run: Path
     external: nn.Module | None
     """A classifier that came with its weights, already checked; None where it is trained here."""
+    cached: tuple[str, ...]
+    """Shards of another run on which the adapter is to be trained first."""
 
     @property
     def recipe(self) -> Recipe:
@@ -91,20 +94,35 @@ def make_plan(command: Command) -> Plan:
     name = command.name or f"{command.preset}-{recipe_fingerprint(recipe)[:8]}"
     if "/" in name or name.startswith("."):
         raise ValueError(f"--name {name!r} must be a plain name: the run is kept in ROOT/runs/NAME")
-    return Plan(command=command, data=data, root=root, run=root / "runs" / name, external=external)
+    cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
+    return Plan(command=command, data=data, root=root, run=root / "runs" / name, external=external, cached=cached)
+
+
+def shards_of(root: Path, name: str) -> list[str]:
+    """The fingerprints of the shards that another run trained on, in order of round.
+
+    Raises ValueError where there is no such run below ROOT, or it has committed nothing.
+    """
+    run = root / "runs" / Path(name).name
+    if not run.is_dir():
+        known = sorted(path.name for path in (root / "runs").glob("*") if path.is_dir())
+        raise ValueError(f"--train.from-cache {name}: no such run below {root / 'runs'}; there are: {', '.join(known)}")
+    shards = [shard for line in Journal(run).lines() for shard in line["shards"]]
+    if not shards:
+        raise ValueError(f"--train.from-cache {name}: the run has trained on no shard yet; let it finish a round")
+    return shards
 
 
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
     attacks = candidates(recipe) if recipe.search.trials else [recipe.attack]
     for attack in attacks:
         loop = recipe.loop(attack)
-        schedule = Schedule(loop.schedule, images=len(data.train), length=loop.attack.steps, seed=recipe.seed)
+        Schedule(loop.schedule, images=len(data.train), length=loop.attack.steps, seed=recipe.seed)
         if loop.schedule.batch % loop.train.workers:
             raise ValueError(
                 f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
                 "choose a multiple"
             )
-        del schedule
     size, patch = data.size, recipe.adapter.unet().patch
     if size % patch:
         raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")

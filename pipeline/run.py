@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from pipeline.cached import shards_of, weights_from_cache
+from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifier_of
 from pipeline.command import fail, parse
 from pipeline.costs import describe_costs
@@ -29,7 +29,7 @@ from stages.trajectories.cache import TrajectoryCache
 
 def run(plan: Plan, say: Callable[[str], None]) -> dict:
     """Every stage of a plan, from what is there to the end; returns the results that results.json holds."""
-    recipe, seconds = plan.recipe, {}
+    recipe, seconds, cached = plan.recipe, {}, None
     with ExitStack() as stack:
         stack.enter_context(claimed(plan))
         workers = Session(plan.command.workers, recipe, stack)
@@ -52,9 +52,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             setup = replace(setup, config=recipe.loop(attack))
 
         with timed(seconds, "training"):
-            if recipe.train.from_cache is not None:
-                shards = shards_of(plan.root, recipe.train.from_cache)
-                weights, search["from_cache"] = weights_from_cache(setup, shards, workers, say)
+            if plan.cached:
+                weights, cached = weights_from_cache(setup, list(plan.cached), workers, say)
                 setup = replace(setup, initial=weights)
             before = committed(setup)
             if not setup.is_complete:
@@ -62,14 +61,21 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 run_loop(replace(setup, device=place.device), place.loop, progress=follow(setup, say))
             robust, shipped = shipped_model(setup)
 
-        threat, test, evaluation = recipe.threat, plan.data.test, recipe.evaluation
         subjects = {
             "robust": Subject(model=robust, fingerprint=model_fingerprint(setup, robust)),
             "undefended": Subject(model=classifier, fingerprint=plan.classifier_fingerprint),
         }
         with timed(seconds, "evaluation"):
-            found = evaluate(subjects, test, threat, evaluation, root=plan.root, workers=workers, progress=say)
-    return collect(plan, setup, robust, shipped, search, found, before, seconds)
+            found = evaluate(
+                subjects,
+                plan.data.test,
+                recipe.threat,
+                recipe.evaluation,
+                root=plan.root,
+                workers=workers,
+                progress=say,
+            )
+    return collect(plan, setup, robust, shipped, search, cached, found, before, seconds)
 
 
 def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
@@ -116,6 +122,7 @@ def collect(
     robust: RobustClassifier,
     shipped: dict,
     search: dict,
+    cached: dict | None,
     found: dict[str, dict[str, Evaluation]],
     before: set[str],
     seconds: dict[str, float],
@@ -150,6 +157,7 @@ def collect(
         "adapter_parameters": sum(weight.numel() for weight in robust.adapter.parameters()) if robust.adapter else 0,
         "attack": canonical(setup.config.attack),
         "search": search,
+        "from_cache": cached,
         "shipped": shipped,
         **verdicts,
         "pgd_steps": recipe.evaluation.pgd_steps,

@@ -1,0 +1,134 @@
+"""Bad input ends with exit code 2 and one message, before any work is done."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.command import parse
+from pipeline.plan import claimed, make_plan, recipe_fingerprint
+from pipeline.recipe import PRESETS
+from pipeline.run import main
+
+
+class Probabilities(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :10].softmax(1)
+
+
+class NotANumber(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)[:, :10] / 0 - 1 / (images.flatten(1)[:, :10] * 0)
+
+
+REFUSED = {
+    "unknown preset": (["imagenet"], "imagenet"),
+    "unknown flag": (["--attack.stepsize", "1"], "attack.stepsize"),
+    "no steps": (["--attack.steps", "0"], "at least"),
+    "step larger than the ball": (["--attack.step-size", "0.3"], "larger than the ball"),
+    "step off the lattice": (["--attack.step-size", "0.0003"], "nearest allowed"),
+    "radius in 0..255": (["--threat.radius", "8"], "divide a radius"),
+    "no number": (["--attack.step-size", "large"], "large"),
+    "division by zero": (["--threat.radius", "8/0"], "divides by zero"),
+    "units that do not divide": (["--schedule.unit-examples", "100"], "does not divide"),
+    "more examples than images": (["--data.train-images", "100"], "100 images"),
+    "too much lag": (["--schedule.passes", "40"], "max_lag_updates"),
+    "absent data": (["mnist", "--data.root", "NOWHERE"], "NOWHERE"),
+    "another run's shards": (["--train.from-cache", "nobody"], "no such run"),
+    "probabilities": (["--classifier.factory", "test_command:Probabilities", "--classifier.epochs", "0"], "probabilit"),
+    "NaN": (["--classifier.factory", "test_command:NotANumber", "--classifier.epochs", "0"], "NaN"),
+    "no such factory": (["--classifier.factory", "nobody.models:build"], "cannot be imported"),
+    "flipped digits": (["--augment"], "flips"),
+    "a name with a path": (["--name", "../elsewhere"], "plain name"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_before_any_work(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    flags, message = REFUSED[case]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--root", str(tmp_path / "root")])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert message in " ".join((said.out + said.err).replace("│", " ").split())
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_truncated_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(bytes.fromhex("00000803 0000ea60 0000001c 0000001c") + bytes(100))
+    with pytest.raises(SystemExit) as ended:
+        main(["mnist", "--data.root", str(tmp_path), "--root", str(tmp_path / "root")])
+    assert ended.value.code == 2
+    assert "train-images-idx3-ubyte" in capsys.readouterr().err
+
+
+def test_fractions_are_understood() -> None:
+    recipe = parse(["cifar10-linf", "--attack.step-size", "2/255", "--threat.radius=8/255"]).recipe
+    assert recipe.attack.step_size == 2 / 255
+    assert recipe.threat.radius == 8 / 255
+
+
+def test_an_explicit_flag_is_not_searched() -> None:
+    searched = parse([]).recipe.search
+    assert searched.steps
+    assert searched.step_sizes
+    fixed = parse(["--attack.steps", "10", "--attack.step_size=0.05"]).recipe.search
+    assert fixed.steps == fixed.step_sizes == ()
+    assert fixed.noise_scales == searched.noise_scales
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_makes_sense_also_with_the_papers_settings(preset: str) -> None:
+    for flags in ([], ["--paper"]):
+        recipe = parse([preset, *flags]).recipe
+        assert recipe.loop().attack.step <= recipe.loop().attack.bound
+
+
+def test_the_command_line_is_frozen() -> None:
+    """Users' scripts depend on the flags; a change here is a change of the interface and is said in the README."""
+    flags = sorted(_flags(PRESETS["digits"]()))
+    frozen = json.loads((Path(__file__).parent / "flags.json").read_text())
+    assert flags == frozen
+
+
+def _flags(config: object, prefix: str = "--") -> list[str]:
+    found = []
+    for name, value in vars(config).items():
+        nested = hasattr(value, "__dataclass_fields__")
+        found += _flags(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}".replace("_", "-")]
+    return found
+
+
+def test_paths_do_not_change_the_recipe() -> None:
+    one, other = parse([]).recipe, parse(["--data.root", "/elsewhere"]).recipe
+    assert recipe_fingerprint(one) == recipe_fingerprint(other)
+    assert recipe_fingerprint(one) != recipe_fingerprint(parse(["--seed", "1"]).recipe)
+
+
+def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
+    plan = make_plan(parse(["--root", str(tmp_path), "--name", "mine"]))
+    with claimed(plan), pytest.raises(ValueError, match="is being run by process"), claimed(plan):
+        pass
+    other = make_plan(parse(["--root", str(tmp_path), "--name", "mine", "--train.learning-rate", "0.001"]))
+    with pytest.raises(ValueError, match=r"train.learning_rate 0.002 there, 0.001 here"), claimed(other):
+        pass
+    with claimed(plan):
+        pass
+
+
+def test_a_dry_run_says_what_there_is_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dry-run", "--root", str(tmp_path / "root")]) == 0
+    said = capsys.readouterr().out
+    for stage in ("classifier", "search", "rounds", "evaluation"):
+        assert stage in said
+    assert "pending on" in said
+    assert "attack steps" in said
+    assert not (tmp_path / "root").exists()
