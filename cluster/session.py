@@ -32,6 +32,8 @@ ENVIRONMENT = {
     # Ctrl-C ends a search like everything else, by KeyboardInterrupt; and no files for TensorBoard.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # With the old output, verbose=0 prints nothing; the new one prints its configuration all the same.
+    "RAY_AIR_NEW_OUTPUT": "0",
     # Seconds between snapshots of a search, that is, what a killed one repeats; Ray's own choice is 10 or more.
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
 }

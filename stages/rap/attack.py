@@ -202,7 +202,7 @@ def advance_linf(
     high: Int16[Tensor, "*shape"],
 ) -> Int16[Tensor, "*shape"]:
     """One step of Alg. 1, line 8, on the lattice: the recurrence by which a stored trajectory comes back."""
-    return torch.minimum(torch.maximum(levels + sign.to(torch.int16) * step, low), high)
+    return torch.add(levels, sign.to(torch.int16), alpha=step).clamp_(low, high)
 
 
 def advance_l2(

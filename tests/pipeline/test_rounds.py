@@ -69,17 +69,6 @@ def test_a_killed_worker_changes_nothing(
         assert cache.read(row.fingerprint).process == AttackProcess(**vars(setup.config.attack))
 
 
-def test_a_finished_loop_generates_nothing_again(
-    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
-) -> None:
-    setup = make_setup(tmp_path)
-    run_loop(setup, loop_workers(1), progress=lambda line: None)
-    rows = {row.fingerprint: row.created for row in TrajectoryCache(tmp_path).ledger.rows()}
-    run_loop(setup, loop_workers(1), progress=lambda line: None)
-    assert {row.fingerprint: row.created for row in TrajectoryCache(tmp_path).ledger.rows()} == rows
-    assert published(setup) == published(undisturbed[1])
-
-
 def test_a_damaged_shard_stops_both_sides_and_is_named(
     ray_session: object, make_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:

@@ -1,0 +1,153 @@
+"""The command as a user runs it, in processes of its own: to the end, again, and killed in the middle."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.data.datasets import DataConfig, load_data
+from stages.shipped import load_model
+from stages.trajectories.cache import TrajectoryCache
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+TINY = {
+    "workers.cpus": 2,
+    "data.train-images": 160,
+    "classifier.epochs": 4,
+    "search.trials": 2,
+    "search.rounds": 3,
+    "schedule.rounds": 8,
+    "schedule.examples": 64,
+    "schedule.unit-examples": 32,
+    "schedule.batch": 32,
+    "judge.images": 32,
+    "judge.every": 4,
+    "checkpoint-rounds": 3,
+    "evaluation.images": 8,
+    "evaluation.chunk": 4,
+    "evaluation.batch": 4,
+    "evaluation.pgd-images": 64,
+}
+
+
+def command(root: Path, *flags: str) -> list[str]:
+    tiny = [f"--{name}={value}" for name, value in TINY.items()]
+    return [sys.executable, "-m", "pipeline.run", *tiny, "--root", str(root), *flags]
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def results_of(root: Path) -> dict:
+    (path,) = root.glob("runs/digits-*/results.json")
+    return json.loads(path.read_text())
+
+
+def last_version(root: Path) -> bytes:
+    (path,) = root.glob("runs/digits-*/versions/8/weights.safetensors")
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run to the end, and what it printed."""
+    root = tmp_path_factory.mktemp("finished")
+    ended = run(command(root))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return root, ended.stdout
+
+
+def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tuple[Path, str]) -> None:
+    root, printed = finished
+    results = results_of(root)
+    for word in ("AutoAttack standard", "PGD-40", "clean", "classifier alone", results["paths"]["model"]):
+        assert word in printed
+    model, data = load_model(results["paths"]["model"]), load_data(DataConfig(name="digits"))
+    test = torch.from_numpy(data.test.images)
+    right = (model(test.float() / 255).argmax(1).numpy() == data.test.labels).mean()
+    assert results["robust"]["clean"]["images"] == 64
+    assert abs(right - results["robust"]["clean"]["value"]) < 0.2
+    assert results["undefended"]["autoattack"]["value"] <= results["undefended"]["clean"]["value"]
+    assert results["robust"]["unverified"] == results["undefended"]["unverified"] == 0
+    assert results["trajectories"]["generated"] > 0
+    assert {trial["trial"] for trial in results["search"]["trials"]} == {0, 1}
+
+
+def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]) -> None:
+    data = load_data(DataConfig(name="digits"))
+    receipts = list(finished[0].glob("store/autoattack/*/verdict.npz"))
+    assert len(receipts) == 4  # two chunks of each model
+    for path in receipts:
+        verdict = np.load(path)
+        clean = data.test.images[data.test.positions(verdict["rows"])] / np.float32(255)
+        assert np.abs(verdict["adversarial"] - clean).max() <= 0.2 + 1e-6
+        assert 0 <= verdict["adversarial"].min() <= verdict["adversarial"].max() <= 1
+
+
+def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    before = results_of(root)
+    rows = {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()}
+    again = run(command(root))
+    assert again.returncode == 0, again.stderr
+    after = results_of(root)
+    assert after["trajectories"]["generated"] == after["chunks_attacked_now"] == 0
+    assert {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()} == rows
+    assert after["robust"] == before["robust"]
+    assert "training the classifier" not in again.stdout
+
+
+def chosen_attack(root: Path) -> list[str]:
+    """Flags for the attack that a run's search chose, without a search."""
+    attack = results_of(root)["attack"]
+    lengths = [f"--attack.{name.replace('_', '-')}={attack[name]}" for name in ("steps", "step_size", "noise_scale")]
+    return [*lengths, "--search.trials=0"]
+
+
+def test_a_killed_driver_is_resumed_to_the_same_weights(finished: tuple[Path, str], tmp_path: Path) -> None:
+    flags = chosen_attack(finished[0])
+    started = command(tmp_path, *flags)
+    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "round 4/8" in line:
+                driver.kill()
+    assert driver.returncode == -signal.SIGKILL
+    assert not list(tmp_path.glob("runs/*/results.json"))
+    resumed = run(command(tmp_path, *flags))
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert last_version(tmp_path) == last_version(finished[0])
+    cache = TrajectoryCache(tmp_path)
+    rows = cache.ledger.rows()
+    assert len(rows) == 16  # two units a round, eight rounds: none lost, none twice
+    for row in rows:
+        cache.read(row.fingerprint)
+
+
+def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(finished: tuple[Path, str]) -> None:
+    """With overlap, the first two rounds attack v_0, which a learning rate does not change."""
+    root, _ = finished
+    flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root)]
+    ended = run(command(root, *flags))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    shards = json.loads((root / "runs" / "slower" / "results.json").read_text())["trajectories"]
+    assert (shards["shards"], shards["generated"]) == (4, 0)
+
+
+def test_a_new_adapter_starts_from_another_runs_shards(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    source = next(path.parent.name for path in root.glob("runs/digits-*/results.json"))
+    flags = ["--name=reuse", f"--train.from-cache={source}", "--schedule.rounds=2", *chosen_attack(root)]
+    ended = run(command(root, *flags))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads((root / "runs" / "reuse" / "results.json").read_text())["from_cache"]
+    assert "foreign weights" in ended.stdout
+    assert found["foreign_weights"] == 7  # v_0 .. v_6: with overlap, the last version is never attacked
+    assert found["disagreement"] == pytest.approx(found["stored"]["value"] - found["fresh"]["value"])
