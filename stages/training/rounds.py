@@ -210,7 +210,8 @@ def _run_rounds(
     cache, window = TrajectoryCache(setup.root), ReplayWindow(setup.train, setup.device)
     for number in range(first, schedule.config.rounds):
         began = time.perf_counter()
-        rows = obtain(setup.units.of(number, _known_versions(versions, schedule.version(number), stopped)))
+        known = _known_versions(versions, schedule.version(number), stopped)
+        rows = obtain(setup.units.of(number, known)) if known else []
         if any_worker(stopped() or not rows, setup.device):
             return
         _fill(window, setup, cache, number)
@@ -228,8 +229,10 @@ def _run_rounds(
 
 
 def _known_versions(versions: Versions, last: int, stopped: Callable[[], bool]) -> list[str]:
-    """The fingerprints up to a version; ranks above 0 may have to wait for rank 0 to publish it."""
-    while versions.fingerprint(last) is None and not stopped():
+    """The fingerprints up to a version; ranks above 0 may have to wait for rank 0 to publish it. [] when stopped."""
+    while versions.fingerprint(last) is None:
+        if stopped():
+            return []
         time.sleep(0.01)
     return versions.fingerprints(last)
 

@@ -1,0 +1,252 @@
+"""The learner: one update, what it depends on, and that it goes on exactly where it stopped."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import CLASSIFIER, DATA, TRAIN, Small
+
+from stages.nets.unet import UNet, UNetConfig
+from stages.rap.objective import ObjectiveConfig
+from stages.rap.robust import RobustClassifier
+from stages.training.adapter import Learner, TrainConfig
+from stages.training.replay import TrainingBatch
+
+IMAGES = torch.from_numpy(DATA.train.images).float() / 255
+LABELS = torch.from_numpy(DATA.train.labels)
+
+
+def learner_of(config: TrainConfig = TRAIN, *, updates: int = 40, adapter: bool = True, seed: int = 0) -> Learner:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = UNet(UNetConfig(width=8, multipliers=(1,)), 1) if adapter else None
+    robust = RobustClassifier(net, copy.deepcopy(CLASSIFIER), steps=4)
+    return Learner(robust, config, total_updates=updates, seed=seed)
+
+
+def batch_of(number: int, size: int = 16) -> TrainingBatch:
+    """Noisy images; the same for the same number."""
+    generator = torch.Generator().manual_seed(number)
+    chosen = torch.randperm(len(IMAGES), generator=generator)[:size]
+    clean = IMAGES[chosen]
+    states = (clean + 0.2 * torch.randn(clean.shape, generator=generator).sign()).clamp(0, 1)
+    t = torch.randint(1, 5, (size,), generator=generator)
+    return TrainingBatch(
+        states=states, clean=clean, labels=LABELS[chosen], t=t, fresh=torch.arange(size) < size // 2, last=t == 4
+    )
+
+
+def trained(learner: Learner, numbers: range) -> list[dict[str, float]]:
+    return [learner.update(batch_of(number)) for number in numbers]
+
+
+def copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in weights.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+CONFIGS = {
+    "adapter": TRAIN,
+    "adapter with average": replace(TRAIN, ema=0.9),
+    "adapter with SGD": replace(TRAIN, optimizer="sgd", clip_norm=1.0, weight_decay=1e-3),
+    "classifier": replace(TRAIN, what="classifier"),
+    "both with average": replace(TRAIN, what="both", ema=0.9),
+    "KL": replace(TRAIN, objective=ObjectiveConfig(kl=3.0)),
+    "bfloat16": replace(TRAIN, precision="bfloat16"),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_learner_goes_on_bit_for_bit_from_its_state(config, tmp_path):
+    whole = learner_of(config)
+    trained(whole, range(4))
+    torch.save(whole.state(), tmp_path / "state")
+    wanted = trained(whole, range(4, 8))
+    torch.manual_seed(99)  # another process has other random numbers
+    resumed = learner_of(config)
+    resumed.load_state(torch.load(tmp_path / "state", weights_only=True))
+    assert str(trained(resumed, range(4, 8))) == str(wanted)
+    assert resumed.updates == 8
+    assert same(resumed.weights(), whole.weights())
+    assert same(resumed.shipped(), whole.shipped())
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_only_what_is_trained_changes(config):
+    learner = learner_of(config)
+    before = copied(dict(learner.robust.state_dict()))
+    trained(learner, range(3))
+    parts = {"adapter": ("adapter",), "classifier": ("classifier",), "both": ("adapter", "classifier")}[config.what]
+    changed = {name for name, value in learner.robust.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == set(parts)
+    assert set(learner.weights()) == {name for name in before if name.split(".")[0] in parts}
+    assert not any(module.training for module in learner.robust.modules())
+
+
+def test_the_loss_falls_on_the_digits():
+    learner = learner_of(updates=60)
+    figures = trained(learner, range(60))
+    first, last = figures[:8], figures[-8:]
+    assert np.mean([one["loss"] for one in last]) < 0.7 * np.mean([one["loss"] for one in first])
+    assert np.mean([one["reconstruction"] for one in last]) < np.mean([one["reconstruction"] for one in first])
+
+
+def test_a_classifier_alone_learns_adversarially():
+    learner = learner_of(replace(TRAIN, what="classifier", learning_rate=1e-2), adapter=False, updates=60)
+    figures = [learner.update(batch_of(0, 64)) for _ in range(60)]
+    first, last = figures[:8], figures[-8:]
+    assert np.mean([one["cross_entropy"] for one in last]) < 0.7 * np.mean([one["cross_entropy"] for one in first])
+    assert {name.split(".")[0] for name in learner.weights()} == {"classifier"}
+
+
+def test_dropout_and_batch_norm_of_a_trained_classifier_are_in_training_mode_during_an_update_only():
+    learner = learner_of(replace(TRAIN, what="both"))
+    modes: list[bool] = []
+    dropout = learner.robust.classifier.layers[4]  # pyright: ignore
+    dropout.register_forward_hook(lambda *arguments: modes.append(dropout.training))  # pyright: ignore
+    learner.update(batch_of(0))
+    with torch.no_grad():
+        learner.robust(IMAGES[:4])
+    assert modes == [True, False]
+
+
+def test_a_frozen_classifier_stays_in_eval_mode():
+    learner = learner_of()
+    modes: list[bool] = []
+    net = learner.robust.classifier
+    net.register_forward_hook(lambda *arguments: modes.append(net.training))
+    learner.update(batch_of(0))
+    assert modes == [False]
+
+
+def test_dropout_is_a_function_of_seed_and_update_and_leaves_the_callers_random_numbers():
+    config = replace(TRAIN, what="classifier")
+    state = torch.get_rng_state()
+    first = learner_of(config).update(batch_of(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert str(learner_of(config).update(batch_of(0))) == str(first)
+    assert learner_of(config, seed=1).update(batch_of(0))["loss"] != first["loss"]
+    later = learner_of(config)
+    later.updates = 1
+    assert later.update(batch_of(0))["loss"] != first["loss"]
+
+
+def test_the_average_starts_at_the_weights_and_follows_them():
+    learner = learner_of(replace(TRAIN, ema=0.5))
+    average = copied(learner.weights())
+    for number in range(5):
+        learner.update(batch_of(number))
+        decay = min(0.5, (number + 1) / (number + 11))
+        average = {name: decay * average[name] + (1 - decay) * value for name, value in learner.weights().items()}
+    for name, value in learner.shipped().items():
+        torch.testing.assert_close(value, average[name])
+    assert not same(learner.shipped(), learner.weights())
+
+
+def test_the_average_copies_what_is_no_floating_point_number():
+    learner = learner_of(replace(TRAIN, what="classifier", ema=0.9))
+    trained(learner, range(3))
+    assert learner.shipped()["classifier.layers.2.num_batches_tracked"] == 60 + 3
+
+
+def test_without_an_average_the_weights_themselves_are_shipped():
+    learner = learner_of()
+    assert same(learner.shipped(), learner.weights())
+
+
+def test_new_weights_restart_the_average():
+    learner, other = learner_of(replace(TRAIN, ema=0.9)), learner_of(replace(TRAIN, ema=0.9))
+    trained(other, range(3))
+    learner.load_weights(copied(other.weights()))
+    assert same(learner.weights(), other.weights())
+    assert same(learner.shipped(), other.weights())
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_half_a_cosine_to_two_percent():
+    learner, rates = learner_of(replace(TRAIN, learning_rate=1.0, warmup_updates=10), updates=100), []
+    for update in range(101):
+        learner.updates = update
+        rates.append(learner.learning_rate())
+    cosine = [0.02 + 0.49 * (1 + np.cos(np.pi * update / 100)) for update in range(101)]
+    assert rates[10:] == pytest.approx(cosine[10:])
+    assert rates[:10] == pytest.approx([cosine[update] * (update + 1) / 10 for update in range(10)])
+    assert rates[100] == pytest.approx(0.02)
+    learner.update(batch_of(0))
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(("conditioning", "expected"), [("deployed", {4}), ("state", {1, 2, 3, 4})])
+def test_the_adapter_is_given_the_t_of_the_conditioning(conditioning, expected):
+    learner = learner_of(replace(TRAIN, conditioning=conditioning))
+    asked: list[int] = []
+    learner.robust.adapter.register_forward_hook(lambda net, given, out: asked.extend(given[1].tolist()))  # pyright: ignore
+    learner.update(batch_of(0, 64))
+    assert set(asked) == expected
+
+
+def test_the_kl_term_compares_with_the_clean_images_and_is_weighted():
+    batch = batch_of(0)
+    clean = replace(batch, states=batch.clean, t=torch.full_like(batch.t, 4))
+    config = replace(TRAIN, objective=ObjectiveConfig(reconstruction=0.0, kl=2.0))
+    assert learner_of(config).update(clean)["kl"] == pytest.approx(0, abs=1e-6)
+    figures = learner_of(config).update(batch)
+    assert figures["kl"] > 1e-3
+    assert figures["loss"] == pytest.approx(figures["cross_entropy"] + 2 * figures["kl"], rel=1e-5)
+
+
+def test_fresh_and_stored_losses_are_those_of_last_states():
+    batch = batch_of(0, 32)
+    learner = learner_of()
+    with torch.no_grad():
+        logits = learner.robust(batch.states)
+    each = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+    figures = learner.update(batch)
+    assert figures["fresh"] == pytest.approx(each[batch.fresh & batch.last].mean().item(), rel=1e-5)
+    assert figures["stored"] == pytest.approx(each[~batch.fresh & batch.last].mean().item(), rel=1e-5)
+    none = replace(batch, last=torch.zeros_like(batch.last))
+    assert np.isnan(learner_of().update(none)["fresh"])
+
+
+def test_a_gradient_is_clipped_to_its_bound():
+    learner = learner_of(replace(TRAIN, optimizer="sgd", clip_norm=1e-3, warmup_updates=0, learning_rate=1.0))
+    before = copied(learner.weights())
+    learner.update(batch_of(0))
+    moved = torch.cat([(value - before[name]).flatten() for name, value in learner.weights().items()])
+    # Nesterov's first step is the gradient and 0.9 of it again
+    assert float(moved.norm()) == pytest.approx(1.9e-3, rel=1e-3)
+
+
+def test_bfloat16_updates_keep_float32_weights_and_losses():
+    learner = learner_of(replace(TRAIN, precision="bfloat16"))
+    figures = learner.update(batch_of(0))
+    assert {value.dtype for value in learner.weights().values()} == {torch.float32}
+    assert figures["loss"] == pytest.approx(learner_of().update(batch_of(0))["loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.0}, r"train\.learning_rate is 0; it must be greater than 0"),
+        ({"ema": 1.0}, r"train\.ema is 1; it must lie in \[0, 1\)"),
+        ({"warmup_updates": -1}, r"train\.warmup_updates is -1; it must be at least 0"),
+        ({"threads": 0}, r"train\.threads is 0"),
+        ({"workers": 0}, r"train\.workers is 0"),
+        ({"cache_passes": 0}, r"train\.cache_passes is 0"),
+        ({"weight_decay": -1.0}, r"train\.weight_decay is -1"),
+        ({"clip_norm": -1.0}, r"train\.clip_norm is -1"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TRAIN, **change)
+
+
+def test_the_tests_classifier_has_what_training_mode_changes():
+    assert any(isinstance(module, torch.nn.BatchNorm1d) for module in Small().modules())
+    assert any(isinstance(module, torch.nn.Dropout) for module in Small().modules())

@@ -1,0 +1,104 @@
+"""Loops small enough to run many times in a test, on real digits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stages.data.datasets import DataConfig, load_data
+from stages.evaluation.judge import JudgeConfig
+from stages.nets.unet import UNetConfig
+from stages.rap.attack import AttackConfig
+from stages.rap.threat import ThreatModel
+from stages.training.adapter import TrainConfig
+from stages.training.rounds import LoopConfig, Setup
+from stages.training.schedule import ScheduleConfig
+
+THREATS = {"Linf": ThreatModel(norm="Linf", radius=0.2), "L2": ThreatModel(norm="L2", radius=1.0)}
+DATA = load_data(DataConfig(name="digits", train_images=96, holdout_images=32))
+SCHEDULE = ScheduleConfig(
+    rounds=6, examples=32, unit_examples=16, batch=16, segment_steps=2, replay_rounds=2, max_lag_updates=20
+)
+TRAIN = TrainConfig(learning_rate=2e-3, warmup_updates=4)
+
+
+class Small(nn.Module):
+    """A classifier of digits with batch norm and dropout, whose training mode therefore shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(2 * images - 1)
+
+
+def trained_classifier() -> Small:
+    """Half a second of plain training on the training split; most of it is right."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = Small()
+        optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
+        images, labels = torch.from_numpy(DATA.train.images).float() / 255, torch.from_numpy(DATA.train.labels)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(classifier(images), labels).backward()
+            optimizer.step()
+    return classifier.eval().requires_grad_(False)
+
+
+CLASSIFIER = trained_classifier()
+
+
+def loop_config(norm: str = "Linf", **changes: object) -> LoopConfig:
+    threat = THREATS[norm]
+    config = LoopConfig(
+        threat=threat,
+        attack=AttackConfig(steps=4, batch=16).process(threat),
+        adapter=UNetConfig(width=8, multipliers=(1,)),
+        schedule=SCHEDULE,
+        train=TRAIN,
+        judge=JudgeConfig(images=16, every=2),
+        checkpoint_rounds=2,
+    )
+    return replace(config, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def setup_of(root: Path, config: LoopConfig | None = None, *, name: str = "run", **changes: object) -> Setup:
+    setup = Setup(
+        config=config or loop_config(),
+        train=DATA.train,
+        holdout=DATA.holdout,
+        classifier=CLASSIFIER,
+        classifier_fingerprint="small",
+        root=root,
+        run=root / "runs" / name,
+    )
+    return replace(setup, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def published(setup: Setup) -> dict[str, bytes]:
+    """Every version's weights file, byte for byte."""
+    files = setup.versions.directory.glob("[0-9]*/weights.safetensors")
+    return {file.parent.name: file.read_bytes() for file in files}
+
+
+def after(questions: int) -> Callable[[], bool]:
+    """A `stopped` that says yes from its n-th question on."""
+    asked = 0
+
+    def stopped() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > questions
+
+    return stopped
+
+
+def without_times(line: dict) -> dict:
+    changing = ("seconds", "waiting", "attack_steps_per_second", "worker")
+    return {name: value for name, value in line.items() if name not in changing}
