@@ -1,0 +1,83 @@
+"""Several train workers: the same weights as one, to the last bits of a float32 sum."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import SCHEDULE, TRAIN, after, loop_config, published, setup_of
+from torch import distributed, multiprocessing
+from torch.nn import Parameter
+
+from stages.training.distributed import any_worker, average_gradients, workers
+from stages.training.rounds import Setup, run_serially
+
+# SGD: AdamW divides by the root of the squared gradient, which makes much of rounding where that is near zero.
+CONFIG = loop_config(
+    schedule=replace(SCHEDULE, rounds=2, replay=0.5, overlap_rounds=0),
+    train=replace(TRAIN, optimizer="sgd", learning_rate=0.05),
+)
+
+
+def start(rank: int, root: Path) -> None:
+    """One of two train workers: the small agreements first, then the loop, stopped once and resumed."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
+    parameter, untouched = Parameter(torch.zeros(2)), Parameter(torch.zeros(1))
+    parameter.grad = torch.tensor([1.0, 4.0]) * (rank + 1)
+    average_gradients([parameter, untouched])
+    votes = [any_worker(flag) for flag in (False, rank == 1, True)]
+    torch.save((workers(), parameter.grad, votes), root / f"agreed-{rank}")
+    setup = setup_of(root, CONFIG)
+    run_serially(setup, stopped=after(6) if rank == 1 else lambda: False)
+    distributed.barrier()
+    torch.save(len(setup.journal.lines()), root / f"lines-{rank}")
+    run_serially(setup)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Setup:
+    root = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(start, args=(root,), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    return setup_of(root, CONFIG)
+
+
+def test_gradients_are_averaged_and_one_vote_is_enough(two):
+    for rank in range(2):
+        seen, gradient, votes = torch.load(two.root / f"agreed-{rank}", weights_only=True)
+        assert seen == (rank, 2)
+        assert gradient.tolist() == [1.5, 6.0]
+        assert votes == [False, True, True]
+
+
+def test_two_train_workers_make_the_weights_of_one(two, tmp_path):
+    one = setup_of(tmp_path, CONFIG)
+    run_serially(one)
+    assert set(published(two)) == set(published(one)) == {"0", "1", "2"}
+    assert published(two)["0"] == published(one)["0"]
+    first = one.versions.load(0)
+    for number in (1, 2):
+        ours, theirs = one.versions.load(number), two.versions.load(number)
+        moved = max(float((ours[name] - first[name]).abs().max()) for name in ours)
+        apart = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+        assert apart < 1e-3 * moved
+    ours, theirs = one.journal.lines(), two.journal.lines()
+    assert [line["round"] for line in theirs] == [0, 1]
+    assert theirs[0]["shards"] == ours[0]["shards"]
+
+
+def test_a_stop_that_one_worker_sees_stops_both(two):
+    assert [torch.load(two.root / f"lines-{rank}", weights_only=True) for rank in range(2)] in ([0, 0], [1, 1])
+    assert two.is_complete
+
+
+def test_alone_nothing_is_exchanged():
+    parameter = Parameter(torch.zeros(2))
+    parameter.grad = torch.ones(2)
+    average_gradients([parameter])
+    assert workers() == (0, 1)
+    assert parameter.grad.tolist() == [1, 1]
+    assert any_worker(True)
+    assert not any_worker(False)
