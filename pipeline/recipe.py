@@ -15,7 +15,7 @@ from stages.training.adapter import TrainConfig
 from stages.training.rounds import LoopConfig
 from stages.training.schedule import ScheduleConfig
 
-AdapterSize = Literal["tiny", "small", "4M", "9M", "36M"]
+AdapterSize = Literal["tiny", "tiny-half", "small", "4M", "9M", "36M"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class AdapterConfig:
     """The adapter, a time-conditioned U-Net, and how it meets the classifier."""
 
     size: AdapterSize = "tiny"
-    """Size of the U-Net; tiny has 160k parameters, the last two are DDPM's for CIFAR-10 at half and full width."""
+    """Size of the U-Net; tiny has 160k parameters, tiny-half works on patches of 2x2 pixels, the last two are DDPM's
+    for CIFAR-10 at half and full width."""
     output: Literal["residual", "sigmoid"] = "residual"
     """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
     straight_through: bool = True
@@ -45,13 +46,13 @@ class SearchConfig:
 
     trials: int = 4
     """Trials; the first is the recipe as it stands, the others a random sample of the grid. 0: no search."""
-    rounds: int = 12
+    rounds: int = 24
     """Rounds of the longest trials; ASHA ends the others at a third of them."""
     steps: tuple[int, ...] = (5, 10, 20)
     """T to try."""
-    step_sizes: tuple[float, ...] = (1.25, 2.5, 5.0)
+    step_sizes: tuple[float, ...] = (2.5, 5.0)
     """Step sizes to try, in units of radius / T (never more than the radius)."""
-    noise_scales: tuple[float, ...] = (0.25, 0.5, 1.0)
+    noise_scales: tuple[float, ...] = (0.5, 1.0)
     """Scales of the start's noise to try, in units of the radius."""
 
     def __post_init__(self) -> None:
@@ -129,8 +130,8 @@ def digits() -> Recipe:
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
-        schedule=ScheduleConfig(rounds=100),
-        judge=JudgeConfig(images=None, every=10),
+        schedule=ScheduleConfig(rounds=250),
+        judge=JudgeConfig(images=None, every=25),
     )
 
 
@@ -140,10 +141,12 @@ def mnist() -> Recipe:
         data=DataConfig(name="mnist", train_images=6000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
-        adapter=AdapterConfig(size="tiny", output="sigmoid"),
+        adapter=AdapterConfig(size="tiny-half", output="sigmoid"),
         attack=AttackConfig(steps=20, step_size=0.03),
-        schedule=ScheduleConfig(rounds=150, examples=512, unit_examples=256, segment_steps=4),
-        judge=JudgeConfig(images=200, every=25),
+        schedule=ScheduleConfig(
+            rounds=130, examples=512, unit_examples=256, segment_steps=4, passes=3, replay=0.5, max_lag_updates=32
+        ),
+        judge=JudgeConfig(images=200, every=13),
         search=SearchConfig(trials=0),
         evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
     )

@@ -23,7 +23,10 @@ class UNetConfig:
     multipliers: tuple[int, ...] = (1, 2)
     """Channels at each resolution, as multiples of the width; each is half the resolution of the one before."""
     blocks: int = 1
-    """Residual blocks at each resolution on the way down; the way up has one more."""
+    """Residual blocks at each resolution on the way down."""
+    all_skips: bool = True
+    """Pass every feature map across, as DDPM does: one more block at each resolution on the way up, and in the middle.
+    Otherwise only those of the blocks, which is a third cheaper."""
     attention: int | None = None
     """Resolution, counted from 0 for the highest, that has self-attention (at 32x32, 1 is 16x16); so has the middle."""
     patch: int = 1
@@ -40,7 +43,8 @@ class UNetConfig:
 
 # The last two are the U-Net of DDPM for CIFAR-10 (Ho et al. 2020) at half and at full width.
 UNET_SIZES: dict[str, UNetConfig] = {
-    "tiny": UNetConfig(width=16, multipliers=(1, 2)),
+    "tiny": UNetConfig(width=16, multipliers=(1, 2), all_skips=False),
+    "tiny-half": UNetConfig(width=16, multipliers=(1, 2), all_skips=False, patch=2),
     "small": UNetConfig(width=32, multipliers=(1, 2, 2), patch=2),
     "4M": UNetConfig(width=64, multipliers=(1, 2, 2), blocks=1),
     "9M": UNetConfig(width=64, multipliers=(1, 2, 2, 2), blocks=2, attention=1),
@@ -121,7 +125,8 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(nn.Linear(config.width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.head = nn.Conv2d(channels * config.patch**2, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        current, skips = widths[0], [widths[0]]
+        extra = int(config.all_skips)
+        current, skips = widths[0], [widths[0]] * extra
         for level, width in enumerate(widths):
             stages = [
                 Stage(current if block == 0 else width, width, embedding, attend=self._attends(level))
@@ -130,16 +135,14 @@ class UNet(nn.Module):
             shrink = nn.Conv2d(width, width, 3, stride=2, padding=1) if level < len(widths) - 1 else None
             self.down.append(nn.ModuleList([*stages, *([shrink] if shrink else [])]))
             current = width
-            skips += [width] * len(self.down[-1])  # pyright: ignore[reportArgumentType]
+            skips += [width] * (config.blocks + extra * (shrink is not None))
         self.middle = nn.ModuleList(
-            [
-                Stage(current, current, embedding, attend=config.attention is not None),
-                Stage(current, current, embedding, attend=False),
-            ]
+            Stage(current, current, embedding, attend=block == 0 and config.attention is not None)
+            for block in range(1 + extra)
         )
         for level, width in reversed(list(enumerate(widths))):
             stages = []
-            for _ in range(config.blocks + 1):
+            for _ in range(config.blocks + extra):
                 stages.append(Stage(current + skips.pop(), width, embedding, attend=self._attends(level)))
                 current = width
             grow = nn.Conv2d(width, width, 3, padding=1) if level else None
@@ -159,11 +162,12 @@ class UNet(nn.Module):
     ) -> Float[Tensor, "batch channel height width"]:
         embedded = self.embed(_sinusoids(t, self.config.width // 2).to(images.dtype))
         features = self.head(functional.pixel_unshuffle(2 * images - 1, self.config.patch))
-        skips = [features]
+        skips = [features] if self.config.all_skips else []
         for level in self.down:
             for layer in level:  # pyright: ignore[reportGeneralTypeIssues]
                 features = layer(features, embedded) if isinstance(layer, Stage) else layer(features)
-                skips.append(features)
+                if self.config.all_skips or isinstance(layer, Stage):
+                    skips.append(features)
         for stage in self.middle:
             features = stage(features, embedded)
         for level in self.up:

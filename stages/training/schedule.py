@@ -45,7 +45,7 @@ class ScheduleConfig:
     """1 attacks the weights of the round before, so that generating and training run side by side."""
     max_lag_updates: int = 32
     """Most updates that may lie between the attacked weights and the first use of a shard."""
-    last_states: float = 0.65
+    last_states: float = 0.0
     """Share of training states that are the last of their segment."""
     clean_states: float = 0.0
     """Share of training states that are the clean image; the rest is drawn evenly from t = 1 .. k (with both

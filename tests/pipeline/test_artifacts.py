@@ -1,0 +1,79 @@
+"""An artifact is there whole, or not at all."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import ArtifactError, Store
+
+
+@dataclass(frozen=True)
+class Config:
+    rate: float = 0.5
+
+
+def write(directory: Path) -> dict:
+    (directory / "weights.bin").write_bytes(b"weights")
+    (directory / "more").mkdir()
+    (directory / "more" / "notes.txt").write_text("notes")
+    return {"accuracy": 0.9}
+
+
+def make(store: Store) -> Path:
+    return store.make("thing", "abc", write, config=Config(), inputs={"data": "def"}).path
+
+
+def test_an_artifact_comes_back_with_its_manifest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.get("thing", "abc") is None
+    path = make(store)
+    found = store.get("thing", "abc")
+    assert found is not None
+    assert found.path == path
+    assert found.metrics == {"accuracy": 0.9}
+    assert found.manifest["config"] == {"rate": 0.5}
+    assert set(found.manifest["outputs"]) == {"weights.bin", "more/notes.txt"}
+    assert {"commit", "packages", "device", "threads", "seconds"} <= found.manifest["provenance"].keys()
+
+
+def test_an_artifact_is_made_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    make(store)
+
+    def again(directory: Path) -> dict:
+        raise AssertionError("made twice")
+
+    assert store.make("thing", "abc", again, config=Config(), inputs={}).metrics == {"accuracy": 0.9}
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def fail(directory: Path) -> dict:
+        (directory / "half").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.make("thing", "abc", fail, config=Config(), inputs={})
+    assert store.get("thing", "abc") is None
+    assert not list((tmp_path / "store" / "thing").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "deleted", "manifest"])
+def test_a_damaged_artifact_is_named(damage: str, tmp_path: Path) -> None:
+    path = make(Store(tmp_path))
+    victim = "manifest.json" if damage == "manifest" else "weights.bin"
+    if damage == "deleted":
+        (path / victim).unlink()
+    else:
+        content = {"changed": b"weighty", "truncated": b"weig", "manifest": b"{"}[damage]
+        (path / victim).write_bytes(content)
+    with pytest.raises(ArtifactError, match=victim):
+        Store(tmp_path).get("thing", "abc")
+
+
+def test_the_manifest_is_json_that_others_can_read(tmp_path: Path) -> None:
+    manifest = json.loads((make(Store(tmp_path)) / "manifest.json").read_text())
+    assert manifest["name"] == "thing/abc"

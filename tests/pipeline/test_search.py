@@ -1,0 +1,44 @@
+"""What the search tries: a function of the recipe, on the lattice, never the test data."""
+
+from dataclasses import fields, replace
+
+from pipeline.recipe import PRESETS, SearchConfig
+from pipeline.search import candidates, resolved
+from stages.data.splits import Split
+from stages.training.rounds import Setup
+
+DIGITS = PRESETS["digits"]()
+
+
+def test_the_first_candidate_is_the_recipes_own_attack() -> None:
+    found = candidates(DIGITS)
+    assert found[0] == resolved(DIGITS.attack, DIGITS)
+    assert len(found) == len(set(found)) == DIGITS.search.trials
+    assert found == candidates(DIGITS)
+
+
+def test_every_candidate_fits_lattice_and_ball() -> None:
+    recipe = replace(DIGITS, search=SearchConfig(trials=100))
+    found = candidates(recipe)
+    assert len(found) >= 8
+    for attack in found:
+        process = attack.process(recipe.threat)
+        assert process.step <= process.bound
+        assert process.step == attack.step_size * process.denominator
+        assert attack.steps >= recipe.schedule.segment_steps
+
+
+def test_what_is_fixed_is_not_varied() -> None:
+    search = SearchConfig(trials=100, steps=(), step_sizes=())
+    recipe = replace(DIGITS, attack=replace(DIGITS.attack, steps=7, step_size=0.05), search=search)
+    found = candidates(recipe)
+    assert {(attack.steps, attack.step_size) for attack in found} == {(7, 0.05)}
+    assert len({attack.noise_scale for attack in found}) > 1
+
+
+def test_another_seed_tries_others() -> None:
+    assert candidates(DIGITS) != candidates(replace(DIGITS, seed=1))
+
+
+def test_a_trial_cannot_see_test_images() -> None:
+    assert {field.name for field in fields(Setup) if field.type is Split} == {"train", "holdout"}
