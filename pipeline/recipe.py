@@ -130,8 +130,8 @@ def digits() -> Recipe:
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
-        schedule=ScheduleConfig(rounds=250),
-        judge=JudgeConfig(images=None, every=25),
+        schedule=ScheduleConfig(rounds=150, batch=64),
+        judge=JudgeConfig(images=None, every=15),
     )
 
 
@@ -143,10 +143,9 @@ def mnist() -> Recipe:
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
         adapter=AdapterConfig(size="tiny-half", output="sigmoid"),
         attack=AttackConfig(steps=20, step_size=0.03),
-        schedule=ScheduleConfig(
-            rounds=130, examples=512, unit_examples=256, segment_steps=4, passes=3, replay=0.5, max_lag_updates=32
-        ),
-        judge=JudgeConfig(images=200, every=13),
+        schedule=ScheduleConfig(rounds=380, segment_steps=4, batch=64, replay=0.5),
+        train=TrainConfig(learning_rate=1.5e-3),
+        judge=JudgeConfig(images=200, every=38),
         search=SearchConfig(trials=0),
         evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
     )
