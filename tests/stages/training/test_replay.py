@@ -15,12 +15,12 @@ from stages.trajectories.shards import ShardError
 
 
 def generated(tmp_path, norm: str = "Linf", **changes: object):
-    """Three rounds of shards against the first weights, and a window that holds them."""
+    """Four rounds of shards against the first weights, the last warm, and a window that holds them."""
     setup = setup_of(tmp_path, loop_config(norm, **changes))
     cache, window = TrajectoryCache(setup.root), ReplayWindow(setup.train)
     weights = setup.learner().weights()
-    generator, names = Generator(setup, cache), ["v0"] * 3
-    for number in range(3):
+    generator, names = Generator(setup, cache), ["v0"] * 4
+    for number in range(4):
         units = setup.units.of(number, names)
         for unit in units:
             generator.generate(unit, lambda: weights)
@@ -33,7 +33,8 @@ def generated(tmp_path, norm: str = "Linf", **changes: object):
 def test_a_batch_holds_the_states_of_the_shards_bit_for_bit(norm, augmented, tmp_path):
     setup, cache, window, names = generated(tmp_path, norm, augment=augmented)
     lattice = setup.config.attack.lattice
-    for batch in setup.schedule.batches(2):
+    assert any(unit.made.any() for unit in setup.units.of(3, names))
+    for batch in setup.schedule.batches(3):
         batch.states[::5] = 0  # the clean image
         got = window.batch(batch)
         for place, (number, slot, state) in enumerate(zip(batch.rounds, batch.slots, batch.states, strict=True)):
@@ -59,11 +60,11 @@ def test_a_batch_holds_the_states_of_the_shards_bit_for_bit(norm, augmented, tmp
 
 def test_rounds_outside_the_window_are_forgotten(tmp_path):
     setup, _, window, _ = generated(tmp_path)
-    batch = setup.schedule.batches(2)[0]
+    batch = setup.schedule.batches(3)[0]
     wanted = window.batch(batch)
-    window.keep(range(1, 3))
-    assert [number in window for number in range(3)] == [False, True, True]
-    kept = batch.rounds >= 1
+    window.keep(range(2, 4))
+    assert [number in window for number in range(4)] == [False, False, True, True]
+    kept = batch.rounds >= 2
     with pytest.raises(KeyError):
         window.batch(setup.schedule.batches(0)[0])
     some = replace(batch, **{name: column[kept] for name, column in vars(batch).items()})
@@ -83,7 +84,7 @@ def test_a_damaged_shard_is_named_when_training_reads_it(tmp_path):
 
 def test_every_slot_of_a_round_can_be_asked_for(tmp_path):
     setup, _, window, names = generated(tmp_path)
-    batch = setup.schedule.batches(2)[0]
+    batch = setup.schedule.batches(3)[0]
     slots = np.arange(32)
     whole = replace(
         batch,
