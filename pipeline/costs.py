@@ -20,6 +20,7 @@ from stages.training.replay import TrainingBatch
 from stages.training.rounds import Setup
 
 CALIBRATION_IMAGES = 32
+QUICK = 0.05  # seconds an image; below, more images can be timed, whose overhead is shared as in a real batch
 # Forward and backward passes of AutoAttack (standard) on an image that survives all of it: APGD-CE 100,
 # APGD-T 9 x 100, FAB-T 9 x 100 at about two each, and Square's 5,000 forward passes at a third.
 AUTOATTACK_PASSES = 100 + 900 + 1800 + 1700
@@ -71,7 +72,7 @@ def describe_costs(plan: Plan) -> str:
     lines = [f"run {plan.run.name} on {plan.data.name}, below {plan.root}", ""]
     for stage in found:
         lines += [f"{stage.name:12} {stage.fingerprint:34} {stage.state}", f"{'':12} {stage.cost}"]
-    lines += ["", "times: one worker with the recipe's threads on this machine, from a short calibration"]
+    lines += ["", "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration"]
     return "\n".join(lines)
 
 
@@ -91,27 +92,28 @@ def untrained_setup(plan: Plan) -> Setup:
 
 
 def calibrate(setup: Setup) -> tuple[float, float]:
-    """Seconds of one attack step on one image, and of one update, measured after a first try."""
-    torch.set_num_threads(setup.config.attack.threads)
-    robust, process, split = setup.build(), setup.config.attack, setup.train
-    images = torch.from_numpy(split.images[:CALIBRATION_IMAGES])
-    labels = torch.from_numpy(split.labels[:CALIBRATION_IMAGES])
-    start = draw_start(process, 0, split.rows[:CALIBRATION_IMAGES], images.shape[1:])
-    step = _time(lambda: attack(robust, images, labels, process, start, steps=1)) / len(images)
+    """Seconds of one attack step on one image, and of one update; large networks are timed on two images."""
+    step, update = _calibrate_on(setup, images=2)
+    if max(step, update) < QUICK:
+        step, update = _calibrate_on(setup, images=CALIBRATION_IMAGES)
+    return step, update * setup.config.schedule.batch
+
+
+def _calibrate_on(setup: Setup, images: int) -> tuple[float, float]:
+    """Seconds per image of an attack step and of an update, measured after a first try."""
+    process, split = replace(setup.config.attack, precision="float32"), setup.train  # CPUs may emulate bfloat16
+    chosen, labels = torch.from_numpy(split.images[:images]), torch.from_numpy(split.labels[:images])
+    start = draw_start(process, 0, split.rows[:images], tuple(chosen.shape[1:]))
+    config = replace(setup.config, train=replace(setup.config.train, precision="float32"))
+    robust, learner, clean = setup.build(), replace(setup, config=config).learner(), chosen.float() / 255
+    everything = torch.ones(images, dtype=torch.bool)
+    t = torch.full_like(labels, process.steps)
+    batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=t, fresh=everything, last=everything)
+    torch.set_num_threads(process.threads)
+    step = _time(lambda: attack(robust, chosen, labels, process, start, steps=1))
     torch.set_num_threads(setup.config.train.threads)
-    clean = images.float() / 255
-    everything = torch.ones(len(images), dtype=torch.bool)
-    batch = TrainingBatch(
-        states=clean,
-        clean=clean,
-        labels=labels,
-        t=torch.full_like(labels, process.steps),
-        fresh=everything,
-        last=everything,
-    )
-    learner = setup.learner()
-    update = _time(lambda: learner.update(batch)) * setup.config.schedule.batch / len(images)
-    return step, update
+    update = _time(lambda: learner.update(batch))
+    return step / images, update / images
 
 
 def predicted_bytes(plan: Plan, steps: int) -> int:

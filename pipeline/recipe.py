@@ -161,9 +161,7 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
         ),
         adapter=AdapterConfig(size="36M"),
         attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),
-        schedule=ScheduleConfig(
-            rounds=600, examples=4096, unit_examples=2048, segment_steps=3, batch=256, max_lag_updates=64
-        ),
+        schedule=ScheduleConfig(rounds=1200, examples=2048, unit_examples=1024, batch=256, max_lag_updates=48),
         train=TrainConfig(learning_rate=5e-4, weight_decay=5e-4, clip_norm=1.0, ema=0.999, precision="bfloat16"),
         judge=JudgeConfig(images=512, every=20),
         search=SearchConfig(trials=8, rounds=30),

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 
 import numpy as np
@@ -134,7 +134,7 @@ def generate_unit(
         zero_gradients=measured[2],
         seconds=time.perf_counter() - began,
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
     def compare(read_back: Segments) -> None:

@@ -11,6 +11,8 @@ from pipeline.command import parse
 from pipeline.plan import claimed, make_plan, recipe_fingerprint
 from pipeline.recipe import PRESETS
 from pipeline.run import main
+from pipeline.search import candidates
+from stages.training.schedule import Schedule
 
 
 class Probabilities(nn.Module):
@@ -89,7 +91,11 @@ def test_an_explicit_flag_is_not_searched() -> None:
 def test_every_preset_makes_sense_also_with_the_papers_settings(preset: str) -> None:
     for flags in ([], ["--paper"]):
         recipe = parse([preset, *flags]).recipe
-        assert recipe.loop().attack.step <= recipe.loop().attack.bound
+        images = recipe.data.train_images or {"digits": 1277, "cifar10": 49_000}[recipe.data.name]
+        for attack in candidates(recipe) or [recipe.attack]:
+            loop = recipe.loop(attack)
+            schedule = Schedule(loop.schedule, images=images, length=loop.attack.steps, seed=0)
+            assert schedule.lag_bound <= loop.schedule.max_lag_updates
 
 
 def test_the_command_line_is_frozen() -> None:
