@@ -23,7 +23,8 @@ from stages.training.schedule import Schedule
 from stages.trajectories.ledger import LedgerRow
 
 # The alarms. Each names a way in which training on stored adversaries fails without its loss showing it.
-STALE_RATIO = 3.0  # loss on fresh adversaries over loss on replayed ones; 1 to 1.5 in healthy runs
+STALE_RATIO = 3.0  # median loss on fresh adversaries over that on replayed ones; 1.2 to 2 in healthy runs
+STALE_ROUNDS = 10  # of that many rounds, since a single one reaches 5 in healthy runs
 ZERO_GRADIENTS = 0.3  # share of pixels without gradient: masked by saturation, so the attack is blind there
 
 
@@ -67,10 +68,11 @@ def round_line(
 def alarms(line: dict, best: float | None) -> list[str]:
     """What is wrong with a round, in words; ``best`` is the judge's best robust accuracy before it."""
     found = []
-    if (line["fresh_to_stored"] or 0) > STALE_RATIO:
+    ratio = line["recent_fresh_to_stored"]
+    if ratio is not None and ratio > STALE_RATIO:
         found.append(
-            f"stale: the loss on fresh adversaries is {line['fresh_to_stored']:.1f} times that on replayed ones; "
-            "lower schedule.passes or schedule.replay_rounds"
+            f"stale: over {STALE_ROUNDS} rounds the loss on fresh adversaries is {ratio:.1f} times that on replayed "
+            "ones; lower schedule.passes or schedule.replay_rounds"
         )
     if line["zero_gradients"] > ZERO_GRADIENTS:
         found.append(
@@ -131,6 +133,7 @@ class Journal:
     def write(self, line: dict, learner: Learner, verdict: Judgement | None, *, checkpoint: bool) -> None:
         """Record a round: its line with alarms, the best weights if these are, and a checkpoint where one is due."""
         best = self.best_robust(before=line["round"] + 1)
+        line["recent_fresh_to_stored"] = self._recent_ratio(line)
         line["alarms"] = alarms(line, best)
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -140,6 +143,12 @@ class Journal:
             temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
             torch.save({"round": line["round"] + 1, "learner": learner.state()}, temporary)
             temporary.replace(self.checkpoint)
+
+    def _recent_ratio(self, line: dict) -> float | None:
+        """The median ratio of fresh to stored loss over the last rounds, this one included; None before there are."""
+        ratios = [each["fresh_to_stored"] for each in [*self.lines()[1 - STALE_ROUNDS :], line]]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return float(np.median(known)) if len(known) == STALE_ROUNDS else None
 
     def best_robust(self, before: int) -> float | None:
         """The judge's best robust accuracy over the versions before one, from the lines that are there."""

@@ -12,7 +12,7 @@ from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
 from stages.training.journal import Journal, alarms
 
-HEALTHY = {"fresh_to_stored": 1.2, "zero_gradients": 0.05}
+HEALTHY = {"fresh_to_stored": 1.2, "recent_fresh_to_stored": 1.2, "zero_gradients": 0.05}
 
 
 def judged(correct: int, images: int = 100) -> Judgement:
@@ -28,13 +28,17 @@ def judged_line(number: int, correct: int) -> dict:
 def test_a_healthy_round_raises_no_alarm():
     assert alarms(HEALTHY, None) == []
     assert alarms(judged_line(1, 50), 0.52) == []
-    assert alarms({**HEALTHY, "fresh_to_stored": None}, 0.5) == []
+    assert alarms({**HEALTHY, "recent_fresh_to_stored": None}, 0.5) == []
 
 
 @pytest.mark.parametrize(
     ("line", "best", "start"),
     [
-        ({**HEALTHY, "fresh_to_stored": 3.1}, None, "stale: the loss on fresh adversaries is 3.1 times"),
+        (
+            {**HEALTHY, "recent_fresh_to_stored": 3.1},
+            None,
+            "stale: over 10 rounds the loss on fresh adversaries is 3.1 times",
+        ),
         ({**HEALTHY, "zero_gradients": 0.31}, None, "zero gradients: 31% of the pixels have none"),
         (judged_line(9, 20), 0.5, "collapse: the judge finds 20.0%, after 50.0% before"),
     ],
@@ -53,7 +57,7 @@ def test_a_drop_within_the_interval_is_no_collapse():
 
 
 def test_several_alarms_are_all_raised():
-    line = {**judged_line(9, 0), "fresh_to_stored": 9.0, "zero_gradients": 0.9}
+    line = {**judged_line(9, 0), "recent_fresh_to_stored": 9.0, "zero_gradients": 0.9}
     assert len(alarms(line, 0.9)) == 3
 
 
@@ -104,3 +108,12 @@ def test_the_weights_that_the_judge_liked_best_are_kept(tmp_path):
     assert journal.best_robust(before=9) == 0.6
     assert [len(line["alarms"]) for line in journal.lines()] == [0, 0, 0, 1]
     assert not (tmp_path / "runs/run/train/checkpoint.pt").exists()
+
+
+def test_a_stale_alarm_needs_ten_rounds(tmp_path):
+    setup = setup_of(tmp_path, loop_config(train=TRAIN))
+    journal, learner = setup.journal, setup.learner()
+    for number in range(12):
+        line = {"round": number, "fresh_to_stored": 4.0, "zero_gradients": 0.0}
+        journal.write(line, learner, None, checkpoint=False)
+    assert [len(line["alarms"]) for line in journal.lines()] == [0] * 9 + [1] * 3
