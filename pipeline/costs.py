@@ -72,7 +72,10 @@ def describe_costs(plan: Plan) -> str:
     lines = [f"run {plan.run.name} on {plan.data.name}, below {plan.root}", ""]
     for stage in found:
         lines += [f"{stage.name:12} {stage.fingerprint:34} {stage.state}", f"{'':12} {stage.cost}"]
-    lines += ["", "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration"]
+    lines += [
+        "",
+        "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration",
+    ]
     return "\n".join(lines)
 
 
