@@ -23,7 +23,7 @@ class AdapterConfig:
     """The adapter, a time-conditioned U-Net, and how it meets the classifier."""
 
     size: AdapterSize = "tiny"
-    """Size of the U-Net; tiny has 160k parameters, tiny-half works on patches of 2x2 pixels, the last two are DDPM's
+    """Size of the U-Net; tiny has 0.1M parameters, tiny-half works on patches of 2x2 pixels, the last two are DDPM's
     for CIFAR-10 at half and full width."""
     output: Literal["residual", "sigmoid"] = "residual"
     """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
@@ -137,7 +137,7 @@ def digits() -> Recipe:
 
 
 def mnist() -> Recipe:
-    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3, in about 20 minutes on two cores."""
+    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3, in 25 minutes on two cores."""
     return Recipe(
         data=DataConfig(name="mnist", train_images=6000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
