@@ -21,6 +21,7 @@ from pipeline.rounds import run_loop
 from pipeline.search import search_attack
 from pipeline.workers import Session
 from stages.fingerprint import canonical, fingerprint, weights_fingerprint
+from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.shipped import save_model
 from stages.training.rounds import Setup, load_trained
@@ -75,7 +76,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 workers=workers,
                 progress=say,
             )
-    return collect(plan, setup, robust, shipped, search, cached, found, before, seconds)
+    return collect(plan, setup, attack, robust, shipped, search, cached, found, before, seconds)
 
 
 def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
@@ -119,6 +120,7 @@ def follow(setup: Setup, say: Callable[[str], None]) -> Callable[[dict], None]:
 def collect(
     plan: Plan,
     setup: Setup,
+    attack: AttackConfig,
     robust: RobustClassifier,
     shipped: dict,
     search: dict,
@@ -155,7 +157,7 @@ def collect(
         "threat": canonical(recipe.threat),
         "classifier": {"architecture": recipe.classifier.factory or recipe.classifier.architecture},
         "adapter_parameters": sum(weight.numel() for weight in robust.adapter.parameters()) if robust.adapter else 0,
-        "attack": canonical(setup.config.attack),
+        "attack": canonical(attack),
         "search": search,
         "from_cache": cached,
         "shipped": shipped,

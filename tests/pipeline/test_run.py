@@ -163,7 +163,7 @@ def test_real_cifar10_goes_through_every_stage(tmp_path: Path) -> None:
         "data.train-images": 128,
         "data.holdout-images": 200,
         "classifier.architecture": "cnn",
-        "classifier.images": 4000,
+        "classifier.images": 3000,
         "classifier.epochs": 2,
         "classifier.learning-rate": 0.05,
         "classifier.batch": 64,
@@ -173,7 +173,7 @@ def test_real_cifar10_goes_through_every_stage(tmp_path: Path) -> None:
         "train.precision": "float32",
         "schedule.rounds": 3,
         "search.trials": 0,
-        "evaluation.images": 4,
+        "evaluation.images": 1,
         "evaluation.pgd-images": 16,
     }
     flags = [f"--{name}={value}" for name, value in small.items()]
