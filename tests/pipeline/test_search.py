@@ -24,6 +24,7 @@ def test_every_candidate_fits_lattice_and_ball() -> None:
     for attack in found:
         process = attack.process(recipe.threat)
         assert process.step <= process.bound
+        assert attack.step_size is not None
         assert process.step == attack.step_size * process.denominator
         assert attack.steps >= recipe.schedule.segment_steps
 
