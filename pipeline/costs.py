@@ -16,6 +16,7 @@ from pipeline.plan import Plan
 from pipeline.search import candidates, search_fingerprint
 from stages.nets.classifiers import build_classifier
 from stages.rap.attack import attack, draw_start
+from stages.threads import cpu_threads
 from stages.training.replay import TrainingBatch
 from stages.training.rounds import Setup
 
@@ -112,10 +113,10 @@ def _calibrate_on(setup: Setup, images: int) -> tuple[float, float]:
     everything = torch.ones(images, dtype=torch.bool)
     t = torch.full_like(labels, process.steps)
     batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=t, fresh=everything, last=everything)
-    torch.set_num_threads(process.threads)
-    step = _time(lambda: attack(robust, chosen, labels, process, start, steps=1))
-    torch.set_num_threads(setup.config.train.threads)
-    update = _time(lambda: learner.update(batch))
+    with cpu_threads(process.threads):
+        step = _time(lambda: attack(robust, chosen, labels, process, start, steps=1))
+    with cpu_threads(setup.config.train.threads):
+        update = _time(lambda: learner.update(batch))
     return step / images, update / images
 
 

@@ -23,6 +23,7 @@ from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
+from stages.threads import cpu_threads
 
 FORMAT = 1
 PGD_CHUNK = 250  # images of a chunk under PGD, which costs a hundredth of AutoAttack
@@ -158,17 +159,17 @@ def _parts(images: Split, size: int) -> list[Split]:
 def attack_to_receipt(work: tuple[tuple[str, str], Chunk, str, list[Ref[nn.Module]]]) -> Artifact:
     """Attack one chunk, verify what was found, and commit both as an artifact. Runs in a process of its own."""
     _, chunk, device, (reference,) = work
-    torch.set_num_threads(1)
     model = reference.get().to(device)
     measure = _measure_pgd if chunk.kind == "pgd" else _measure_autoattack
-    return Store(Path(chunk.root)).make(
-        chunk.kind,
-        chunk.fingerprint,
-        lambda directory: measure(chunk, model, directory),
-        config={"attack": chunk.identity, "threat": chunk.threat},
-        inputs={"model": chunk.model, "images": chunk.split.fingerprint},
-        device=device,
-    )
+    with cpu_threads(1):
+        return Store(Path(chunk.root)).make(
+            chunk.kind,
+            chunk.fingerprint,
+            lambda directory: measure(chunk, model, directory),
+            config={"attack": chunk.identity, "threat": chunk.threat},
+            inputs={"model": chunk.model, "images": chunk.split.fingerprint},
+            device=device,
+        )
 
 
 def _measure_autoattack(chunk: Chunk, model: nn.Module, directory: Path) -> dict:

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from cluster.session import Cluster, session
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What a test computes itself agrees to the bit with what recipes compute, which use one thread.
+    torch.set_num_threads(1)
     # Ray copies its own data context, which warns of a field of its own.
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 

@@ -15,6 +15,7 @@ from stages.data.augmentation import augment
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
+from stages.threads import cpu_threads
 from stages.training.adapter import Learner
 from stages.training.replay import ReplayWindow
 from stages.training.rounds import Setup, judge_on_holdout
@@ -50,36 +51,36 @@ def train_on_cache(setup: Setup, shards: list[str], *, passes: int) -> CachedTra
     hold other images or another lattice than the setup's.
     """
     cache, config = TrajectoryCache(setup.root), setup.config
-    torch.set_num_threads(config.train.threads)
     rows = [cache.ledger.get(name) for name in shards]
     segments = [cache.read(name) for name in shards]
     for part, row in zip(segments, rows, strict=True):
         _check(part, row, setup)
-    batch = config.schedule.batch
-    total = sum(-(-len(part) // batch) for part in segments) * passes
-    learner = Learner(setup.build(), config.train, total_updates=total, seed=config.seed)
-    window = ReplayWindow(setup.train, setup.device)
-    for turn in range(passes):
-        for number, part in enumerate(segments):
-            window.keep(range(0))
-            window.add(number, [part])
-            order = randomness.permutation(len(part), config.seed, "cached", turn, number)
-            states = randomness.integers(1, part.steps + 1, len(part), config.seed, "cached state", turn, number)
-            for first in range(0, len(part), batch):
-                slots = order[first : first + batch]
-                learner.update(window.batch(_batch(number, slots, states[slots])))
-    slots = np.arange(len(segments[-1]))
-    last = window.batch(_batch(len(segments) - 1, slots, np.full(len(slots), segments[-1].steps)))
-    robust = learner.robust.eval().requires_grad_(False)
-    with torch.no_grad():
-        right = (robust(last.states).argmax(1) == last.labels).cpu().numpy()
-    return CachedTraining(
-        weights={name: value.detach().cpu().clone() for name, value in learner.weights().items()},
-        updates=learner.updates,
-        foreign_weights=len({row.weights for row in rows if row is not None}),
-        stored=Accuracy.from_mask(right),
-        fresh=judge_on_holdout(robust, setup),
-    )
+    with cpu_threads(config.train.threads):
+        batch = config.schedule.batch
+        total = sum(-(-len(part) // batch) for part in segments) * passes
+        learner = Learner(setup.build(), config.train, total_updates=total, seed=config.seed)
+        window = ReplayWindow(setup.train, setup.device)
+        for turn in range(passes):
+            for number, part in enumerate(segments):
+                window.keep(range(0))
+                window.add(number, [part])
+                order = randomness.permutation(len(part), config.seed, "cached", turn, number)
+                states = randomness.integers(1, part.steps + 1, len(part), config.seed, "cached state", turn, number)
+                for first in range(0, len(part), batch):
+                    slots = order[first : first + batch]
+                    learner.update(window.batch(_batch(number, slots, states[slots])))
+        slots = np.arange(len(segments[-1]))
+        last = window.batch(_batch(len(segments) - 1, slots, np.full(len(slots), segments[-1].steps)))
+        robust = learner.robust.eval().requires_grad_(False)
+        with torch.no_grad():
+            right = (robust(last.states).argmax(1) == last.labels).cpu().numpy()
+        return CachedTraining(
+            weights={name: value.detach().cpu().clone() for name, value in learner.weights().items()},
+            updates=learner.updates,
+            foreign_weights=len({row.weights for row in rows if row is not None}),
+            stored=Accuracy.from_mask(right),
+            fresh=judge_on_holdout(robust, setup),
+        )
 
 
 def _check(part: Segments, row: LedgerRow | None, setup: Setup) -> None:

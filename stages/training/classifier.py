@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int16, Int64, UInt8
@@ -14,6 +13,7 @@ from stages.data.augmentation import augment, draw_augmentation
 from stages.data.splits import Split
 from stages.nets.classifiers import ClassifierConfig
 from stages.randomness import key_seed, permutation
+from stages.threads import cpu_threads
 
 
 class DivergedError(RuntimeError):
@@ -38,7 +38,7 @@ def train_classifier(
     Raises DivergedError when the loss becomes NaN or infinite.
     """
     devices = [device] if device.startswith("cuda") else []
-    with _threads(config.threads), torch.random.fork_rng(devices):
+    with cpu_threads(config.threads), torch.random.fork_rng(devices):
         torch.manual_seed(key_seed(seed, "classifier"))
         classifier = build().to(device).float()
         if config.epochs:
@@ -174,14 +174,3 @@ def _batches(
 def _one_cycle(progress: float) -> float:
     """The learning rate as a share of its peak: up over the first fifth of the updates, down to 0 at the end."""
     return min(progress / 0.2, (1 - progress) / 0.8)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many CPU threads inside, and as many as before outside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

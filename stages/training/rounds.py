@@ -24,6 +24,7 @@ from stages.randomness import key_seed
 from stages.rap.attack import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
+from stages.threads import cpu_threads
 from stages.training.adapter import Learner, TrainConfig
 from stages.training.distributed import any_worker, workers
 from stages.training.journal import Journal, round_line
@@ -139,9 +140,7 @@ def run_serially(
     generator = Generator(setup, cache)
 
     def obtain(units: list[Unit]) -> list[LedgerRow]:
-        rows = [generator.generate(unit, partial(versions.load, unit.version)) for unit in units]
-        torch.set_num_threads(setup.config.train.threads)
-        return rows
+        return [generator.generate(unit, partial(versions.load, unit.version)) for unit in units]
 
     run_rounds(setup, obtain, stopped=stopped, report=report)
 
@@ -159,7 +158,6 @@ class Generator:
         committed = self.cache.ledger.get(unit.fingerprint)
         if committed is not None:
             return committed
-        torch.set_num_threads(unit.process.threads)
         if self.robust is None:
             self.robust = self.setup.build()
         if self.held != unit.weights:
@@ -193,14 +191,13 @@ def run_rounds(
     every batch, and rank 0 writes.
     """
     rank, _ = workers()
-    with setup.journal.owned() if rank == 0 else nullcontext():
+    with setup.journal.owned() if rank == 0 else nullcontext(), cpu_threads(setup.config.train.threads):
         _run_rounds(setup, obtain, stopped, report or (lambda line: None), rank)
 
 
 def _run_rounds(
     setup: Setup, obtain: Obtain, stopped: Callable[[], bool], report: Callable[[dict], None], rank: int
 ) -> None:
-    torch.set_num_threads(setup.config.train.threads)
     learner, schedule, versions, journal = setup.learner(), setup.schedule, setup.versions, setup.journal
     first = journal.resume(learner, setup.device)
     if rank == 0:

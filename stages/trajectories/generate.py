@@ -18,6 +18,7 @@ from stages.data.splits import Split
 from stages.fingerprint import array_fingerprint, canonical_json, fingerprint
 from stages.rap.attack import AttackProcess, Trajectory, attack, draw_start
 from stages.rap.robust import RobustClassifier
+from stages.threads import cpu_threads
 from stages.trajectories.cache import TrajectoryCache, last_states_checksum
 from stages.trajectories.codec import Segments, encode
 from stages.trajectories.ledger import LedgerRow
@@ -180,19 +181,20 @@ def _attack(
 ) -> Trajectory:
     """The attack, in batches of the process's size, on ``device``; the result lies on the CPU."""
     made = torch.from_numpy(unit.made)
-    pieces = [
-        attack(
-            robust,
-            images[part].to(device),
-            labels[part].to(device),
-            unit.process,
-            start[part].to(device),
-            steps=unit.steps,
-            made=made[part].to(device),
-            seed=unit.start_seed,
-        ).cpu()
-        for part in _parts(len(images), unit.process.batch)
-    ]
+    with cpu_threads(unit.process.threads):
+        pieces = [
+            attack(
+                robust,
+                images[part].to(device),
+                labels[part].to(device),
+                unit.process,
+                start[part].to(device),
+                steps=unit.steps,
+                made=made[part].to(device),
+                seed=unit.start_seed,
+            ).cpu()
+            for part in _parts(len(images), unit.process.batch)
+        ]
     return Trajectory.join(pieces)
 
 

@@ -10,6 +10,7 @@ from generated_units import SPLIT, THREATS, files_below, make, process_of, small
 
 from stages.data.augmentation import augment
 from stages.rap.attack import attack, draw_start
+from stages.threads import cpu_threads
 from stages.trajectories import generate, shards
 from stages.trajectories.cache import TrajectoryCache, last_states_checksum
 from stages.trajectories.generate import LossyShardError, Unit, generate_unit
@@ -23,6 +24,16 @@ def clean_of(unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:
     if unit.augmentation is not None:
         images = augment(images, torch.from_numpy(unit.augmentation))
     return images, torch.from_numpy(SPLIT.labels[places])
+
+
+@pytest.mark.parametrize("callers", [2, 3])
+def test_a_unit_does_not_depend_on_the_callers_threads(callers, tmp_path):
+    unit = unit_of()
+    wanted = make(unit, tmp_path / "one")
+    with cpu_threads(callers):
+        row = make(unit, tmp_path / "more")
+        assert torch.get_num_threads() == callers
+    assert (row.loss, row.sha256) == (wanted.loss, wanted.sha256)
 
 
 AUGMENTED = np.stack([np.arange(12) % 9, np.arange(12) % 5, np.arange(12) % 2], 1).astype(np.int16)
