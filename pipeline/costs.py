@@ -84,15 +84,7 @@ def untrained_setup(plan: Plan) -> Setup:
     """The loop's setup with a classifier that has no trained weights: enough to count and to time."""
     with torch.random.fork_rng():
         classifier: nn.Module = plan.external or build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
-    return Setup(
-        config=plan.recipe.loop(),
-        train=plan.data.train,
-        holdout=plan.data.holdout,
-        classifier=classifier,
-        classifier_fingerprint=plan.classifier_fingerprint,
-        root=plan.root,
-        run=plan.run,
-    )
+    return plan.setup(classifier)
 
 
 def calibrate(setup: Setup) -> tuple[float, float]:

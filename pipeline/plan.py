@@ -21,6 +21,7 @@ from stages.fingerprint import canonical, fingerprint, weights_fingerprint
 from stages.nets.classifiers import build_classifier, check_classifier
 from stages.randomness import permutation
 from stages.training.journal import Journal
+from stages.training.rounds import Setup
 from stages.training.schedule import Schedule
 
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
@@ -74,6 +75,18 @@ class Plan:
             )
         return fingerprint(
             "classifier", 1, config=config, data=self.classifier_split.fingerprint, seed=self.recipe.seed
+        )
+
+    def setup(self, classifier: nn.Module) -> Setup:
+        """The loop of the recipe as it stands, around a base classifier."""
+        return Setup(
+            config=self.recipe.loop(),
+            train=self.data.train,
+            holdout=self.data.holdout,
+            classifier=classifier,
+            classifier_fingerprint=self.classifier_fingerprint,
+            root=self.root,
+            run=self.run,
         )
 
 

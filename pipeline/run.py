@@ -39,15 +39,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             classifier, holdout_accuracy = classifier_of(plan, workers, say)
             say(f"classifier: {holdout_accuracy:.1%} on the hold-out")
 
-        setup = Setup(
-            config=recipe.loop(),
-            train=plan.data.train,
-            holdout=plan.data.holdout,
-            classifier=classifier,
-            classifier_fingerprint=plan.classifier_fingerprint,
-            root=plan.root,
-            run=plan.run,
-        )
+        setup = plan.setup(classifier)
         with timed(seconds, "search"):
             attack, search = search_attack(setup, recipe, workers, say)
             setup = replace(setup, config=recipe.loop(attack))
