@@ -88,6 +88,18 @@ def alarms(line: dict, best: float | None) -> list[str]:
     return found
 
 
+def recent_ratio(lines: list[dict]) -> float | None:
+    """The median ratio of fresh to stored loss over the last rounds; None before there are enough of them."""
+    known = [ratio for line in lines[-STALE_ROUNDS:] if (ratio := line["fresh_to_stored"]) is not None]
+    return float(np.median(known)) if len(known) == STALE_ROUNDS else None
+
+
+def best_robust(lines: list[dict], before: int) -> float | None:
+    """The judge's best robust accuracy over the versions before one."""
+    judged = [line["judge"]["robust"]["value"] for line in lines if "judge" in line and line["round"] + 1 < before]
+    return max(judged, default=None)
+
+
 class Journal:
     """The files of a run that change while it trains."""
 
@@ -132,8 +144,9 @@ class Journal:
 
     def write(self, line: dict, learner: Learner, verdict: Judgement | None, *, checkpoint: bool) -> None:
         """Record a round: its line with alarms, the best weights if these are, and a checkpoint where one is due."""
-        best = self.best_robust(before=line["round"] + 1)
-        line["recent_fresh_to_stored"] = self._recent_ratio(line)
+        earlier = self.lines()
+        best = best_robust(earlier, before=line["round"] + 1)
+        line["recent_fresh_to_stored"] = recent_ratio([*earlier, line])
         line["alarms"] = alarms(line, best)
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -143,19 +156,6 @@ class Journal:
             temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
             torch.save({"round": line["round"] + 1, "learner": learner.state()}, temporary)
             temporary.replace(self.checkpoint)
-
-    def _recent_ratio(self, line: dict) -> float | None:
-        """The median ratio of fresh to stored loss over the last rounds, this one included; None before there are."""
-        ratios = [each["fresh_to_stored"] for each in [*self.lines()[1 - STALE_ROUNDS :], line]]
-        known = [ratio for ratio in ratios if ratio is not None]
-        return float(np.median(known)) if len(known) == STALE_ROUNDS else None
-
-    def best_robust(self, before: int) -> float | None:
-        """The judge's best robust accuracy over the versions before one, from the lines that are there."""
-        judged = [
-            line["judge"]["robust"]["value"] for line in self.lines() if "judge" in line and line["round"] + 1 < before
-        ]
-        return max(judged, default=None)
 
     def best_weights(self) -> tuple[dict[str, Tensor], int]:
         """The weights that the judge liked best, and their version. Raises FileNotFoundError before any verdict."""

@@ -10,7 +10,7 @@ from tiny_runs import TRAIN, loop_config, setup_of
 
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
-from stages.training.journal import Journal, alarms
+from stages.training.journal import Journal, alarms, best_robust
 
 HEALTHY = {"fresh_to_stored": 1.2, "recent_fresh_to_stored": 1.2, "zero_gradients": 0.05}
 
@@ -87,7 +87,7 @@ def test_no_lines_and_no_checkpoint_before_the_first_round(tmp_path):
     journal = Journal(tmp_path)
     assert journal.lines() == []
     assert journal.checkpointed == 0
-    assert journal.best_robust(before=9) is None
+    assert best_robust(journal.lines(), before=9) is None
     with pytest.raises(FileNotFoundError):
         journal.best_weights()
 
@@ -104,8 +104,8 @@ def test_the_weights_that_the_judge_liked_best_are_kept(tmp_path):
     weights, version = journal.best_weights()
     assert version == 2
     assert all(torch.equal(weights[name], value) for name, value in kept.items())
-    assert journal.best_robust(before=2) == 0.3
-    assert journal.best_robust(before=9) == 0.6
+    assert best_robust(journal.lines(), before=2) == 0.3
+    assert best_robust(journal.lines(), before=9) == 0.6
     assert [len(line["alarms"]) for line in journal.lines()] == [0, 0, 0, 1]
     assert not (tmp_path / "runs/run/train/checkpoint.pt").exists()
 
