@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import command, run
 from loops import loop_config
 
 from stages.data.datasets import DataConfig, load_data
@@ -43,3 +44,12 @@ def undisturbed(make_setup: Callable[..., Setup], tmp_path_factory: pytest.TempP
         run_serially(setup)
         finished[overlap] = setup
     return finished
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run to the end, and what it printed."""
+    root = tmp_path_factory.mktemp("finished")
+    ended = run(command(root))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return root, ended.stdout

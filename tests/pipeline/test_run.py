@@ -10,59 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import TINY, command, last_version, results_of, run
 
 from stages.data.datasets import DataConfig, load_data
 from stages.shipped import load_model
 from stages.trajectories.cache import TrajectoryCache
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-TINY = {
-    "workers.cpus": 2,
-    "data.train-images": 160,
-    "classifier.epochs": 4,
-    "search.trials": 2,
-    "search.rounds": 3,
-    "schedule.rounds": 8,
-    "schedule.examples": 64,
-    "schedule.unit-examples": 32,
-    "schedule.batch": 32,
-    "judge.images": 32,
-    "judge.every": 4,
-    "checkpoint-rounds": 3,
-    "evaluation.images": 8,
-    "evaluation.chunk": 4,
-    "evaluation.batch": 4,
-    "evaluation.pgd-images": 64,
-}
-
-
-def command(root: Path, *flags: str) -> list[str]:
-    tiny = [f"--{name}={value}" for name, value in TINY.items()]
-    return [sys.executable, "-m", "pipeline.run", *tiny, "--root", str(root), *flags]
-
-
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-
-
-def results_of(root: Path) -> dict:
-    (path,) = root.glob("runs/digits-*/results.json")
-    return json.loads(path.read_text())
-
-
-def last_version(root: Path) -> bytes:
-    (path,) = root.glob("runs/digits-*/versions/8/weights.safetensors")
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run to the end, and what it printed."""
-    root = tmp_path_factory.mktemp("finished")
-    ended = run(command(root))
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return root, ended.stdout
 
 
 def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tuple[Path, str]) -> None:
