@@ -130,8 +130,9 @@ def digits() -> Recipe:
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
-        schedule=ScheduleConfig(rounds=250),
-        judge=JudgeConfig(images=None, every=25),
+        adapter=AdapterConfig(output="sigmoid"),
+        schedule=ScheduleConfig(rounds=120),
+        judge=JudgeConfig(images=None, every=20),
         search=SearchConfig(trials=3, rounds=12),
     )
 

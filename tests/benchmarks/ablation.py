@@ -38,6 +38,8 @@ BASELINE = "the preset"
 # Each variant sets fields of the recipe. What the preset has already is left out, so that the list stays whole
 # when a default changes.
 VARIANTS: dict[str, dict[str, object]] = {
+    "residual output": {"adapter.output": "residual"},
+    "sigmoid output": {"adapter.output": "sigmoid"},
     "adapter is given the deployed T": {"attack.conditioning": "deployed", "train.conditioning": "deployed"},
     "adapter is given the state's t (paper)": {"attack.conditioning": "state", "train.conditioning": "state"},
     "reconstruction 0.1": {"train.objective.reconstruction": 0.1},
