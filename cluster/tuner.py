@@ -25,6 +25,8 @@ from cluster.session import check_room
 Metrics = dict[str, Any]
 Trial = Callable[[dict[str, Any], Callable[[Metrics], None]], None]
 Mode = Literal["min", "max"]
+Progress = Callable[[dict[str, Any], Metrics | None], None]
+"""Called with a trial's config and what it reported, None where it failed."""
 
 RETRIES = 2
 """How often a trial is begun again after it failed or its process died."""
@@ -58,14 +60,14 @@ def search(
     storage: Path,
     name: str,
     seed: int,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[TrialResult]:
     """Call ``trial(config, report)`` for every chosen config, each in a process of its own; return all results.
 
     A trial calls ``report`` once a rung, with the rung's number (1, 2, ...) as "rung" and the metric.
     From rung ``grace`` on, it ends inside ``report`` when it is not among the best
     1 / ``reduction_factor`` of those that got as far. ``concurrent`` bounds the trials that run at
-    once; unset, as many as there is room for. ``progress`` is told of every rung.
+    once; unset, as many as there is room for. ``progress`` is told of every rung, and of every failure.
 
     ``space`` maps names to the values to try: all combinations when ``trials`` allows it, else a
     sample without repeats. Its values, and the metrics, must be what JSON can hold.
@@ -96,7 +98,7 @@ def search(
     trainable = tune.with_resources(_runner(trial, configs, metric), room)
     listening = _progress.set(progress or _ignore)
     try:
-        grid = _tuner(trainable, tune_config, folder, _Announcer(configs, metric)).fit()
+        grid = _tuner(trainable, tune_config, folder, _Announcer(configs)).fit()
     finally:
         _progress.reset(listening)
     results = [_result(configs, outcome) for outcome in sorted((grid[n] for n in range(len(grid))), key=_index)]
@@ -189,32 +191,30 @@ def _tuner(
     )
 
 
-_progress: ContextVar[Callable[[str], None]] = ContextVar("progress")
+_progress: ContextVar[Progress] = ContextVar("progress")
 
 
-def _ignore(_line: str) -> None:
+def _ignore(_config: dict[str, Any], _rung: Metrics | None) -> None:
     """Nobody listens."""
 
 
 class _Announcer(tune.Callback):
-    """Says what each rung came to.
+    """Tells what each rung came to.
 
     Tune stores its callbacks on disk with the search, and a function that writes to a terminal cannot
     be stored: so the listener stands in a context variable.
     """
 
-    def __init__(self, configs: list[dict[str, Any]], metric: str) -> None:
+    def __init__(self, configs: list[dict[str, Any]]) -> None:
         self.configs = configs
-        self.metric = metric
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Metrics, **_: object
     ) -> None:
-        config = self.configs[trial.config["index"]]
-        _progress.get()(f"{config}, rung {result['rung']}: {self.metric} {result[self.metric]:g}")
+        _progress.get()(self.configs[trial.config["index"]], result)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: object) -> None:
-        _progress.get()(f"{self.configs[trial.config['index']]} failed")
+        _progress.get()(self.configs[trial.config["index"]], None)
 
 
 def _index(outcome: tune.Result) -> int:

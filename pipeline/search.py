@@ -101,8 +101,8 @@ def search_attack(
     best = max(finished, key=lambda trial: (trial["rounds"], trial["robust"]["value"]))
     chosen = tried[best["trial"]]
     say(
-        f"search: T = {chosen.steps}, step size {chosen.step_size:g}, noise scale {chosen.noise_scale or 0:g} "
-        f"with {best['robust']['value']:.1%} of {best['robust']['images']} after {best['rounds']} rounds"
+        f"search: {describe(chosen)} with {best['robust']['value']:.1%} of {best['robust']['images']} "
+        f"after {best['rounds']} rounds"
     )
     return chosen, {"trials": trials, "chosen": best["trial"]}
 
@@ -123,7 +123,7 @@ def _tune(
         storage=setup.root / "search",
         name=name,
         seed=recipe.seed,
-        progress=say,
+        progress=partial(_announce, tried, say),
     )
     return [_record(result, tried) for result in results]
 
@@ -144,6 +144,19 @@ def _trial(shared: list[Ref], name: str, config: dict, report: Callable[[dict], 
             )
 
     run_serially(replace(setup, config=loop, run=run, device=device), report=rung)
+
+
+def _announce(tried: list[AttackConfig], say: Callable[[str], None], config: dict, rung: dict | None) -> None:
+    attack = describe(tried[config["trial"]])
+    if rung is None:
+        say(f"trial {config['trial']} ({attack}) failed")
+    else:
+        say(f"trial {config['trial']} ({attack}): judge {rung['robust']:.1%} after {rung['rounds']} rounds")
+
+
+def describe(attack: AttackConfig) -> str:
+    """The three parameters that are searched, in words."""
+    return f"T = {attack.steps}, step size {attack.step_size or 0:g}, noise scale {attack.noise_scale or 0:g}"
 
 
 def _record(result: TrialResult, tried: list[AttackConfig]) -> dict:
