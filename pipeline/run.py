@@ -52,6 +52,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             if not setup.is_complete:
                 place = workers()
                 run_loop(replace(setup, device=place.device), place.loop, progress=follow(setup, say))
+                TrajectoryCache(plan.root).ledger.compact()
             robust, shipped = shipped_model(setup)
 
         subjects = {
