@@ -14,6 +14,7 @@ from stages.randomness import key_seed
 from stages.rap.objective import ObjectiveConfig, objective
 from stages.rap.robust import RobustClassifier
 from stages.training.distributed import average_gradients
+from stages.training.diverged import DivergedError
 from stages.training.replay import TrainingBatch
 
 
@@ -103,7 +104,10 @@ class Learner:
         self.average = self._copy() if self.config.ema else None
 
     def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """One update on a batch; returns the loss, its terms, and the cross-entropy on fresh and stored last states."""
+        """One update on a batch; returns the loss, its terms, and the cross-entropy on fresh and stored last states.
+
+        Raises DivergedError for a loss that is NaN or infinite, before it reaches the weights.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         with (
@@ -122,6 +126,11 @@ class Learner:
             labels=batch.labels,
             clean_logits=clean_logits,
         )
+        if not torch.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss.item()} in update {self.updates + 1}, and the weights were left as they were: "
+                f"lower train.learning_rate (now {self.config.learning_rate:g}) or set train.clip_norm"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.parameters)

@@ -14,10 +14,7 @@ from stages.data.splits import Split
 from stages.nets.classifiers import ClassifierConfig
 from stages.randomness import key_seed, permutation
 from stages.threads import cpu_threads
-
-
-class DivergedError(RuntimeError):
-    """The loss has become NaN or infinite."""
+from stages.training.diverged import DivergedError
 
 
 def train_classifier(

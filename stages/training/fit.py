@@ -28,7 +28,6 @@ epoch 1 of 1: loss ...
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import length_hint
 
@@ -43,7 +42,6 @@ from stages.rap.attack import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner, TrainConfig
-from stages.training.classifier import DivergedError
 from stages.training.replay import TrainingBatch
 from stages.training.rounds import load_trained
 
@@ -149,6 +147,4 @@ def _length(loader: Iterable[Sequence[Tensor]]) -> int:
 
 def _summary(measured: list[dict[str, float]]) -> str:
     loss, cross_entropy = (np.mean([update[name] for update in measured]) for name in ("loss", "cross_entropy"))
-    if not math.isfinite(loss):
-        raise DivergedError(f"the loss became {loss}: lower train.learning_rate or set train.clip_norm")
     return f"loss {loss:.3f}, cross-entropy {cross_entropy:.3f}"

@@ -198,6 +198,7 @@ def run_rounds(
 def _run_rounds(
     setup: Setup, obtain: Obtain, stopped: Callable[[], bool], report: Callable[[dict], None], rank: int
 ) -> None:
+    any_worker(False, setup.device)  # all wait here for rank 0, which may still wait for the journal
     learner, schedule, versions, journal = setup.learner(), setup.schedule, setup.versions, setup.journal
     first = journal.resume(learner, setup.device)
     if rank == 0:

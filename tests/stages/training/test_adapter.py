@@ -12,6 +12,7 @@ from stages.nets.unet import UNet, UNetConfig
 from stages.rap.objective import ObjectiveConfig
 from stages.rap.robust import RobustClassifier
 from stages.training.adapter import Learner, TrainConfig
+from stages.training.diverged import DivergedError
 from stages.training.replay import TrainingBatch
 
 IMAGES = torch.from_numpy(DATA.train.images).float() / 255
@@ -198,6 +199,14 @@ def test_the_kl_term_compares_with_the_clean_images_and_is_weighted():
     figures = learner_of(config).update(batch)
     assert figures["kl"] > 1e-3
     assert figures["loss"] == pytest.approx(figures["cross_entropy"] + 2 * figures["kl"], rel=1e-5)
+
+
+def test_a_loss_that_is_no_number_never_reaches_the_weights():
+    batch, learner = batch_of(0, 32), learner_of()
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    with pytest.raises(DivergedError, match=r"nan in update 1.*lower train\.learning_rate"):
+        learner.update(replace(batch, states=torch.full_like(batch.states, torch.nan)))
+    assert all(torch.equal(value, before[name]) for name, value in learner.weights().items())
 
 
 def test_fresh_and_stored_losses_are_those_of_last_states():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from stages.data.splits import Split, divide
 from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
-from stages.training.classifier import DivergedError, clean_accuracy, settle_batch_norm, train_classifier
+from stages.training.classifier import clean_accuracy, settle_batch_norm, train_classifier
+from stages.training.diverged import DivergedError
 
 
 @functools.cache

@@ -18,7 +18,8 @@ from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 from stages.training import fit as fit_module
 from stages.training.adapter import TrainConfig
-from stages.training.classifier import DivergedError, train_classifier
+from stages.training.classifier import train_classifier
+from stages.training.diverged import DivergedError
 from stages.training.fit import attacked, fit
 
 THREAT = ThreatModel(radius=0.1)
