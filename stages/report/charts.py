@@ -16,6 +16,8 @@ from matplotlib import colormaps, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Curve
@@ -30,9 +32,11 @@ SERIES = (  # colour, marker, dash
     (ORANGE, "v", (0, (8, 2))),
     (SKY, "P", (0, (3, 1, 1, 1, 1, 1))),
 )
-HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----")
-WIDTH = 4.8  # inches: 460 pixels, so that text of 10 points is still legible at 360
+HATCHES = ("", "///", "\\\\\\", "|||", "---", "xxx")
+WIDTH = 4.8  # inches: 460 pixels, so that text of 11 points is still legible at 330
 SMOOTHED = 15  # rounds of the running median; one round's loss says little
+WITHSTOOD = "withstood"
+LEGEND_CHARACTERS = 62  # of the legend's font across a figure
 LONGEST_NAME = 34  # characters of a label before it is cut: a hostile or careless name must not squeeze the figure
 
 _STYLE = {
@@ -43,12 +47,12 @@ _STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=[colour for colour, *_ in SERIES]),
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "font.size": 10,
+    "font.size": 11,
     "grid.alpha": 0.25,
     "grid.color": QUIET,
     "hatch.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10,
     "lines.linewidth": 1.8,
     "lines.markersize": 5.5,
     "svg.fonttype": "none",
@@ -99,40 +103,43 @@ def accuracy_curves(x: str, curves: Sequence[Curve], mark: float | None) -> str:
             axes.set_xscale("log")
             axes.set_xticks(every, [f"{place:g}" for place in every])
             axes.minorticks_off()
+        elif all(place == int(place) for place in every):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if mark is not None:
             axes.axvline(mark, color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label=f"threat model, {mark:.4g}")
         axes.set(ylim=(-2, 102), xlabel=_short(x, 60), ylabel="accuracy (%)")
-        axes.legend()
+        _legend_above(axes, axes.get_legend_handles_labels()[0])
 
     return _svg(f"curve-{x}", draw)
 
 
 def broken_by(models: Sequence[tuple[str, int, Mapping[str, int]]]) -> str:
-    """A bar of 100 % for each model: what withstood, then the images by the attack that broke them first."""
+    """A bar of 100 % for each model: what withstood, then the images by what broke them first."""
     names = list(dict.fromkeys(name for _, _, by in models for name in by))
-    looks = {name: (colour, hatch) for name, (colour, hatch) in zip(names, _fills(), strict=False)}
+    looks = {WITHSTOOD: (BLUE, ""), **dict(zip(names, _fills(), strict=False))}
 
     def draw(axes: Axes) -> None:
         for place, (_, images, by) in enumerate(models):
-            parts = {"withstood": images - sum(by.values()), **by}
             left = 0.0
-            for name, count in parts.items():
-                colour, hatch = looks.get(name, (INK, ""))
-                width = 100 * count / images
-                alpha = 0.85 if name == "withstood" else 0.7
-                bar = axes.barh(place, width, left=left, height=0.6, color=colour, alpha=alpha, hatch=hatch)
-                bar[0].set_edgecolor("#ffffff")
-                left += width
+            for name, count in {WITHSTOOD: images - sum(by.values()), **by}.items():
+                colour, hatch = looks[name]
+                share = 100 * count / images
+                axes.barh(place, share, left=left, height=0.6, color=colour, hatch=hatch, edgecolor="#ffffff")
+                if share > 8:  # narrower parts have no room for their number, which the table below holds
+                    middle = (left + share / 2, place)
+                    text = axes.annotate(str(count), middle, ha="center", va="center", color="#ffffff", weight="bold")
+                    text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 2})
+                left += share
         axes.set(xlim=(0, 100), xlabel="share of the test images (%)", ylim=(len(models) - 0.5, -0.5))
         axes.set_yticks(range(len(models)), [_short(name) for name, *_ in models])
         axes.grid(visible=False)
         handles = [
-            matplotlib.patches.Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", alpha=0.8, label=_short(name))
-            for name, (colour, hatch) in {"withstood": (INK, ""), **looks}.items()
+            Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", label=_short(name))
+            for name, (colour, hatch) in looks.items()
         ]
         _legend_above(axes, handles)
 
-    return _svg("broken", draw, height=1.1 + 0.5 * len(models) + 0.2 * math.ceil(len(names) / 3))
+    return _svg("broken", draw, height=1.3 + 0.5 * len(models) + 0.25 * math.ceil(len(names) / 3))
 
 
 def judged(points: Sequence[tuple[float, Accuracy, Accuracy]], shipped: float | None) -> str:
@@ -148,7 +155,7 @@ def judged(points: Sequence[tuple[float, Accuracy, Accuracy]], shipped: float | 
         if shipped is not None:
             axes.axvline(shipped, color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="shipped")
         axes.set(ylim=(-2, 102), xlabel="updates", ylabel="hold-out accuracy (%)")
-        axes.legend(loc="best")
+        _legend_above(axes, axes.get_legend_handles_labels()[0])
 
     return _svg("judge", draw)
 
@@ -178,7 +185,8 @@ def lines(
         if mark is not None:
             axes.axhline(mark[0], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label=mark[1])
         if log:
-            axes.set_yscale("log")
+            axes.set_yscale("log", base=2)
+            axes.yaxis.set_major_formatter("{x:g}")
         else:
             axes.set_ylim(bottom=0)
         axes.set(xlabel="updates", ylabel=y)
@@ -191,7 +199,9 @@ def ages(updates: Sequence[float], age: Mapping[str, Sequence[float]], lag: Sequ
     """How old the stored adversaries were that each round was trained on, in updates: quantiles, and the lag."""
 
     def draw(axes: Axes) -> None:
-        axes.fill_between(updates, age["0.0"], age["0.9"], color=BLUE, alpha=0.18, linewidth=0, label="youngest to 90 %")
+        axes.fill_between(
+            updates, age["0.0"], age["0.9"], color=BLUE, alpha=0.18, linewidth=0, label="youngest to 90 %"
+        )
         axes.plot(updates, age["0.5"], color=BLUE, label="median age")
         axes.plot(updates, age["1.0"], color=VERMILLION, linestyle=SERIES[1][2], label="oldest")
         axes.plot(updates, lag, color=GREEN, linestyle=SERIES[2][2], label="lag at first use")
@@ -215,7 +225,7 @@ def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[obj
             heights = [scale(value) + shift for scale, value in zip(scales[:-1], values[:-1], strict=True)]
             heights.append(scales[-1](values[-1]))
             best = number == chosen
-            shade = colormaps["cividis"](0.9 - 0.9 * (accuracies[number] - accuracies.min()) / span)
+            shade = colormaps["cividis"](0.75 - 0.75 * (accuracies[number] - accuracies.min()) / span)
             axes.plot(
                 range(len(heights)),
                 heights,
@@ -229,9 +239,9 @@ def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[obj
         for place, scale in enumerate(scales):
             axes.axvline(place, color=QUIET, linewidth=1, zorder=1)
             for height, text in scale.ticks:
-                axes.annotate(text, (place, height), (5, 0), textcoords="offset points", va="center", fontsize=9)
+                axes.annotate(text, (place, height), (7, 7), textcoords="offset points", va="center", fontsize=9)
         axes.set_xticks(range(len(scales)), [_short(name, 20) for name in axes_names])
-        axes.set(xlim=(-0.15, len(scales) - 0.55), ylim=(-0.08, 1.08))
+        axes.set(xlim=(-0.15, len(scales) - 0.55), ylim=(-0.08, 1.12))
         axes.set_yticks([])
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
@@ -257,6 +267,7 @@ def rungs(trials: Sequence[tuple[str, Sequence[tuple[float, float]]]], chosen: i
                 label=f"{label} (chosen)" if best else label,
             )
         axes.set(xlabel="rounds", ylabel="hold-out, under attack (%)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         if len(trials) <= 12:
             _legend_above(axes, axes.get_legend_handles_labels()[0])
@@ -287,7 +298,7 @@ class _scale:
         distinct = sorted(set(column)) if self.numeric else sorted(set(map(str, column)))  # type: ignore[type-var]
         self.known = distinct
         few = distinct if len(distinct) <= 6 else [distinct[0], distinct[-1]]
-        self.ticks = [(self(value), f"{value:.4g}" if self.numeric else _short(str(value), 14)) for value in few]
+        self.ticks = [(self(value), f"{value:.3g}" if self.numeric else _short(str(value), 14)) for value in few]
 
     def __call__(self, value: object) -> float:
         if len(self.known) == 1:
@@ -322,7 +333,12 @@ def _style(name: str) -> Iterator[None]:
 
 
 def _legend_above(axes: Axes, handles: Sequence) -> None:
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=2.2)
+    """A legend in as many columns as its longest label leaves room for."""
+    longest = max((len(handle.get_label()) for handle in handles), default=0)
+    columns = max(1, min(len(handles), int(LEGEND_CHARACTERS / (longest + 6))))  # 6: the line and the gaps
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.2, borderaxespad=0.1)
 
 
 def _mark(label: str, colour: str, marker: str, fill: str | None = None) -> Line2D:
@@ -338,7 +354,7 @@ def _cycle() -> Iterator[tuple]:
 
 
 def _fills() -> Iterator[tuple[str, str]]:
-    colours = (VERMILLION, SKY, ORANGE, PURPLE, GREEN, BLUE)
+    colours = (VERMILLION, GREEN, ORANGE, PURPLE, SKY, QUIET)
     for number in range(len(colours) * len(HATCHES)):
         again, place = divmod(number, len(colours))
         yield colours[place], HATCHES[(place + again) % len(HATCHES)]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+PHONE_CHARACTERS = 40  # of a table's row beside each other, with room between columns
+
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
@@ -33,6 +35,14 @@ class Grid:
     """Rows that are set apart, because they were measured here."""
     verdicts: tuple[str, ...] = ()
     """One a row, where the rows are checks."""
+    narrow: bool = False
+    """Whether it may stand beside a figure."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether a phone shows the cells of a row below each other, since they do not fit beside each other."""
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        return sum(widths) > PHONE_CHARACTERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,9 @@ def training_blocks(contents: Contents) -> tuple[Block, ...]:
         series = {"fresh to stored": ratio}
         svg = charts.lines("ratio", updates, series, y="ratio of losses", log=True, mark=(1.0, "equal"))
         note = f"{says} Far above 1, the training fits adversaries that no longer matter."
-        blocks.append(Chart(name="ratio", title="Loss on fresh against replayed adversaries", says=says, svg=svg, note=note))
+        blocks.append(
+            Chart(name="ratio", title="Loss on fresh against replayed adversaries", says=says, svg=svg, note=note)
+        )
     shares = {label: _column(rounds, name) for name, label in SHARES.items() if _known(_column(rounds, name))}
     if shares:
         says = "; ".join(f"{label}: median {words.percent(_median(values))}" for label, values in shares.items())
@@ -66,7 +68,10 @@ def _judge(contents: Contents, rounds: list[dict]) -> Iterator[Block]:
 def _losses(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
     losses = {name.replace("_", " "): _column(rounds, name) for name in LOSSES if _known(_column(rounds, name))}
     if losses:
-        says = "; ".join(f"{name}: {words.cell(_known(v)[0])} at first, {words.cell(_known(v)[-1])} at last" for name, v in losses.items())
+        says = "; ".join(
+            f"{name}: {words.cell(_known(v)[0])} at first, {words.cell(_known(v)[-1])} at last"
+            for name, v in losses.items()
+        )
         note = f"Pale: single rounds; lines: running median of {charts.SMOOTHED}." if _smoothed(rounds) else ""
         svg = charts.lines("losses", updates, losses, y="loss")
         yield Chart(name="losses", title="Losses", says=says, svg=svg, note=note)
@@ -83,7 +88,9 @@ def _ages(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
         f"the oldest that was replayed was {words.cell(int(max(age['1.0'])))} updates old, the median age "
         f"{words.cell(_median(age['0.5']))}."
     )
-    yield Chart(name="ages", title="Age of what was trained on", says=says, svg=charts.ages(updates, age, lag), note=says)
+    yield Chart(
+        name="ages", title="Age of what was trained on", says=says, svg=charts.ages(updates, age, lag), note=says
+    )
 
 
 def search_blocks(contents: Contents) -> tuple[Block, ...]:
@@ -162,7 +169,11 @@ def time_blocks(contents: Contents) -> tuple[Block, ...]:
     spoken = [words.duration(seconds) for seconds in contents.seconds.values()]
     says = "; ".join(f"{name}: {text}" for name, text in zip(contents.seconds, spoken, strict=True))
     note = f"{words.duration(sum(contents.seconds.values()))} in all."
-    return (Chart(name="times", title="Time of each stage", says=says, svg=charts.times(contents.seconds, spoken), note=note),)
+    return (
+        Chart(
+            name="times", title="Time of each stage", says=says, svg=charts.times(contents.seconds, spoken), note=note
+        ),
+    )
 
 
 def lineage_blocks(contents: Contents) -> tuple[Block, ...]:
@@ -178,7 +189,9 @@ def lineage_blocks(contents: Contents) -> tuple[Block, ...]:
             _some([artifact.fingerprint for artifact in made]),
             _distinct(artifact.commit[:12] for artifact in made),
             _distinct(artifact.device for artifact in made),
-            words.duration(sum(known)) if (known := [a.seconds for a in made if a.seconds is not None]) else words.MISSING,
+            words.duration(sum(known))
+            if (known := [a.seconds for a in made if a.seconds is not None])
+            else words.MISSING,
             _span([artifact.created for artifact in made if artifact.created]),
         )
         for kind, made in kinds.items()
@@ -189,8 +202,8 @@ def lineage_blocks(contents: Contents) -> tuple[Block, ...]:
         for package, version in artifact.packages.items():
             versions[package][version] = None
     packages = tuple((name, ", ".join(found)) for name, found in sorted(versions.items()))
-    below = (Grid(columns=("package", "version"), rows=packages),) if packages else ()
-    return (Grid(columns=columns, rows=rows, caption="What was made on the way, and by which code."), *below)
+    beside = (Grid(columns=("package", "version"), rows=packages, narrow=True),) if packages else ()
+    return (*beside, Grid(columns=columns, rows=rows, caption="What was made on the way, and by which code."))
 
 
 def _some(fingerprints: Sequence[str]) -> str:

@@ -113,14 +113,16 @@ def _inline(chart: Chart) -> Markup:
     """The figure as part of the page: named for screen readers, its ink that of the text around it."""
     svg = chart.svg.replace(INK, "currentColor").replace(QUIET, "var(--quiet)")
     label = escape(f"{chart.title}. {chart.says}")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # noqa: S704  from charts.py
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 
 
 def _images(sections: list[Section], overview: Chart) -> dict[str, bytes]:
     """All images of the Markdown, by name of the file; figures stand on white, whatever surrounds them."""
     blocks = [block for section in sections for block in section.blocks]
     charts = [overview, *(block for block in blocks if isinstance(block, Chart))]
-    tiles = [tile for block in blocks if isinstance(block, Gallery) for band in block.bands for s in band for tile in s.tiles]
+    tiles = [
+        tile for block in blocks if isinstance(block, Gallery) for band in block.bands for s in band for tile in s.tiles
+    ]
     drawn = {f"{chart.name}.svg": chart.svg.replace("<svg ", '<svg style="background:#fff" ', 1) for chart in charts}
     return {name: svg.encode() for name, svg in drawn.items()} | {f"{tile.name}.png": tile.png for tile in tiles}
 

@@ -1,10 +1,12 @@
 """The sections of a report: contents in, blocks out, in the order in which they are read."""
 
+from collections.abc import Mapping
+
 from stages.evaluation.accuracy import Accuracy
 from stages.report import charts, words
 from stages.report.contents import Contents
 from stages.report.document import Block, Bullets, Chart, Fold, Grid, Section, Text
-from stages.report.galleries import picture_gallery, trajectory_gallery
+from stages.report.galleries import picture_galleries, trajectory_gallery
 from stages.report.making import lineage_blocks, recipe_blocks, search_blocks, time_blocks, training_blocks
 
 INTERVALS = "Brackets hold the 95 % interval (Wilson) of the number of images."
@@ -81,7 +83,9 @@ def _checks(contents: Contents) -> list[Block]:
     columns = ("check", "verdict", "found", "images", "what it means")
     blocks.append(Grid(columns=columns, rows=rows, verdicts=tuple(check.verdict for check in checks)))
     evidence = tuple(
-        (f"{check.number}. {check.name}", key, _brief(value)) for check in checks for key, value in check.evidence.items()
+        (f"{check.number}. {check.name}", key, _brief(value))
+        for check in checks
+        for key, value in check.evidence.items()
     )
     if evidence:
         table = Grid(columns=("check", "quantity", "value"), rows=evidence)
@@ -96,8 +100,8 @@ def _brief(value: object) -> str:
 
 
 def _pictures(contents: Contents) -> list[Block]:
-    galleries = [picture_gallery(contents)] if contents.pictures else []
-    return [*galleries, *(trajectory_gallery(contents, number) for number in range(len(contents.trajectories)))]
+    trajectories = [trajectory_gallery(contents, number) for number in range(len(contents.trajectories))]
+    return [*picture_galleries(contents), *trajectories]
 
 
 def _curves(contents: Contents) -> list[Block]:
@@ -106,9 +110,12 @@ def _curves(contents: Contents) -> list[Block]:
         curves = [curve for curve in contents.curves if curve.x == x]
         counts = sorted({accuracy.images for curve in curves for _, accuracy in curve.points})
         images = " to ".join(words.cell(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts))
-        rows = tuple((curve.name, words.cell(place), words.cell(found)) for curve in curves for place, found in curve.points)
+        rows = tuple(
+            (curve.name, words.cell(place), words.cell(found)) for curve in curves for place, found in curve.points
+        )
         says = "; ".join(
-            f"{curve.name}: " + ", ".join(f"{words.percent(found.value)} at {words.cell(place)}" for place, found in curve.points)
+            f"{curve.name}: "
+            + ", ".join(f"{words.percent(found.value)} at {words.cell(place)}" for place, found in curve.points)
             for curve in curves
         )
         mark = contents.threat.radius if x.startswith("radius") else None
@@ -128,25 +135,28 @@ def _curves(contents: Contents) -> list[Block]:
 def _broken(contents: Contents) -> list[Block]:
     if not contents.broken:
         return []
-    models = [(each.model, each.images, {_attack(by): count for by, count in each.by.items()}) for each in contents.broken]
+    models = [(each.model, each.images, _causes(each.by)) for each in contents.broken]
     names = list(dict.fromkeys(name for _, _, by in models for name in by))
-    rows = tuple(
-        (model, words.cell(images), words.cell(images - sum(by.values())), *(words.cell(by.get(name, 0)) for name in names))
-        for model, images, by in models
+    rows = (
+        ("images", *(words.cell(images) for _, images, _ in models)),
+        (charts.WITHSTOOD, *(words.cell(images - sum(by.values())) for _, images, by in models)),
+        *((name, *(words.cell(by.get(name, 0)) for _, _, by in models)) for name in names),
     )
     says = "; ".join(
         f"{model}: {images - sum(by.values())} of {images} withstood, "
         + ", ".join(f"{count} {name}" for name, count in by.items())
         for model, images, by in models
     )
-    numbers = Grid(columns=("model", "images", "withstood", *names), rows=rows)
+    numbers = Grid(columns=("", *(model for model, _, _ in models)), rows=rows, ours=frozenset({1}), narrow=True)
     note = "Each image counts once, under the first attack that broke it."
     svg = charts.broken_by(models)
     return [Chart(name="broken", title="Images by the attack that broke them", says=says, svg=svg, note=note), numbers]
 
 
-def _attack(by: str) -> str:
-    return "wrong without attack" if by == "clean" else by
+def _causes(by: Mapping[str, int]) -> dict[str, int]:
+    """What broke the images, beginning with those that nothing had to break."""
+    clean = {"wrong without attack": by["clean"]} if "clean" in by else {}
+    return clean | {name: count for name, count in by.items() if name != "clean"}
 
 
 def _tables(contents: Contents) -> list[Block]:

@@ -7,7 +7,7 @@ from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Check
 from stages.rap.threat import ThreatModel
 
-MISSING = "–"  # noqa: RUF001  an en dash, as tables use for what was not measured
+MISSING = "\N{EN DASH}"
 
 
 def percent(share: float) -> str:
@@ -32,8 +32,10 @@ def interval(accuracy: Accuracy) -> str:
 def cell(value: object) -> str:
     """A value as it stands in a table: published percentages keep their two digits.
 
-    >>> cell(Accuracy(54, 128)), cell(73.24), cell(None), cell(float("nan")), cell("yes"), cell(0.05 / 3)
-    ('42.2 % [34.0, 50.8] of 128', '73.24', '–', '–', 'yes', '0.01667')
+    >>> cell(Accuracy(54, 128)), cell(73.24), cell("yes"), cell(0.05 / 3)
+    ('42.2 % [34.0, 50.8] of 128', '73.24', 'yes', '0.01667')
+    >>> cell(None) == cell(float("nan")) == MISSING
+    True
     """
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return MISSING
@@ -50,8 +52,8 @@ def cell(value: object) -> str:
 
 def duration(seconds: float | None) -> str:
     """
-    >>> duration(0.23), duration(289.4), duration(5400), duration(None)
-    ('0.2 s', '4 min 49 s', '1 h 30 min', '–')
+    >>> duration(0.23), duration(289.4), duration(5400)
+    ('0.2 s', '4 min 49 s', '1 h 30 min')
     """
     if seconds is None or not math.isfinite(seconds):
         return MISSING
