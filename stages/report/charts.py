@@ -1,66 +1,34 @@
-"""The figures, as SVG: the same numbers give the same bytes.
+"""The figures, as SVG: the same numbers give the same bytes."""
 
-Series differ by marker and dash as well as by colour, from the palette of Okabe and Ito, "Color universal design",
-2008, which people with any colour vision can tell apart. Nothing here touches pyplot.
-"""
-
-import io
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
-import matplotlib
 import numpy as np
-from matplotlib import colormaps, rcParamsDefault
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Curve
-
-INK, QUIET = "#1b1f24", "#66707a"
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
-SERIES = (  # colour, marker, dash
-    (BLUE, "o", "-"),
-    (VERMILLION, "s", (0, (5, 2))),
-    (GREEN, "^", (0, (5, 1.5, 1, 1.5))),
-    (PURPLE, "D", (0, (1, 1.5))),
-    (ORANGE, "v", (0, (8, 2))),
-    (SKY, "P", (0, (3, 1, 1, 1, 1, 1))),
+from stages.report.drawing import (
+    BLUE,
+    GREEN,
+    INK,
+    QUIET,
+    SERIES,
+    VERMILLION,
+    WIDTH,
+    cycle,
+    fills,
+    legend_above,
+    short,
+    svg,
 )
-HATCHES = ("", "///", "\\\\\\", "|||", "---", "xxx")
-WIDTH = 4.8  # inches: 460 pixels, so that text of 11 points is still legible at 330
+
 SMOOTHED = 15  # rounds of the running median; one round's loss says little
 WITHSTOOD = "withstood"
-LEGEND_CHARACTERS = 62  # of the legend's font across a figure
-LONGEST_NAME = 34  # characters of a label before it is cut: a hostile or careless name must not squeeze the figure
-
-_STYLE = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": QUIET,
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.prop_cycle": matplotlib.cycler(color=[colour for colour, *_ in SERIES]),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.size": 11,
-    "grid.alpha": 0.25,
-    "grid.color": QUIET,
-    "hatch.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 
 def glance(rows: Sequence[tuple[str, Accuracy | None, Accuracy | None]], undefended: bool) -> str:
@@ -77,27 +45,27 @@ def glance(rows: Sequence[tuple[str, Accuracy | None, Accuracy | None]], undefen
                     low, high = accuracy.interval
                     axes.plot([100 * low, 100 * high], [place + up] * 2, color=colour, linewidth=1.6)
                     axes.plot(100 * accuracy.value, place + up, marker, color=colour, markerfacecolor=fill)
-        axes.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy (% of test images, 95 % interval)")
-        axes.set_yticks(range(len(rows)), [_short(name) for name, *_ in rows])
+        axes.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy (%, with 95 % interval)")
+        axes.set_yticks(range(len(rows)), [short(name) for name, *_ in rows])
         axes.grid(axis="y", visible=False)
         if undefended:
-            _legend_above(
+            legend_above(
                 axes, [_mark("robust classifier", BLUE, "o"), _mark("classifier alone", VERMILLION, "s", "none")]
             )
 
-    return _svg("glance", draw, height=0.95 + 0.4 * len(rows))
+    return svg("glance", draw, height=0.95 + 0.4 * len(rows))
 
 
 def accuracy_curves(x: str, curves: Sequence[Curve], mark: float | None) -> str:
     """Curves of accuracy against one quantity; ``mark`` is a dotted line at the radius of the threat."""
 
     def draw(axes: Axes) -> None:
-        for curve, (colour, marker, dash) in zip(curves, _cycle(), strict=False):
+        for curve, (colour, marker, dash) in zip(curves, cycle(), strict=False):
             points = sorted(curve.points, key=lambda point: point[0])
             values = np.array([[place, accuracy.value, *accuracy.interval] for place, accuracy in points])
             values[:, 1:] *= 100
             axes.fill_between(values[:, 0], values[:, 2], values[:, 3], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(values[:, 0], values[:, 1], color=colour, marker=marker, ls=dash, label=_short(curve.name))
+            axes.plot(values[:, 0], values[:, 1], color=colour, marker=marker, ls=dash, label=short(curve.name))
         every = sorted({place for curve in curves for place, _ in curve.points})
         if every[0] > 0 and every[-1] / every[0] > 20:  # attack steps, of which each matters less than the one before
             axes.set_xscale("log")
@@ -107,16 +75,16 @@ def accuracy_curves(x: str, curves: Sequence[Curve], mark: float | None) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if mark is not None:
             axes.axvline(mark, color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label=f"threat model, {mark:.4g}")
-        axes.set(ylim=(-2, 102), xlabel=_short(x, 60), ylabel="accuracy (%)")
-        _legend_above(axes, axes.get_legend_handles_labels()[0])
+        axes.set(ylim=(-2, 102), xlabel=short(x, 60), ylabel="accuracy (%)")
+        legend_above(axes, axes.get_legend_handles_labels()[0])
 
-    return _svg(f"curve-{x}", draw)
+    return svg(f"curve-{x}", draw)
 
 
 def broken_by(models: Sequence[tuple[str, int, Mapping[str, int]]]) -> str:
     """A bar of 100 % for each model: what withstood, then the images by what broke them first."""
     names = list(dict.fromkeys(name for _, _, by in models for name in by))
-    looks = {WITHSTOOD: (BLUE, ""), **dict(zip(names, _fills(), strict=False))}
+    looks = {WITHSTOOD: (BLUE, ""), **dict(zip(names, fills(), strict=False))}
 
     def draw(axes: Axes) -> None:
         for place, (_, images, by) in enumerate(models):
@@ -131,15 +99,15 @@ def broken_by(models: Sequence[tuple[str, int, Mapping[str, int]]]) -> str:
                     text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 2})
                 left += share
         axes.set(xlim=(0, 100), xlabel="share of the test images (%)", ylim=(len(models) - 0.5, -0.5))
-        axes.set_yticks(range(len(models)), [_short(name) for name, *_ in models])
+        axes.set_yticks(range(len(models)), [short(name) for name, *_ in models])
         axes.grid(visible=False)
         handles = [
-            Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", label=_short(name))
+            Patch(facecolor=colour, hatch=hatch, edgecolor="#ffffff", label=short(name))
             for name, (colour, hatch) in looks.items()
         ]
-        _legend_above(axes, handles)
+        legend_above(axes, handles)
 
-    return _svg("broken", draw, height=1.3 + 0.5 * len(models) + 0.25 * math.ceil(len(names) / 3))
+    return svg("broken", draw, height=1.3 + 0.5 * len(models) + 0.25 * math.ceil(len(names) / 3))
 
 
 def judged(points: Sequence[tuple[float, Accuracy, Accuracy]], shipped: float | None) -> str:
@@ -147,17 +115,17 @@ def judged(points: Sequence[tuple[float, Accuracy, Accuracy]], shipped: float | 
 
     def draw(axes: Axes) -> None:
         places = [place for place, *_ in points]
-        for column, name, (colour, marker, dash) in ((1, "clean", SERIES[1]), (2, "under attack", SERIES[0])):
-            found = [point[column] for point in points]
+        verdicts = {"clean": [clean for _, clean, _ in points], "under attack": [robust for *_, robust in points]}
+        for (name, found), (colour, marker, dash) in zip(verdicts.items(), (SERIES[1], SERIES[0]), strict=True):
             low, high = zip(*(each.interval for each in found), strict=True)
             axes.fill_between(places, _percent(low), _percent(high), color=colour, alpha=0.15, linewidth=0)
             axes.plot(places, _percent(each.value for each in found), color=colour, marker=marker, ls=dash, label=name)
         if shipped is not None:
             axes.axvline(shipped, color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label="shipped")
         axes.set(ylim=(-2, 102), xlabel="updates", ylabel="hold-out accuracy (%)")
-        _legend_above(axes, axes.get_legend_handles_labels()[0])
+        legend_above(axes, axes.get_legend_handles_labels()[0])
 
-    return _svg("judge", draw)
+    return svg("judge", draw)
 
 
 def lines(
@@ -176,12 +144,12 @@ def lines(
     """
 
     def draw(axes: Axes) -> None:
-        for (label, values), (colour, _, dash) in zip(series.items(), _cycle(), strict=False):
+        for (label, values), (colour, _, dash) in zip(series.items(), cycle(), strict=False):
             rounds = np.asarray(values, dtype=float)
             if smooth and len(rounds) >= 3 * SMOOTHED:
                 axes.plot(updates, rounds, color=colour, alpha=0.25, linewidth=0.7)
                 rounds = _running_median(rounds)
-            axes.plot(updates, rounds, color=colour, linestyle=dash, label=_short(label))
+            axes.plot(updates, rounds, color=colour, linestyle=dash, label=short(label))
         if mark is not None:
             axes.axhline(mark[0], color=INK, linestyle=(0, (1, 2)), linewidth=1.2, label=mark[1])
         if log:
@@ -190,9 +158,9 @@ def lines(
         else:
             axes.set_ylim(bottom=0)
         axes.set(xlabel="updates", ylabel=y)
-        _legend_above(axes, axes.get_legend_handles_labels()[0])
+        legend_above(axes, axes.get_legend_handles_labels()[0])
 
-    return _svg(name, draw)
+    return svg(name, draw)
 
 
 def ages(updates: Sequence[float], age: Mapping[str, Sequence[float]], lag: Sequence[float]) -> str:
@@ -207,9 +175,9 @@ def ages(updates: Sequence[float], age: Mapping[str, Sequence[float]], lag: Sequ
         axes.plot(updates, lag, color=GREEN, linestyle=SERIES[2][2], label="lag at first use")
         axes.set(xlabel="updates", ylabel="age (updates)")
         axes.set_ylim(bottom=0)
-        _legend_above(axes, axes.get_legend_handles_labels()[0])
+        legend_above(axes, axes.get_legend_handles_labels()[0])
 
-    return _svg("ages", draw)
+    return svg("ages", draw)
 
 
 def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[object]]], chosen: int | None) -> str:
@@ -240,22 +208,22 @@ def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[obj
             axes.axvline(place, color=QUIET, linewidth=1, zorder=1)
             for height, text in scale.ticks:
                 axes.annotate(text, (place, height), (7, 7), textcoords="offset points", va="center", fontsize=9)
-        axes.set_xticks(range(len(scales)), [_short(name, 20) for name in axes_names])
+        axes.set_xticks(range(len(scales)), [short(name, 20) for name in axes_names])
         axes.set(xlim=(-0.15, len(scales) - 0.55), ylim=(-0.08, 1.12))
         axes.set_yticks([])
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         if chosen is not None:
-            _legend_above(axes, axes.get_legend_handles_labels()[0])
+            legend_above(axes, axes.get_legend_handles_labels()[0])
 
-    return _svg("parallel", draw, width=max(WIDTH, 1.3 * len(axes_names)))
+    return svg("parallel", draw, width=max(WIDTH, 1.3 * len(axes_names)))
 
 
 def rungs(trials: Sequence[tuple[str, Sequence[tuple[float, float]]]], chosen: int | None) -> str:
     """What the judge said of every trial as it went on, in percent; a line that ends early was stopped."""
 
     def draw(axes: Axes) -> None:
-        for number, ((label, points), (colour, marker, dash)) in enumerate(zip(trials, _cycle(), strict=False)):
+        for number, ((label, points), (colour, marker, dash)) in enumerate(zip(trials, cycle(), strict=False)):
             best = number == chosen
             axes.plot(
                 [place for place, _ in points],
@@ -270,9 +238,9 @@ def rungs(trials: Sequence[tuple[str, Sequence[tuple[float, float]]]], chosen: i
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
         if len(trials) <= 12:
-            _legend_above(axes, axes.get_legend_handles_labels()[0])
+            legend_above(axes, axes.get_legend_handles_labels()[0])
 
-    return _svg("rungs", draw)
+    return svg("rungs", draw)
 
 
 def times(seconds: Mapping[str, float], words: Sequence[str]) -> str:
@@ -283,11 +251,11 @@ def times(seconds: Mapping[str, float], words: Sequence[str]) -> str:
         axes.barh(places, list(seconds.values()), height=0.6, color=BLUE, alpha=0.85)
         for place, value, text in zip(places, seconds.values(), words, strict=True):
             axes.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(places, [_short(name) for name in seconds])
+        axes.set_yticks(places, [short(name) for name in seconds])
         axes.set(ylim=(len(seconds) - 0.5, -0.5), xlim=(0, 1.3 * max(seconds.values()) or 1), xlabel="time (s)")
         axes.grid(axis="y", visible=False)
 
-    return _svg("times", draw, height=0.8 + 0.36 * len(seconds))
+    return svg("times", draw, height=0.8 + 0.36 * len(seconds))
 
 
 class _scale:
@@ -298,7 +266,7 @@ class _scale:
         distinct = sorted(set(column)) if self.numeric else sorted(set(map(str, column)))  # type: ignore[type-var]
         self.known = distinct
         few = distinct if len(distinct) <= 6 else [distinct[0], distinct[-1]]
-        self.ticks = [(self(value), f"{value:.3g}" if self.numeric else _short(str(value), 14)) for value in few]
+        self.ticks = [(self(value), f"{value:.3g}" if self.numeric else short(str(value), 14)) for value in few]
 
     def __call__(self, value: object) -> float:
         if len(self.known) == 1:
@@ -307,57 +275,6 @@ class _scale:
             return self.known.index(str(value)) / (len(self.known) - 1)
         low, high = float(self.known[0]), float(self.known[-1])  # type: ignore[arg-type]
         return (float(value) - low) / (high - low)  # type: ignore[arg-type]
-
-
-def _svg(name: str, draw: Callable[[Axes], None], *, width: float = WIDTH, height: float = 3.2) -> str:
-    with _style(name):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.add_subplot())
-        target = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(target, format="svg", transparent=True, metadata=nothing)
-    text = target.getvalue()
-    text = text[text.index("<svg") :].strip()
-    # names of groups repeat from figure to figure, and an id may stand only once on a page
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    return re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-
-
-@contextmanager
-def _style(name: str) -> Iterator[None]:
-    """Our settings and none of the user's; the name keeps the ids of different figures apart."""
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update({key: value for key, value in rcParamsDefault.items() if key != "backend"})
-        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": name})
-        yield
-
-
-def _legend_above(axes: Axes, handles: Sequence) -> None:
-    """A legend in as many columns as its longest label leaves room for."""
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
-    columns = max(1, min(len(handles), int(LEGEND_CHARACTERS / (longest + 6))))  # 6: the line and the gaps
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, columnspacing=1.2, borderaxespad=0.1)
-
-
-def _mark(label: str, colour: str, marker: str, fill: str | None = None) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, markerfacecolor=fill or colour, label=label)
-
-
-def _cycle() -> Iterator[tuple]:
-    """Every series its own look: after six colours, the same ones come with other markers and dashes."""
-    for number in range(len(SERIES) ** 2):
-        again, place = divmod(number, len(SERIES))
-        _, marker, dash = SERIES[(place + again) % len(SERIES)]
-        yield SERIES[place][0], marker, dash
-
-
-def _fills() -> Iterator[tuple[str, str]]:
-    colours = (VERMILLION, GREEN, ORANGE, PURPLE, SKY, QUIET)
-    for number in range(len(colours) * len(HATCHES)):
-        again, place = divmod(number, len(colours))
-        yield colours[place], HATCHES[(place + again) % len(HATCHES)]
 
 
 def _percent(shares: Iterable[float]) -> list[float]:
@@ -369,11 +286,8 @@ def _running_median(values: np.ndarray) -> np.ndarray:
     half = SMOOTHED // 2
     padded = np.pad(values, half, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED)
-    known = np.isfinite(windows).any(1)
-    return np.array([np.nanmedian(w) if found else np.nan for w, found in zip(windows, known, strict=True)])
+    return np.array([np.nanmedian(window) if np.isfinite(window).any() else np.nan for window in windows])
 
 
-def _short(text: str, most: int = LONGEST_NAME) -> str:
-    """A label that XML can hold, on one line, and cut where it is longer than a figure has room for."""
-    plain = " ".join("".join(c for c in text if c.isprintable() or c.isspace()).split())
-    return plain if len(plain) <= most else plain[: most - 1] + "…"
+def _mark(label: str, colour: str, marker: str, fill: str | None = None) -> Line2D:
+    return Line2D([], [], color=colour, marker=marker, markerfacecolor=fill or colour, label=label)

@@ -212,8 +212,6 @@ class Contents:
         for line in self.training:
             if not {"round", "updates"} <= line.keys():
                 raise ValueError(f"a training line has {sorted(line)}; round and updates are needed to draw it")
-        if not isinstance(self.search.get("trials", []), list | tuple):
-            raise ValueError('search["trials"] must be a list of trials, as in results.json')
         for stage, seconds in self.seconds.items():
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"seconds[{stage!r}] is {seconds}; a duration is finite and not negative")

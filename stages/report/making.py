@@ -83,10 +83,12 @@ def _ages(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
         return
     age = {q: [_number(line["age"][q]) for line in rounds] for q in quantiles}
     lag = _column(rounds, "lag")
+    if not (_known(lag) and all(map(_known, age.values()))):
+        return
     says = (
-        f"Adversaries were first used at most {words.cell(int(max(lag)))} updates after the weights that they attack; "
-        f"the oldest that was replayed was {words.cell(int(max(age['1.0'])))} updates old, the median age "
-        f"{words.cell(_median(age['0.5']))}."
+        f"Adversaries were first used at most {words.cell(int(max(_known(lag))))} updates after the weights that they "
+        f"attack; the oldest that was replayed was {words.cell(int(max(_known(age['1.0']))))} updates old, the median "
+        f"age {words.cell(_median(age['0.5']))}."
     )
     yield Chart(
         name="ages", title="Age of what was trained on", says=says, svg=charts.ages(updates, age, lag), note=says

@@ -15,10 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stages.report import words
-from stages.report.charts import INK, QUIET
 from stages.report.contents import Contents
 from stages.report.document import Chart, Gallery, Section
-from stages.report.numbers import as_json
+from stages.report.drawing import BLUE, INK, QUIET
+from stages.report.record import as_json
 from stages.report.sections import build, glance
 
 IMAGES = "report_images"  # the folder beside report.md
@@ -58,7 +58,8 @@ def write_report(contents: Contents, directory: str | Path) -> ReportFiles:
         "interval": words.interval,
     }
     page = _environment(html=True).get_template("index.html").render(shown)
-    markdown = _environment(html=False).get_template("report.md").render(shown, folder=IMAGES)
+    markdown = _environment(html=False).get_template("report.md").render(shown, folder=_Raw(IMAGES))
+    markdown = re.sub(r"\n{3,}", "\n\n", markdown)
     (directory / IMAGES).mkdir(parents=True, exist_ok=True)
     for name, content in images.items():
         _write(directory / IMAGES / name, content)
@@ -91,6 +92,7 @@ def _environment(*, html: bool) -> Environment:
     environment.filters["inline"] = _inline
     environment.filters["data"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     environment.filters["raw"] = _Raw
+    environment.filters["alternative"] = _alternative
     return environment
 
 
@@ -99,19 +101,24 @@ def _finalized(value: object) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Text that Markdown shows as it is, on one line, also inside a table.
+    r"""Text that Markdown shows as it is, on one line, also inside a table; what needs no escaping stays legible.
 
-    >>> escape_markdown("a | b <i>\n*c*")
-    'a \\| b &lt;i&gt; \\*c\\*'
+    >>> print(escape_markdown("a | b <i>\n*c* [d](e) 42.2 % [34.0, 50.8] snake_case"))
+    a \| b &lt;i&gt; \*c\* [d\](e) 42.2 % [34.0, 50.8] snake_case
     """
     plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    escaped = re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", plain)
-    return re.sub(r"^(\d+)([.)])|^([-+])", lambda m: f"{m[1]}\\{m[2]}" if m[1] else f"\\{m[3]}", escaped)
+    inside = re.sub(r"[\\`*|~$]|(?<!\w)_|_(?!\w)|\](?=[\[(:])", r"\\\g<0>", plain)
+    return re.sub(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=[-+#]))", r"\1\\", inside)
+
+
+def _alternative(text: str) -> _Raw:
+    """Text for an image, between brackets that must not be closed inside."""
+    return _Raw(re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", escape_markdown(text)))
 
 
 def _inline(chart: Chart) -> Markup:
-    """The figure as part of the page: named for screen readers, its ink that of the text around it."""
-    svg = chart.svg.replace(INK, "currentColor").replace(QUIET, "var(--quiet)")
+    """The figure as part of the page: named for screen readers, in colours that suit a light and a dark page."""
+    svg = chart.svg.replace(INK, "currentColor").replace(QUIET, "var(--quiet)").replace(BLUE, "var(--curve)")
     label = escape(f"{chart.title}. {chart.says}")
     return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))
 

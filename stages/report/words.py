@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Check
 from stages.rap.threat import ThreatModel
@@ -37,6 +39,8 @@ def cell(value: object) -> str:
     >>> cell(None) == cell(float("nan")) == MISSING
     True
     """
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return MISSING
     if isinstance(value, bool):
