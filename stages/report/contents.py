@@ -24,8 +24,9 @@ from stages.evaluation.evidence import Check, Curve, Table, Verdict
 from stages.rap.threat import Norm, ThreatModel
 from stages.report.images import amplification
 
-Images = Float[np.ndarray, "image channel height width"]
-Classes = Integer[np.ndarray, " image"]
+# Shapes that belong together are compared in __post_init__, with a message that says which image is the odd one.
+Images = Float[np.ndarray, "_image _channel _height _width"]
+Classes = Integer[np.ndarray, "_image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +113,14 @@ class TrajectoryPictures:
 
     name: str
     """Which attack this is, and against what."""
-    clean: Float[np.ndarray, "channel height width"]
+    clean: Float[np.ndarray, "_channel _height _width"]
     label: int
-    states: Float[np.ndarray, "state channel height width"]
+    states: Float[np.ndarray, "_state _channel _height _width"]
     first: int = 0
     """Steps that the first state has had."""
-    predictions: Integer[np.ndarray, " state"] | None = None
+    predictions: Integer[np.ndarray, "_state"] | None = None
     """What the attacked model says of each state."""
-    restored: Float[np.ndarray, "state channel height width"] | None = None
+    restored: Float[np.ndarray, "_state _channel _height _width"] | None = None
     """Each state after the adapter."""
 
     def __post_init__(self) -> None:

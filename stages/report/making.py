@@ -49,7 +49,7 @@ def _judge(contents: Contents, rounds: list[dict]) -> Iterator[Block]:
     ]
     if not points:
         return
-    shipped = next((line["updates"] for line in rounds if line["round"] + 1 == contents.shipped_version), None)
+    shipped = next((_number(line["updates"]) for line in rounds if line["round"] + 1 == contents.shipped_version), None)
     best = max(points, key=lambda point: point[2].value)
     says = f"The judge's best verdict under attack is {best[2]}, after {words.cell(int(best[0]))} updates."
     yield Chart(
@@ -130,7 +130,7 @@ def search_blocks(contents: Contents) -> tuple[Block, ...]:
         note = "A line a trial, darker where the judge found more; shifted a little so that no line hides another."
         blocks.append(Chart(name="parallel", title="Settings that were tried", says=says, svg=svg, note=note))
     climbs = [
-        (label, [(rung["rounds"], rung["robust"]) for rung in trials[at].get("rungs") or ()])
+        (label, [(_number(rung["rounds"]), _number(rung["robust"])) for rung in trials[at].get("rungs") or ()])
         for label, at in zip(labels, finished, strict=True)
     ]
     if any(points for _, points in climbs):

@@ -35,7 +35,7 @@ def build(contents: Contents) -> list[Section]:
             blocks=(*time_blocks(contents), *lineage_blocks(contents)),
         ),
     ]
-    return [section for section in made if section.blocks]
+    return [section for section in made if section.blocks or section.name == "checks"]
 
 
 def glance(contents: Contents) -> Chart:

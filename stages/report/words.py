@@ -56,7 +56,7 @@ def cell(value: object) -> str:
 
 def duration(seconds: float | None) -> str:
     """
-    >>> duration(0.23), duration(289.4), duration(5400)
+    >>> duration(0.23), duration(289.4), duration(5400.0)
     ('0.2 s', '4 min 49 s', '1 h 30 min')
     """
     if seconds is None or not math.isfinite(seconds):
