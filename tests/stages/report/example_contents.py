@@ -25,7 +25,7 @@ def least(**changes) -> Contents:
     return Contents(**{**given, **changes})
 
 
-def everything(channels: int = 1, size: int = 8, steps: int = 10, **changes) -> Contents:
+def everything(**changes) -> Contents:
     """A report with every section."""
     given = {
         "description": "cnn behind a U-Net of 103,473 parameters",
@@ -46,8 +46,8 @@ def everything(channels: int = 1, size: int = 8, steps: int = 10, **changes) -> 
         "curves": curves(),
         "tables": (table(),),
         "classes": tuple(f"class {number}" for number in range(10)),
-        "pictures": pictures(channels, size),
-        "trajectories": (trajectory(channels, size, steps),),
+        "pictures": pictures(1, 8),
+        "trajectories": (trajectory(1, 8, steps=10),),
         "training": training(),
         "shipped_version": 40,
         "alarms": ("collapse: the judge finds 14.4%, after 24.4% before",),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from example_contents import everything, hostile, least
+from example_contents import everything, hostile, least, pictures, trajectory
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
@@ -29,7 +29,7 @@ FLAGS = (
 WIDTHS = (400, 1400)
 REPORTS = {
     "everything": everything,
-    "colour, 20 steps": lambda: everything(channels=3, size=32, steps=20),
+    "colour": lambda: least(pictures=pictures(3, 32, images=9), trajectories=(trajectory(3, 32, steps=20),)),
     "least": least,
     "hostile": hostile,
 }
@@ -91,7 +91,7 @@ def test_labels_of_figures_are_legible_on_a_phone(browser, page):
     browser.get(page.as_uri())
     heights = """return [...document.querySelectorAll('figure svg text')]
         .filter(t => t.textContent.trim() && t.getBoundingClientRect().width)
-        .map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().d)"""
+        .map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().c, t.getScreenCTM().d))"""
     assert min(browser.execute_script(heights)) >= 8
 
 

@@ -209,7 +209,7 @@ def test_pictures_on_the_page_are_those_that_were_given(full):
 
 def test_perturbations_are_amplified_until_they_would_be_clipped():
     for radius in (0.2, 8 / 255, 0.3, 1.0):
-        factor = amplification(np.float32([radius, -radius / 2]))
+        factor = amplification(np.array([radius, -radius / 2], np.float32))
         assert 0.45 < factor * radius <= 0.5 + 1e-6
     assert amplification(np.zeros(3)) == 1
 
@@ -238,6 +238,6 @@ def test_the_verdict_names_what_did_not_pass(kinds, standing, says):
 
 
 def test_the_ball_is_named_as_people_write_it():
-    names = {words.ball(ThreatModel(norm=norm, radius=radius)) for norm, radius in (("Linf", 0.3), ("L2", 0.5))}
-    assert names == {"L-inf 0.3", "L2 0.5"}
+    assert words.ball(ThreatModel(norm="Linf", radius=0.3)) == "L-inf 0.3"
     assert words.ball(ThreatModel(norm="Linf", radius=8 / 255)) == "L-inf 8/255"
+    assert words.ball(ThreatModel(norm="L2", radius=0.5)) == "L2 0.5"
