@@ -1,0 +1,250 @@
+"""How a model came about: blocks for its training, its search, its recipe, its lineage and its times."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stages.evaluation.accuracy import Accuracy
+from stages.report import charts, words
+from stages.report.contents import Artifact, Contents
+from stages.report.document import Block, Bullets, Chart, Fold, Grid
+
+LOSSES = ("loss", "cross_entropy", "reconstruction", "kl")
+SHARES = {"attack_success": "attacks that succeed", "zero_gradients": "zero gradients", "waiting": "time waiting"}
+FINGERPRINTS = 3  # of artifacts of one kind that are shown; report.json has all
+
+
+def training_blocks(contents: Contents) -> tuple[Block, ...]:
+    """The judge's verdicts, losses, age of what was trained on, and alarms."""
+    rounds = [dict(line) for line in contents.training]
+    if not rounds:
+        return (Bullets(items=contents.alarms, mark="warn"),) if contents.alarms else ()
+    updates = [_number(line["updates"]) for line in rounds]
+    blocks: list[Block] = [*_judge(contents, rounds), *_losses(rounds, updates), *_ages(rounds, updates)]
+    ratio = _column(rounds, "fresh_to_stored")
+    if _known(ratio):
+        says = f"Loss on fresh adversaries over that on replayed ones: median {words.cell(_median(ratio))}."
+        series = {"fresh to stored": ratio}
+        svg = charts.lines("ratio", updates, series, y="ratio of losses", log=True, mark=(1.0, "equal"))
+        note = f"{says} Far above 1, the training fits adversaries that no longer matter."
+        blocks.append(
+            Chart(name="ratio", title="Loss on fresh against replayed adversaries", says=says, svg=svg, note=note)
+        )
+    shares = {label: _column(rounds, name) for name, label in SHARES.items() if _known(_column(rounds, name))}
+    if shares:
+        says = "; ".join(f"{label}: median {words.percent(_median(values))}" for label, values in shares.items())
+        percents = {label: [100 * value for value in values] for label, values in shares.items()}
+        svg = charts.lines("shares", updates, percents, y="share (%)")
+        blocks.append(Chart(name="shares", title="Generation", says=says, svg=svg, note=f"{says}."))
+    if contents.alarms:
+        blocks.append(Bullets(items=contents.alarms, mark="warn"))
+    return tuple(blocks)
+
+
+def _judge(contents: Contents, rounds: list[dict]) -> Iterator[Block]:
+    points = [
+        (_number(line["updates"]), _accuracy(line["judge"]["clean"]), _accuracy(line["judge"]["robust"]))
+        for line in rounds
+        if line.get("judge")
+    ]
+    if not points:
+        return
+    shipped = next((_number(line["updates"]) for line in rounds if line["round"] + 1 == contents.shipped_version), None)
+    best = max(points, key=lambda point: point[2].value)
+    says = f"The judge's best verdict under attack is {best[2]}, after {words.cell(int(best[0]))} updates."
+    yield Chart(
+        name="judge",
+        title="The judge's verdicts on the hold-out",
+        says=says,
+        svg=charts.judged(points, shipped),
+        note=f"{says} It selects, it is no result: the attack is weaker than the final ones. Bands are 95 % intervals.",
+        numbers=Grid(
+            columns=("updates", "clean", "under attack"),
+            rows=tuple((words.cell(int(place)), str(clean), str(robust)) for place, clean, robust in points),
+        ),
+    )
+
+
+def _losses(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
+    losses = {name.replace("_", " "): _column(rounds, name) for name in LOSSES if _known(_column(rounds, name))}
+    if losses:
+        says = "; ".join(
+            f"{name}: {words.cell(_known(v)[0])} at first, {words.cell(_known(v)[-1])} at last"
+            for name, v in losses.items()
+        )
+        note = f"Pale: single rounds; lines: running median of {charts.SMOOTHED}." if _smoothed(rounds) else ""
+        svg = charts.lines("losses", updates, losses, y="loss")
+        yield Chart(name="losses", title="Losses", says=says, svg=svg, note=note)
+
+
+def _ages(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
+    quantiles = ("0.0", "0.5", "0.9", "1.0")
+    if not all(set(quantiles) <= set(line.get("age") or {}) and "lag" in line for line in rounds):
+        return
+    age = {q: [_number(line["age"][q]) for line in rounds] for q in quantiles}
+    lag = _column(rounds, "lag")
+    if not (_known(lag) and all(map(_known, age.values()))):
+        return
+    says = (
+        f"Adversaries were first used at most {words.cell(int(max(_known(lag))))} updates after the weights that they "
+        f"attack; the oldest that was replayed was {words.cell(int(max(_known(age['1.0']))))} updates old, the median "
+        f"age {words.cell(_median(age['0.5']))}."
+    )
+    yield Chart(
+        name="ages", title="Age of what was trained on", says=says, svg=charts.ages(updates, age, lag), note=says
+    )
+
+
+def search_blocks(contents: Contents) -> tuple[Block, ...]:
+    """The trials: parallel coordinates, the judge's verdicts as they went on, and a table."""
+    trials: list[dict] = [dict(trial) for trial in contents.search.get("trials", ())]  # type: ignore[attr-defined]
+    if not trials:
+        return ()
+    chosen = contents.search.get("chosen")
+    attacks = [trial.get("attack") or {} for trial in trials]
+    varied = [name for name in attacks[0] if len({words.cell(attack.get(name)) for attack in attacks}) > 1]
+    names = [name.replace("_", " ") for name in varied]
+    numbers = [trial.get("trial", place) for place, trial in enumerate(trials)]
+    rows = tuple(
+        (
+            f"trial {number}" + (" (chosen)" if number == chosen else ""),
+            *(words.cell(attack.get(name)) for name in varied),
+            words.cell(trial.get("rounds")),
+            words.cell(_accuracy(trial["robust"]) if trial.get("robust") else trial.get("error")),
+        )
+        for number, attack, trial in zip(numbers, attacks, trials, strict=True)
+    )
+    ours = frozenset(place for place, number in enumerate(numbers) if number == chosen)
+    columns = ("", *names, "rounds", "hold-out, under attack")
+    finished = [place for place, trial in enumerate(trials) if trial.get("robust")]
+    best = next((place for place, at in enumerate(finished) if numbers[at] == chosen), None)
+    labels = [f"trial {numbers[at]}" for at in finished]
+    blocks: list[Block] = []
+    if varied and len(finished) > 1:
+        lines = [
+            (label, [*(attacks[at].get(name) for name in varied), 100 * _accuracy(trials[at]["robust"]).value])
+            for label, at in zip(labels, finished, strict=True)
+        ]
+        svg = charts.parallel([*names, "hold-out (%)"], lines, best)
+        says = f"{len(trials)} trials over {', '.join(names)}; the numbers are in the table below."
+        note = "A line a trial, darker where the judge found more; shifted a little so that no line hides another."
+        blocks.append(Chart(name="parallel", title="Settings that were tried", says=says, svg=svg, note=note))
+    climbs = [
+        (label, [(_number(rung["rounds"]), _number(rung["robust"])) for rung in trials[at].get("rungs") or ()])
+        for label, at in zip(labels, finished, strict=True)
+    ]
+    if any(points for _, points in climbs):
+        says = "; ".join(f"{label}: " + ", ".join(words.percent(v) for _, v in points) for label, points in climbs)
+        note = "Trials that are not among the better half at a rung are stopped."
+        svg = charts.rungs(climbs, best)
+        blocks.append(Chart(name="rungs", title="The judge's verdicts, rung by rung", says=says, svg=svg, note=note))
+    return (*blocks, Grid(columns=columns, rows=rows, ours=ours))
+
+
+def recipe_blocks(contents: Contents) -> tuple[Block, ...]:
+    """One table a part of the recipe, with the loose settings first."""
+    if not contents.recipe:
+        return ()
+    parts: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, value in contents.recipe.items():
+        if isinstance(value, Mapping):
+            parts[name].update(_leaves(value, ""))
+        else:
+            parts["general"][name] = words.cell(value)
+    order = sorted(parts, key=lambda name: name != "general")
+    tables = [Grid(columns=(name, ""), rows=tuple(parts[name].items())) for name in order if parts[name]]
+    return (Fold(title="All settings", blocks=tuple(tables)),)
+
+
+def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, each in value.items():
+        if isinstance(each, Mapping):
+            yield from _leaves(each, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", words.cell(each)
+
+
+def time_blocks(contents: Contents) -> tuple[Block, ...]:
+    """How long each stage took."""
+    if not contents.seconds:
+        return ()
+    spoken = [words.duration(seconds) for seconds in contents.seconds.values()]
+    says = "; ".join(f"{name}: {text}" for name, text in zip(contents.seconds, spoken, strict=True))
+    note = f"{words.duration(sum(contents.seconds.values()))} in all."
+    return (
+        Chart(
+            name="times", title="Time of each stage", says=says, svg=charts.times(contents.seconds, spoken), note=note
+        ),
+    )
+
+
+def lineage_blocks(contents: Contents) -> tuple[Block, ...]:
+    """Every artifact with its fingerprint, commit, device and time, a row a kind; and the versions of the packages."""
+    if not contents.lineage:
+        return ()
+    kinds: dict[str, list[Artifact]] = defaultdict(list)
+    for artifact in contents.lineage:
+        kinds[artifact.kind].append(artifact)
+    rows = tuple(
+        (
+            f"{kind} ({len(made)})" if len(made) > 1 else kind,
+            _some([artifact.fingerprint for artifact in made]),
+            _distinct(artifact.commit[:12] for artifact in made),
+            _distinct(artifact.device for artifact in made),
+            words.duration(sum(known))
+            if (known := [a.seconds for a in made if a.seconds is not None])
+            else words.MISSING,
+            _span([artifact.created for artifact in made if artifact.created]),
+        )
+        for kind, made in kinds.items()
+    )
+    columns = ("artifact", "fingerprint", "commit", "device", "time", "made")
+    versions: dict[str, dict[str, None]] = defaultdict(dict)
+    for artifact in contents.lineage:
+        for package, version in artifact.packages.items():
+            versions[package][version] = None
+    packages = tuple((name, ", ".join(found)) for name, found in sorted(versions.items()))
+    beside = (Grid(columns=("package", "version"), rows=packages, narrow=True),) if packages else ()
+    return (*beside, Grid(columns=columns, rows=rows, caption="What was made on the way, and by which code."))
+
+
+def _some(fingerprints: Sequence[str]) -> str:
+    shown = ", ".join(fingerprint[:12] for fingerprint in fingerprints[:FINGERPRINTS])
+    more = len(fingerprints) - FINGERPRINTS
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _distinct(values: Iterator[str]) -> str:
+    return ", ".join(dict.fromkeys(filter(None, values))) or words.MISSING
+
+
+def _span(created: list[str]) -> str:
+    if not created:
+        return words.MISSING
+    first, last = min(created), max(created)
+    return first if first == last else f"{first} to {last}"
+
+
+def _accuracy(counted: Mapping[str, Any]) -> Accuracy:
+    return Accuracy(correct=counted["correct"], images=counted["images"])
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _column(rounds: list[dict], name: str) -> list[float]:
+    return [_number(line.get(name)) for line in rounds]
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if value == value]  # NaN is not equal to itself
+
+
+def _median(values: Sequence[float]) -> float:
+    known = sorted(_known(values))
+    return known[len(known) // 2]
+
+
+def _smoothed(rounds: list[dict]) -> bool:
+    return len(rounds) >= 3 * charts.SMOOTHED
