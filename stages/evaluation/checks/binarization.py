@@ -25,7 +25,7 @@ NAME = "binarization test"
 INSIDE = 0.95  # of the radius: the inner points leave a shell to the border point
 CLOSE = 0.9  # of the way from the last inner point to the border point: little room is left for luck
 MISSED = 0.05  # share of known adversaries that an attack may miss and still pass, as in the paper
-RIDGE = 1e-3  # of the features' mean variance: makes fewer points than features solvable
+RIDGE = 1.0  # of the features' mean variance: no readout hangs on features that hardly vary
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +81,7 @@ def check_binarization(case: Case) -> Outcome:
 
 def last_linear(examined: Examined) -> nn.Linear | None:
     """The linear layer that is run last, where it is run once and has one output a class; None otherwise."""
-    ran: list[nn.Linear] = []
+    ran: list[nn.Module] = []
     handles = [
         part.register_forward_hook(lambda layer, *_: ran.append(layer))
         for part in examined.model.modules()
@@ -93,9 +93,10 @@ def last_linear(examined: Examined) -> nn.Linear | None:
     finally:
         for handle in handles:
             handle.remove()
-    if not ran or ran.count(ran[-1]) > 1 or ran[-1].out_features != classes:
+    if not ran or ran.count(ran[-1]) > 1:
         return None
-    return ran[-1]
+    last = ran[-1]
+    return last if isinstance(last, nn.Linear) and last.out_features == classes else None
 
 
 def binarize(

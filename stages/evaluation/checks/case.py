@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import Accuracy, clean_mask, device_of, evaluating, to_float
+from stages.evaluation.accuracy import clean_mask, device_of, evaluating, to_float
 from stages.evaluation.attacks import Attack, AttackResult, run_attack, worst_case
 from stages.evaluation.checks.explanations import Ablations, SelectionFacts, VanillaTraining
 from stages.evaluation.evidence import Check, Curve
@@ -34,8 +34,8 @@ class CheckSize:
     """Queries of Square, where AutoAttack's verdicts are not given."""
     draws: int = 100
     """Random points of the ball that are tried on each image."""
-    radii: int = 6
-    """Points of the curve from a small radius to the largest that means something."""
+    radii: int = 4
+    """Points of the curve from the radius to the largest that means something; two smaller ones come before them."""
     gradient_images: int = 32
     """Images whose gradients are compared with differences, each in `directions` random directions."""
     directions: int = 4
@@ -53,8 +53,9 @@ class CheckSize:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "seed" and value < 1:
-                raise ValueError(f"checks.{name} is {value}; it must be at least 1")
+            least = {"seed": 0, "radii": 2}.get(name, 1)
+            if value < least:
+                raise ValueError(f"checks.{name} is {value}; it must be at least {least}")
         if self.short_steps >= self.steps:
             raise ValueError(
                 f"checks.short_steps is {self.short_steps} and checks.steps {self.steps}: the short attack must have "
@@ -185,6 +186,20 @@ class Case:
     def images(self) -> int:
         return len(self.clean)
 
+    def run_pgd(
+        self,
+        config: PGDConfig,
+        *,
+        name: str | None = None,
+        through: nn.Module | None = None,
+        threat: ThreatModel | None = None,
+    ) -> AttackResult:
+        """`run_pgd` on this model; to the end where one wrong answer says little, since the model is random."""
+        to_the_end = self.behaviour.random
+        return run_pgd(
+            self.examined, self.size, config, name=name, through=through, threat=threat, to_the_end=to_the_end
+        )
+
 
 def attack_examined(
     examined: Examined,
@@ -192,13 +207,11 @@ def attack_examined(
     name: str,
     attack: Callable[[slice], Attack],
     *,
-    model: nn.Module | None = None,
     threat: ThreatModel | None = None,
 ) -> AttackResult:
-    """`run_attack` with attacks that know which images they are given.
+    """`run_attack` with attacks that know which images they are given, in the examined ball or another.
 
-    ``attack`` makes the attack of a batch from its place among the images. ``model`` and ``threat`` replace the
-    examined ones.
+    ``attack`` makes the attack of a batch from its place among the images.
     """
     parts = []
     for first in range(0, len(examined.images), size.batch):
@@ -207,7 +220,7 @@ def attack_examined(
             run_attack(
                 name,
                 attack(part),
-                model or examined.model,
+                examined.model,
                 examined.images[part],
                 examined.labels[part],
                 threat or examined.threat,
@@ -231,17 +244,21 @@ def run_pgd(
     *,
     name: str | None = None,
     through: nn.Module | None = None,
-    model: nn.Module | None = None,
     threat: ThreatModel | None = None,
+    to_the_end: bool = False,
 ) -> AttackResult:
-    """PGD on the examined images, verified on the model; ``through`` gives the gradients in its place."""
+    """PGD on the examined images, verified on the model; ``through`` gives the gradients in its place.
+
+    ``to_the_end`` goes on where the model is fooled already, so that it is still fooled when it draws other numbers.
+    """
 
     def attack(part: slice) -> Attack:
-        return lambda attacked, images, labels, ball: (
-            pgd(through or attacked, images, labels, ball, config=config, rows=examined.rows[part])[0]
+        rows, run = examined.rows[part], climb if to_the_end else _first_wrong
+        return lambda attacked, images, labels, ball: run(
+            through or attacked, images, labels, ball, config=config, rows=rows
         )
 
-    return attack_examined(examined, size, name or name_of(config), attack, model=model, threat=threat)
+    return attack_examined(examined, size, name or name_of(config), attack, threat=threat)
 
 
 def name_of(config: PGDConfig) -> str:
@@ -249,36 +266,61 @@ def name_of(config: PGDConfig) -> str:
     return f"PGD-{config.steps}" + (f" x {config.restarts}" if config.restarts > 1 else "")
 
 
-def attack_white_box(examined: Examined, size: CheckSize) -> WhiteBox:
+def attack_white_box(examined: Examined, size: CheckSize, *, to_the_end: bool = False) -> WhiteBox:
     """FGSM and PGD with cross-entropy, the attacks of the judge and of most papers, at several strengths."""
-    radius, long = examined.threat.radius, PGDConfig(steps=size.steps, seed=size.seed)
-    fgsm = PGDConfig(steps=1, step_size=radius, random_start=False)
+    long = PGDConfig(steps=size.steps, seed=size.seed)
+    fgsm = PGDConfig(steps=1, step_size=examined.threat.radius, random_start=False)
+
+    def run(config: PGDConfig, name: str | None = None) -> AttackResult:
+        return run_pgd(examined, size, config, name=name, to_the_end=to_the_end)
+
     return WhiteBox(
-        fgsm=run_pgd(examined, size, fgsm, name="FGSM"),
-        short=run_pgd(examined, size, replace(long, steps=size.short_steps)),
-        long=run_pgd(examined, size, long),
-        restarted=run_pgd(examined, size, replace(long, restarts=size.restarts)),
-        doubled=run_pgd(examined, size, replace(long, steps=2 * size.steps)),
+        fgsm=run(fgsm, "FGSM"),
+        short=run(replace(long, steps=size.short_steps)),
+        long=run(long),
+        restarted=run(replace(long, restarts=size.restarts)),
+        doubled=run(replace(long, steps=2 * size.steps)),
     )
+
+
+def climb(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    *,
+    config: PGDConfig,
+    rows: Int64[np.ndarray, " image"],
+) -> Float[Tensor, "image channel height width"]:
+    """The last state of the first run of PGD whose last state fools the model, or of the last run.
+
+    Unlike those of `pgd`, such states are deep in the wrong class, as transfer, rounding, repeated submission and
+    models that draw random numbers need them.
+    """
+    states, fooled = images, torch.zeros_like(labels, dtype=torch.bool)
+    for restart in range(config.restarts):
+        state = images
+        if config.random_start:
+            state = draw_starts(images, threat, rows=rows, restart=restart, seed=config.seed)
+        for _ in range(config.steps):
+            step = config.step(threat) * direction(loss_gradient(model, state, labels), threat)
+            state = project(state + step, images, threat)
+        states = torch.where(fooled[:, None, None, None], states, state)
+        with torch.no_grad():
+            fooled |= model(state).argmax(1) != labels
+    return states
 
 
 def ascend(
     model: nn.Module, examined: Examined, size: CheckSize, config: PGDConfig
 ) -> Float[Tensor, "image channel height width"]:
-    """The last state of one run of PGD on a model, for each examined image, that goes on where it is fooled already.
-
-    Such adversaries are deep in the wrong class, as transfer, rounding and repeated submission need them. The states
-    are in the ball, and on the CPU.
-    """
-    device, threat, states = device_of(model), examined.threat, []
+    """`climb` on a model, for each examined image; the states are on the CPU."""
+    device, states = device_of(model), []
     with evaluating(model):
         for part in torch.arange(len(examined.images)).split(size.batch):
             clean, labels = to_float(examined.images[part]).to(device), examined.labels[part].to(device)
-            state = draw_starts(clean, threat, rows=examined.rows[part.numpy()], restart=0, seed=config.seed)
-            for _ in range(config.steps):
-                step = config.step(threat) * direction(loss_gradient(model, state, labels), threat)
-                state = project(state + step, clean, threat)
-            states.append(state.cpu())
+            rows = examined.rows[part.numpy()]
+            states.append(climb(model, clean, labels, examined.threat, config=config, rows=rows).cpu())
     return torch.cat(states)
 
 
@@ -321,9 +363,16 @@ def fixed_seed(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def says_accuracy(mask: Bool[np.ndarray, " image"]) -> str:
-    """Such as "73.2 % [69.2, 76.9] of 512"."""
-    return str(Accuracy.from_mask(mask))
+def _first_wrong(
+    model: nn.Module,
+    images: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    *,
+    config: PGDConfig,
+    rows: Int64[np.ndarray, " image"],
+) -> Float[Tensor, "image channel height width"]:
+    return pgd(model, images, labels, threat, config=config, rows=rows)[0]
 
 
 def _first(result: AttackResult, count: int) -> AttackResult:

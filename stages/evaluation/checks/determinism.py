@@ -112,8 +112,8 @@ def check_randomness(case: Case) -> Outcome:
     if not behaviour.random:
         figure = "adaptive at test time" if behaviour.adaptive else "depends on the images beside it"
         says = (
-            "The model attacks or adapts while it answers (Croce et al. 2022): the gradient through it is not the whole "
-            "truth, and AutoAttack alone is not enough."
+            "The model attacks or adapts while it answers (Croce et al. 2022): the gradient through it is not the "
+            "whole truth, and AutoAttack alone is not enough."
             if behaviour.adaptive
             else "An image's answer depends on its company, which an attacker would choose."
         )
@@ -128,7 +128,7 @@ def _measure_randomness(case: Case, evidence: dict[str, object]) -> Outcome:
     averaged = submit(examined, size, f"EOT-PGD-{config.steps} over {size.samples} draws", states)
     repeated = _resubmit(case, states)
     plain = case.white_box.short
-    seeded = run_pgd(examined, size, config, model=Seeded(examined.model, size.seed))
+    seeded = run_pgd(replace(examined, model=Seeded(examined.model, size.seed)), size, config, to_the_end=True)
     gained, lost = alone(averaged.robust, plain.robust), alone(plain.robust, averaged.robust)
     verdict: Verdict = "fail" if outnumbers(gained, lost) else "warn"
     evidence |= {

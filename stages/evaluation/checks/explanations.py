@@ -116,8 +116,8 @@ def check_ablations(ablations: Ablations | None) -> Check:
 def check_vanilla_training(facts: VanillaTraining | None) -> Check:
     """Check 18: an adapter that never met adversaries of the whole must be far worse.
 
-    Otherwise the defence only hides the classifier's gradient. It need not be near 0: on MNIST thresholding alone helps.
-    Passes where the 95 % intervals are apart, warns where they overlap, and fails where it is as good.
+    Otherwise the defence only hides the classifier's gradient. It need not be near 0: on MNIST thresholding alone
+    helps. Passes where the 95 % intervals are apart, warns where they overlap, and fails where it is as good.
     """
     if facts is None:
         return _missing(18, VANILLA, "no such adapter was trained")
@@ -152,7 +152,7 @@ def check_selection(facts: SelectionFacts | None) -> Check:
     says = {
         "pass": "No decision saw an image that trained a weight or is reported.",
         "warn": "Some weights came from elsewhere; they may have been trained on the images of the selection.",
-        "fail": "Decisions were made on images that also trained weights or are reported: take a hold-out of their own.",
+        "fail": "Decisions were made on images that also trained weights or are reported: set a hold-out apart.",
     }[verdict]
     shared = facts.images if facts.selection in (*facts.trained, facts.test) else facts.shared_images
     return Check(
@@ -184,7 +184,8 @@ def _lower(ablated: Accuracy, defence: Accuracy) -> Verdict:
 
 
 def _worst(verdicts: list[Verdict]) -> Verdict:
-    return max(verdicts, key=["pass", "warn", "fail"].index, default="pass")
+    order: tuple[Verdict, ...] = ("fail", "warn", "pass")
+    return next((verdict for verdict in order if verdict in verdicts), "pass")
 
 
 def _label(budget: float) -> str:

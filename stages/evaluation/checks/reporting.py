@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
 from stages.evaluation.attacks import AttackResult, worst_case
-from stages.evaluation.checks.case import Case, Examined, Outcome, ascend, clean_of, run_pgd, submit
+from stages.evaluation.checks.case import Case, Examined, Outcome, ascend, clean_of, submit
 from stages.evaluation.checks.strength import RADIUS
 from stages.evaluation.evidence import Check, Curve
 from stages.evaluation.pgd import PGDConfig
@@ -20,6 +19,7 @@ from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 
 MULTIPLES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the radius that the defence was made for
+OTHERS = 4  # points of the curve in the other norm
 
 
 def check_clean(case: Case) -> Outcome:
@@ -85,24 +85,15 @@ def check_elsewhere(case: Case) -> Outcome:
     examined, size = case.examined, case.size
     config = PGDConfig(steps=size.short_steps, seed=size.seed)
     name, threat = f"PGD-{config.steps}", examined.threat
-    pixels = examined.images[0].numel()
+    own = {radius: _pgd_at(case, config, threat.norm, radius) for radius in _own_radii(threat)}
     other: Norm = "L2" if threat.norm == "Linf" else "Linf"
-    # The other ball that lies inside of this one, and the one around it, from which come the ends of the curve.
-    near, far = (
-        (threat.radius, threat.radius * math.sqrt(pixels))
-        if other == "L2"
-        else (threat.radius / math.sqrt(pixels), threat.radius)
-    )
-    radii = [threat.radius * factor for factor in MULTIPLES if other == "L2" and threat.radius * factor <= 1] or [
-        threat.radius * factor for factor in MULTIPLES
-    ]
-    own = {radius: _pgd_at(case, config, threat.norm, radius) for radius in radii}
-    others = {float(r): _pgd_at(case, config, other, min(float(r), 1.0)) for r in np.geomspace(near, far, 4)} if (
-        other == "Linf"
-    ) else {float(r): _pgd_at(case, config, other, float(r)) for r in np.geomspace(near, far, 4)}
+    others = {radius: _pgd_at(case, config, other, radius) for radius in _other_radii(case)}
     gridded = _on_grid(case, config)
     times = _at_other_times(case, config)
-    curves = [_curve(name, RADIUS, own, case), _curve(f"{name}, {other}", f"{other} radius (pixels in [0, 1])", others, case)]
+    curves = [
+        _curve(name, RADIUS, own, case),
+        _curve(f"{name}, {other}", f"{other} radius (pixels in [0, 1])", others, case),
+    ]
     if times:
         points = tuple((float(t), accuracy) for t, accuracy in times.items())
         curves.append(Curve(name=name, x="t that the adapter is told", points=points))
@@ -164,9 +155,22 @@ def check_purifier(case: Case) -> Outcome:
     return Outcome(check=check)
 
 
+def _own_radii(threat: ThreatModel) -> list[float]:
+    radii = [threat.radius * factor for factor in MULTIPLES]
+    return [radius for radius in radii if threat.norm == "L2" or radius <= 1]
+
+
+def _other_radii(case: Case) -> list[float]:
+    """From the largest ball of the other norm inside of the examined one to the smallest around it."""
+    threat, root = case.examined.threat, math.sqrt(case.examined.images[0].numel())
+    if threat.norm == "Linf":
+        return np.geomspace(threat.radius, threat.radius * root, OTHERS).tolist()
+    return np.geomspace(threat.radius / root, min(threat.radius, 1.0), OTHERS).tolist()
+
+
 def _pgd_at(case: Case, config: PGDConfig, norm: Norm, radius: float) -> AttackResult:
     threat = ThreatModel(norm=norm, radius=radius)
-    return run_pgd(case.examined, case.size, config, threat=threat, name=f"PGD-{config.steps} at {norm} {radius:.3g}")
+    return case.run_pgd(config, threat=threat, name=f"PGD-{config.steps} at {norm} {radius:.3g}")
 
 
 def _curve(name: str, x: str, results: dict[float, AttackResult], case: Case) -> Curve:
@@ -191,7 +195,7 @@ def _at_other_times(case: Case, config: PGDConfig) -> dict[int, Accuracy]:
     found = {}
     for t in sorted({1, *(max(1, round(model.steps * share)) for share in (0.25, 0.5, 0.75)), model.steps}):
         with _told(model, t):
-            found[t] = run_pgd(case.examined, case.size, config).accuracy
+            found[t] = case.run_pgd(config).accuracy
     return found
 
 

@@ -9,7 +9,16 @@ from jaxtyping import Bool
 from stages.evaluation.accuracy import Accuracy, device_of
 from stages.evaluation.attacks import AttackResult
 from stages.evaluation.checks.binarization import check_binarization
-from stages.evaluation.checks.case import Case, CheckSize, Examined, Outcome, attack_white_box, clean_of, fixed_seed, run_pgd
+from stages.evaluation.checks.case import (
+    Case,
+    CheckSize,
+    Examined,
+    Outcome,
+    attack_white_box,
+    clean_of,
+    fixed_seed,
+    run_pgd,
+)
 from stages.evaluation.checks.determinism import check_randomness, observe
 from stages.evaluation.checks.explanations import check_ablations, check_selection, check_vanilla_training
 from stages.evaluation.checks.gradients import check_flags, check_gradient
@@ -110,7 +119,7 @@ def make_case(examined: Examined, size: CheckSize) -> Case:
         size=size,
         behaviour=behaviour,
         clean=clean_of(chosen, size),
-        white_box=attack_white_box(chosen, size),
+        white_box=attack_white_box(chosen, size, to_the_end=behaviour.random),
         square=None if examined.broken_by else run_square(chosen, size),
-        again=None if behaviour.deterministic else run_pgd(chosen, size, again, name=f"PGD-{size.steps}, once more"),
+        again=run_pgd(chosen, size, again, to_the_end=True) if behaviour.random else None,
     )

@@ -19,10 +19,12 @@ from stages.rap.robust import RobustClassifier
 SLOPE = 0.1  # of the leaky ReLU's negative side: enough to lead out, and little against the true gradient
 
 STEPS: frozenset[Callable[..., Any]] = frozenset(
-    [torch.clamp, Tensor.clamp, torch.clip, Tensor.clip]
-    + [functional.hardtanh, functional.relu6, functional.hardsigmoid]
-    + [torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil, torch.trunc, Tensor.trunc]
-    + [torch.sign, Tensor.sign, torch.sgn, Tensor.sgn]
+    (
+        *(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip),
+        *(functional.hardtanh, functional.relu6, functional.hardsigmoid),
+        *(torch.round, Tensor.round, torch.floor, Tensor.floor, torch.ceil, Tensor.ceil, torch.trunc, Tensor.trunc),
+        *(torch.sign, Tensor.sign, torch.sgn, Tensor.sgn),
+    )
 )
 RELUS: frozenset[Callable[..., Any]] = frozenset([functional.relu, torch.relu, Tensor.relu])
 

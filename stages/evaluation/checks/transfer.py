@@ -1,10 +1,8 @@
 """Do attacks that do not need the model's own gradient find more? Checks 7, 8 and 9."""
 
-
 import numpy as np
 import torch
 from pyautoattack.square import SquareAttack
-from torch import nn
 
 from stages.evaluation.accuracy import device_of, evaluating
 from stages.evaluation.attacks import Attack, AttackResult
@@ -17,7 +15,6 @@ from stages.evaluation.checks.case import (
     attack_examined,
     fixed_seed,
     on_device,
-    run_pgd,
     submit,
 )
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
@@ -128,8 +125,7 @@ def check_surrogates(case: Case) -> Outcome:
     with evaluating(case.examined.model):
         found = surrogates_of(case.examined.model, on_device(case.examined.first(2))[0])
     results = tuple(
-        run_pgd(case.examined, case.size, config, name=f"PGD-{config.steps} through {name}", through=model)
-        for name, model in found.items()
+        case.run_pgd(config, name=f"PGD-{config.steps} through {name}", through=model) for name, model in found.items()
     )
     verdict, new, each = _judge_new(case, results)
     check = Check(
