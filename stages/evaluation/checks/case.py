@@ -168,9 +168,10 @@ class Case:
     behaviour: Behaviour
     clean: Bool[np.ndarray, " image"]
     white_box: WhiteBox
-    square: AttackResult | None
-    """None where AutoAttack's verdicts say what Square did."""
-    again: AttackResult | None
+    square: AttackResult
+    broken_by: tuple[str | None, ...] = ()
+    """AutoAttack's verdicts, also on images beyond those that are attacked here."""
+    again: AttackResult | None = None
     """Of a randomised model: the long attack a second time, from other starts; what luck alone breaks."""
     standing: Bool[np.ndarray, " image"] = field(init=False)
     """True where no attack through the model's own gradient broke the image, nor one that was run before."""
@@ -185,6 +186,13 @@ class Case:
     @property
     def images(self) -> int:
         return len(self.clean)
+
+    @property
+    def square_alone(self) -> tuple[int, int]:
+        """How many images stood every gradient and fell to Square, here or in AutoAttack; of how many."""
+        here = set(np.flatnonzero(self.standing & ~self.square.robust).tolist())
+        there = {place for place, by in enumerate(self.broken_by) if by == "square"}
+        return len(here | there), max(self.images, len(self.broken_by))
 
     def run_pgd(
         self,

@@ -180,16 +180,10 @@ def _own_flags(case: Case) -> dict[str, str]:
     zero = int(zero_gradients(case.examined, case.size.seed).sum())
     if zero:
         flags["zero gradients"] = f"{zero} of {case.images} images have a zero gradient of the cross-entropy"
-    alone, images = _square_alone(case)
-    if alone > SQUARE_ALONE * images and case.behaviour.deterministic:
+    alone, images = case.square_alone
+    if alone > SQUARE_ALONE * images and not case.behaviour.random:
         flags["square"] = f"{alone} of {images} images were broken by Square alone, which uses no gradients"
     return flags
-
-
-def _square_alone(case: Case) -> tuple[int, int]:
-    if case.square is None:
-        return sum(by == "square" for by in case.examined.broken_by), len(case.examined.broken_by)
-    return int((case.standing & ~case.square.robust).sum()), case.images
 
 
 def _returns_probabilities(case: Case) -> bool:

@@ -120,6 +120,7 @@ def make_case(examined: Examined, size: CheckSize) -> Case:
         behaviour=behaviour,
         clean=clean_of(chosen, size),
         white_box=attack_white_box(chosen, size, to_the_end=behaviour.random),
-        square=None if examined.broken_by else run_square(chosen, size),
+        square=run_square(chosen, size),
+        broken_by=examined.broken_by,
         again=run_pgd(chosen, size, again, to_the_end=True) if behaviour.random else None,
     )

@@ -45,12 +45,15 @@ class OtherBackward(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        value = func(*args, **(kwargs or {}))
-        if func not in self.functions or not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
+        kwargs = kwargs or {}
+        if func not in self.functions:
+            return func(*args, **kwargs)
         self.met += 1
-        soft = self.stand_in(args[0] if args else (kwargs or {})["input"])
-        return value.detach() + (soft - soft.detach())
+        values = args[0] if args else kwargs["input"]
+        kept = values.clone()  # as the function may work in place
+        hard = func(kept, *args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
+        soft = self.stand_in(values)
+        return hard.detach() + (soft - soft.detach())
 
 
 class StraightThrough(nn.Module):
@@ -116,15 +119,15 @@ def straight_through(model: nn.Module, change: Callable[[bool], bool]) -> Iterat
 
 
 def surrogates_of(model: nn.Module, images: Float[Tensor, "image channel height width"]) -> dict[str, nn.Module]:
-    """The surrogates that differ from the model, by name; ``images`` are a few to run it on."""
-    found: dict[str, nn.Module] = {}
-    if _meets(model, images, STEPS):
-        found["straight-through clamps and rounding"] = StraightThrough(model)
+    """The surrogates that differ from the model in their backward pass only, by name; ``images`` are a few to try."""
+    tried: dict[str, nn.Module] = {"rescaled logits": Rescaled(model)}
     if any(isinstance(part, RobustClassifier) and part.adapter is not None for part in model.modules()):
-        found["the adapter's clamp the other way"] = OtherClamp(model)
+        tried["the adapter's clamp the other way"] = OtherClamp(model)
+    if _meets(model, images, STEPS):
+        tried["straight-through clamps and rounding"] = StraightThrough(model)
     if _meets(model, images, RELUS):
-        found["leaky ReLU"] = LeakyBackward(model)
-    return found | {"rescaled logits": Rescaled(model)}
+        tried["leaky ReLU"] = LeakyBackward(model)
+    return tried
 
 
 def _meets(

@@ -16,7 +16,7 @@ from defended_models import (
     undefended,
     unseen_digits,
 )
-from known_models import largest_margins
+from known_models import largest_margins, unchecked_types
 
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import AttackResult
@@ -29,7 +29,7 @@ from stages.nets.unet import UNET_SIZES, UNet
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 
-SIZE = CheckSize(images=64, steps=60, restarts=2, queries=300, draws=50, inner=128)
+SIZE = CheckSize(steps=40, restarts=2, queries=200, draws=40, inner=128)
 TINY = CheckSize(
     images=6,
     steps=4,
@@ -52,7 +52,7 @@ FLAGGED = {
     "logits x 10,000": {2, 5, 6, 7, 8, 9, 10, 11},  # 13 climbs the logits' difference, which does not saturate
     "hard clamp": {2, 5, 6, 7, 8, 9, 10, 11, 13},
     "probabilities": {10},  # a softmax that has not saturated misleads no attack; that it is one is what is wrong
-    "gradients inside": {10, 15},
+    "gradients inside": {2, 10, 15},  # 2: the step is a constant to autograd, and is none
 }
 
 
@@ -98,7 +98,7 @@ def test_masked_gradients_fail_the_checks_that_look_behind_them(name):
 
 @pytest.mark.parametrize("name", ["quantiser", "logits x 10,000"])
 def test_the_headline_is_not_fooled_by_masked_gradients(name):
-    plain = next(result for result in examine(name).results if result.name == "PGD-60 x 2")
+    plain = next(result for result in examine(name).results if result.name == "PGD-40 x 2")
     assert plain.accuracy.value > 0.8
     assert examine(name).headline.value < 0.1
 
@@ -178,7 +178,7 @@ def test_what_autoattack_and_others_broke_counts_and_what_was_not_examined_stand
     )
     broken_by = (None,) * 10 + ("apgd-ce", "square")
     examined = digits(count, model=adversarially_trained(), earlier=(other,), broken_by=broken_by, flags=("zero: 1",))
-    examination = run_checks(examined, TINY)
+    examination = run_checks(examined, replace(TINY, images=6))
     unbroken = run_checks(digits(count, model=adversarially_trained()), TINY)
     assert not examination.robust[9:].any()
     assert np.array_equal(examination.robust[6:9], unbroken.robust[6:9])
@@ -188,53 +188,53 @@ def test_what_autoattack_and_others_broke_counts_and_what_was_not_examined_stand
     assert "zero: 1" in str(examination.check(10).evidence)
 
 
-class TestJudging:
-    """Verdicts of checks that no sound attack on a small network can be made to miss."""
+@pytest.fixture(scope="module")
+def case():
+    return make_case(digits(64), replace(TINY, images=64))
 
-    @pytest.fixture(scope="class")
-    def case(self):
-        return make_case(digits(64), replace(TINY, images=64))
 
-    def with_results(self, case, **standing):
-        """The case with other masks for some of its attacks."""
-        changed = {
-            name: replace(getattr(case.white_box, name), robust=np.arange(64) < count)
-            for name, count in standing.items()
-        }
-        return replace(case, clean=np.ones(64, bool), white_box=replace(case.white_box, **changed))
+def with_results(case, **standing):
+    """The case with other verdicts for some of its attacks: the first so many images stand."""
+    changed = {
+        name: replace(getattr(case.white_box, name), robust=np.arange(64) < count) for name, count in standing.items()
+    }
+    return replace(case, clean=np.ones(64, bool), white_box=replace(case.white_box, **changed))
 
-    def test_a_stronger_attack_that_breaks_less_fails(self, case):
-        standing = {"fgsm": 30, "short": 20, "long": 20, "restarted": 20}
-        assert check_order(self.with_results(case, **standing)).check.verdict == "pass"
-        assert check_order(self.with_results(case, **standing | {"fgsm": 18})).check.verdict == "pass"
-        assert check_order(self.with_results(case, **standing | {"fgsm": 17})).check.verdict == "warn"
-        assert check_order(self.with_results(case, **standing | {"fgsm": 15})).check.verdict == "fail"
 
-    def test_an_attack_that_has_not_converged_fails(self, case):
-        assert check_iterations(self.with_results(case, long=20, doubled=16)).check.verdict == "pass"
-        assert check_iterations(self.with_results(case, long=20, doubled=15)).check.verdict == "fail"
-        assert check_iterations(self.with_results(case, long=15, doubled=20)).check.verdict == "pass"
+def test_a_stronger_attack_that_breaks_less_fails(case):
+    standing = {"fgsm": 30, "short": 20, "long": 20, "restarted": 20}
+    assert check_order(with_results(case, **standing)).check.verdict == "pass"
+    assert check_order(with_results(case, **standing | {"fgsm": 18})).check.verdict == "pass"
+    assert check_order(with_results(case, **standing | {"fgsm": 17})).check.verdict == "warn"
+    assert check_order(with_results(case, **standing | {"fgsm": 15})).check.verdict == "fail"
 
-    def test_attacks_that_do_not_break_an_undefended_classifier_fail(self, case):
-        examined = replace(case.examined, undefended=undefended(), threat=ThreatModel(radius=0.01))
-        assert check_undefended(replace(case, examined=examined)).check.verdict == "fail"
-        examined = replace(case.examined, undefended=adversarially_trained(), threat=ThreatModel(radius=0.3))
-        assert check_undefended(replace(case, examined=examined)).check.verdict in ("pass", "warn")
-        assert check_undefended(case).check.verdict == "not applicable"
 
-    def test_a_few_images_that_only_square_breaks_are_a_warning(self, case):
-        attacked = self.with_results(case, fgsm=22, short=22, long=22, restarted=22, doubled=22)
-        square = replace(case.square, robust=(np.arange(64) < 40) & (np.arange(64) > 1))
-        assert check_square(replace(attacked, square=square)).check.verdict == "warn"
-        assert (
-            check_square(replace(attacked, square=replace(square, robust=np.arange(64) < 40))).check.verdict == "pass"
-        )
+def test_an_attack_that_has_not_converged_fails(case):
+    assert check_iterations(with_results(case, long=20, doubled=16)).check.verdict == "pass"
+    assert check_iterations(with_results(case, long=20, doubled=15)).check.verdict == "fail"
+    assert check_iterations(with_results(case, long=15, doubled=20)).check.verdict == "pass"
 
-    def test_noise_cannot_be_compared_where_nothing_is_broken(self, case):
-        easy = replace(case.examined, threat=ThreatModel(radius=1e-4))
-        unbroken = self.with_results(case, fgsm=64, short=64, long=64, restarted=64, doubled=64)
-        right = replace(unbroken, examined=easy, clean=case.clean)
-        assert check_noise(right).check.verdict == "not applicable"
+
+def test_attacks_that_do_not_break_an_undefended_classifier_fail(case):
+    examined = replace(case.examined, undefended=undefended(), threat=ThreatModel(radius=0.01))
+    assert check_undefended(replace(case, examined=examined)).check.verdict == "fail"
+    examined = replace(case.examined, undefended=adversarially_trained(), threat=ThreatModel(radius=0.3))
+    assert check_undefended(replace(case, examined=examined)).check.verdict in ("pass", "warn")
+    assert check_undefended(case).check.verdict == "not applicable"
+
+
+def test_a_few_images_that_only_square_breaks_are_a_warning(case):
+    attacked = with_results(case, fgsm=22, short=22, long=22, restarted=22, doubled=22)
+    square = replace(case.square, robust=(np.arange(64) < 40) & (np.arange(64) > 1))
+    assert check_square(replace(attacked, square=square)).check.verdict == "warn"
+    assert check_square(replace(attacked, square=replace(square, robust=np.arange(64) < 40))).check.verdict == "pass"
+
+
+def test_noise_cannot_be_compared_where_nothing_is_broken(case):
+    easy = replace(case.examined, threat=ThreatModel(radius=1e-4))
+    changed = {name: replace(result, robust=case.clean) for name, result in vars(case.white_box).items()}
+    right = replace(case, examined=easy, white_box=replace(case.white_box, **changed))
+    assert check_noise(right).check.verdict == "not applicable"
 
 
 def test_a_batch_dependent_model_is_told_from_a_random_one():
@@ -271,5 +271,5 @@ def test_a_senseless_size_is_refused(settings, message):
 def test_verdicts_on_images_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="earlier verdicts cover 9 images, and there are 8"):
         digits(8, broken_by=(None,) * 9)
-    with pytest.raises(ValueError, match="8 images, 8 labels and 3 rows"):
+    with unchecked_types(), pytest.raises(ValueError, match="8 images, 8 labels and 3 rows"):
         replace(digits(8), rows=np.arange(3))

@@ -27,7 +27,7 @@ def test_an_ablation_that_costs_nothing_fails(denoising, verdict):
 
 def test_adversarial_training_may_be_better():
     ablations = Ablations(
-        attack="PGD-20", budget=1, defence=of(100), classifier_alone=of(0), adversarial_training=of(150)
+        attack="PGD-20", budget=1.0, defence=of(100), classifier_alone=of(0), adversarial_training=of(150)
     )
     assert check_ablations(ablations).verdict == "pass"
     assert "full budget" in check_ablations(ablations).figure
@@ -59,7 +59,7 @@ def test_what_was_not_measured_is_not_judged(check):
     assert check(None).verdict == "not applicable"
 
 
-@pytest.mark.parametrize("budget", [0, -0.1, 1.5])
+@pytest.mark.parametrize("budget", [0.0, -0.1, 1.5])
 def test_a_budget_is_a_share(budget):
     with pytest.raises(ValueError, match="it is a share of the real one"):
         Ablations(attack="PGD-20", budget=budget, defence=of(1))
