@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from stages import randomness
 from stages.evaluation.accuracy import device_of, evaluating, to_float
-from stages.evaluation.checks.case import Case, CheckSize, Examined, Outcome
+from stages.evaluation.checks.case import Case, Outcome
 from stages.evaluation.checks.counts import exceeds
+from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.pgd import PGDConfig, direction, draw_starts, project
 from stages.rap.threat import ThreatModel

@@ -13,19 +13,10 @@ from torch import Tensor, nn
 from stages.evaluation.accuracy import evaluating, to_float
 from stages.evaluation.attacks import AttackResult, worst_case
 from stages.evaluation.autoattack import distances
-from stages.evaluation.checks.case import (
-    Behaviour,
-    Case,
-    CheckSize,
-    Examined,
-    Outcome,
-    ascend,
-    fixed_seed,
-    on_device,
-    run_pgd,
-    submit,
-)
+from stages.evaluation.checks.attacking import ascend, fixed_seed, run_pgd, submit
+from stages.evaluation.checks.case import Behaviour, Case, Outcome
 from stages.evaluation.checks.counts import alone, outnumbers
+from stages.evaluation.checks.examined import CheckSize, Examined, on_device
 from stages.evaluation.contract import SAME
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.pgd import PGDConfig

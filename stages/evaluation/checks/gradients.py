@@ -11,8 +11,10 @@ from torch import Tensor
 from stages import randomness
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.autoattack import SQUARE_ALONE
-from stages.evaluation.checks.case import Case, Examined, Outcome, fixed_seed, loss_gradient, on_device
+from stages.evaluation.checks.attacking import fixed_seed, loss_gradient
+from stages.evaluation.checks.case import Case, Outcome
 from stages.evaluation.checks.counts import exceeds
+from stages.evaluation.checks.examined import Examined, on_device
 from stages.evaluation.checks.surrogates import straight_through
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.pgd import draw_starts

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
 from stages.evaluation.attacks import AttackResult, worst_case
-from stages.evaluation.checks.case import Case, Examined, Outcome, ascend, clean_of, submit
+from stages.evaluation.checks.attacking import ascend, submit
+from stages.evaluation.checks.case import Case, Outcome
+from stages.evaluation.checks.examined import Examined, clean_of
 from stages.evaluation.checks.strength import RADIUS
 from stages.evaluation.evidence import Check, Curve
 from stages.evaluation.pgd import PGDConfig

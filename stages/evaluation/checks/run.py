@@ -8,18 +8,11 @@ from jaxtyping import Bool
 
 from stages.evaluation.accuracy import Accuracy, device_of
 from stages.evaluation.attacks import AttackResult
+from stages.evaluation.checks.attacking import attack_white_box, fixed_seed, run_pgd
 from stages.evaluation.checks.binarization import check_binarization
-from stages.evaluation.checks.case import (
-    Case,
-    CheckSize,
-    Examined,
-    Outcome,
-    attack_white_box,
-    clean_of,
-    fixed_seed,
-    run_pgd,
-)
+from stages.evaluation.checks.case import Case, Outcome
 from stages.evaluation.checks.determinism import check_randomness, observe
+from stages.evaluation.checks.examined import CheckSize, Examined, clean_of
 from stages.evaluation.checks.explanations import check_ablations, check_selection, check_vanilla_training
 from stages.evaluation.checks.gradients import check_flags, check_gradient
 from stages.evaluation.checks.reporting import check_clean, check_elsewhere, check_headline, check_purifier

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from stages import randomness
 from stages.evaluation.accuracy import Accuracy, finite_logits
 from stages.evaluation.attacks import Attack, AttackResult
-from stages.evaluation.checks.case import Case, Outcome, attack_examined, attack_white_box
+from stages.evaluation.checks.attacking import attack_examined, attack_white_box
+from stages.evaluation.checks.case import Case, Outcome
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
 from stages.evaluation.evidence import Check, Curve, Verdict
 from stages.evaluation.pgd import PGDConfig, draw_starts, project

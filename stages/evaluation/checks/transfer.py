@@ -6,18 +6,10 @@ from pyautoattack.square import SquareAttack
 
 from stages.evaluation.accuracy import device_of, evaluating
 from stages.evaluation.attacks import Attack, AttackResult
-from stages.evaluation.checks.case import (
-    Case,
-    CheckSize,
-    Examined,
-    Outcome,
-    ascend,
-    attack_examined,
-    fixed_seed,
-    on_device,
-    submit,
-)
+from stages.evaluation.checks.attacking import ascend, attack_examined, fixed_seed, submit
+from stages.evaluation.checks.case import Case, Outcome
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
+from stages.evaluation.checks.examined import CheckSize, Examined, on_device
 from stages.evaluation.checks.surrogates import surrogates_of
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.pgd import PGDConfig

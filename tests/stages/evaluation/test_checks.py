@@ -21,7 +21,7 @@ from known_models import largest_margins, unchecked_types
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import AttackResult
 from stages.evaluation.autoattack import TOLERANCE, distances
-from stages.evaluation.checks.case import CheckSize, Examined
+from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.checks.run import Examination, make_case, run_checks
 from stages.evaluation.checks.strength import check_iterations, check_noise, check_order, check_undefended
 from stages.evaluation.checks.transfer import check_square
