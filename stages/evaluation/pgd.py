@@ -174,8 +174,8 @@ def _climb(
         standing, gradient = standing[~wrong], gradient[~wrong]
         if not len(standing):
             return states, broken
-        moved = states[standing] + config.step(threat) * _direction(gradient, threat)
-        states[standing] = _project(moved, clean[standing], threat)
+        moved = states[standing] + config.step(threat) * direction(gradient, threat)
+        states[standing] = project(moved, clean[standing], threat)
     broken[standing] = _misclassified(model, states[standing], labels[standing])
     return states, broken
 
@@ -200,7 +200,7 @@ def _misclassified(
         return finite_logits(model, states).argmax(1) != labels
 
 
-def _direction(
+def direction(
     gradient: Float[Tensor, "image channel height width"], threat: ThreatModel
 ) -> Float[Tensor, "image channel height width"]:
     """The steepest direction of length 1 in the norm; a zero gradient gives zero."""
@@ -213,7 +213,7 @@ def _direction(
     return scaled / length[:, None, None, None]
 
 
-def _project(
+def project(
     states: Float[Tensor, "image channel height width"],
     clean: Float[Tensor, "image channel height width"],
     threat: ThreatModel,
