@@ -26,11 +26,13 @@ same shape. What lies outside of the ball or of [0, 1] is not counted."""
 class AttackResult:
     """What an attack did to each image.
 
-    ``robust`` is True where the image is classified correctly and the attack did not break it. ``adversarial`` holds
-    the broken images' adversaries, and the other images as they are; ``distance`` is measured in the threat's norm.
+    ``clean`` is True where the image itself is classified correctly, ``robust`` where the attack did not break it
+    either. ``adversarial`` holds the broken images' adversaries, and the other images as they are; ``distance`` is
+    measured in the threat's norm.
     """
 
     name: str
+    clean: Bool[np.ndarray, " image"]
     robust: Bool[np.ndarray, " image"]
     adversarial: Float32[np.ndarray, "image channel height width"]
     distance: Float64[np.ndarray, " image"]
@@ -76,6 +78,7 @@ def run_attack(
     adversarial = torch.where(torch.from_numpy(broken)[:, None, None, None], found, clean)
     return AttackResult(
         name=name,
+        clean=right,
         robust=right & ~broken,
         adversarial=adversarial.numpy(),
         distance=distances(adversarial, clean, threat.norm),
