@@ -31,7 +31,8 @@ class Purifier(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BPDAConfig:
-    """PGD through a surrogate backward pass, with the settings of Hill et al. 2020 and Nie et al. 2022, which the paper takes over."""
+    """PGD through a surrogate backward pass, with the settings of Hill et al. 2020 and Nie et al. 2022, which the paper
+    takes over."""
 
     backward: Literal["identity", "full"] = "identity"
     """identity: BPDA, the purifier's backward pass is the identity; full: the model's own gradient."""
