@@ -19,8 +19,9 @@ from pipeline.workers import Workers
 from stages import randomness
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy, clean_mask
-from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag, verify_chunk
+from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag
 from stages.evaluation.pgd import PGDConfig, pgd_mask
+from stages.evaluation.verdict import verify_chunk
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 from stages.threads import cpu_threads

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.autoattack import ChunkVerdict
+from stages.evaluation.verdict import ChunkVerdict
 
 LEVEL = 0.05  # the chance that the interval ever, at any number of images, misses the truth
 TIGHT = 1e-9  # of a share; far below anything that is printed

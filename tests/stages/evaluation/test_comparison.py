@@ -3,7 +3,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from known_models import unchecked_types
 
 from stages.evaluation import comparison

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.autoattack import ChunkVerdict
 from stages.evaluation.claim import ClaimConfig, radius_text, robustbench_claim
 from stages.evaluation.screening import ScreeningConfig, screen, sequential_interval
+from stages.evaluation.verdict import ChunkVerdict
 from stages.rap.threat import ThreatModel
 
 
