@@ -248,9 +248,7 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
 
 def run(command: EvaluateCommand, say: Say) -> tuple[Findings, Path]:
     """The command's evaluation from what is there to the end. Raises ValueError for what is refused before any work."""
-    name = (
-        command.data.name if command.data else DATA.get(command.table or "", "cifar10" if command.table else "digits")
-    )
+    name = command.data or (DATA.get(command.table, "cifar10") if command.table else "digits")
     data = load_data(replace(command.data_config, name=name))
     model, trained = load_subject(command.model, command.weights, data)
     threat = command.threat(trained)

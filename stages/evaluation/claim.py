@@ -70,10 +70,10 @@ def robustbench_claim(
 
 
 def radius_text(radius: float) -> str:
-    """A radius as people write it: in 255ths where it is a whole number of them."""
-    steps = radius * 255
-    whole = round(steps)
-    return f"{whole}/255" if whole and abs(steps - whole) < 1e-9 and radius < 0.1 else f"{radius:g}"
+    """A radius as people write it: as a short decimal, or in 255ths where it is a whole number of them."""
+    whole = round(radius * 255)
+    is_short = abs(radius - round(radius, 3)) < 1e-12
+    return f"{radius:g}" if is_short or abs(radius * 255 - whole) > 1e-9 else f"{whole}/255"
 
 
 def _percent(accuracy: Accuracy) -> str:
