@@ -56,7 +56,7 @@ def parse(argv: list[str]) -> Command:
         recipe = as_in_paper(recipe)
     default = Command(recipe=recipe, workers=WorkersConfig(), preset=preset)
     try:
-        command = tyro.cli(Command, prog=USAGE, default=default, args=[_decimal(flag) for flag in flags])
+        command = tyro.cli(Command, prog=USAGE, default=default, args=[decimal(flag) for flag in flags])
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))
     fixed = {field: () for flag, field in SEARCHED.items() if _given(flag, flags)}
@@ -70,7 +70,7 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _decimal(argument: str) -> str:
+def decimal(argument: str) -> str:
     """8/255 as a decimal number, alone or behind `--flag=`; anything else as it is."""
     flag, equals, value = argument.rpartition("=")
     match = FRACTION.match(value)

@@ -1,11 +1,13 @@
-"""The final evaluation, fanned out in evaluation chunks, each with its receipt, each verified again.
+"""Evaluation, fanned out in evaluation chunks: any named attack, each chunk with its receipt, each verified again.
 
 A chunk is attacked in a fresh process and leaves an artifact, so a killed evaluation repeats only what was
 running, and the same evaluation again attacks nothing.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +17,22 @@ from torch import nn
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.recipe import EvaluationConfig
-from pipeline.workers import Workers
+from pipeline.workers import Place
 from stages import randomness
 from stages.data.splits import Split
-from stages.evaluation.accuracy import Accuracy, clean_mask
-from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag, verify_chunk
-from stages.evaluation.pgd import PGDConfig, pgd_mask
+from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.attacks import Attack
+from stages.evaluation.autoattack import AutoAttackConfig, square_flag
+from stages.evaluation.measurement import AttackConfig, Measurement, attack_images, identity, kind_of, model_identity
+from stages.evaluation.pgd import PGDConfig
+from stages.evaluation.verdict import ChunkVerdict, verify_chunk
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 from stages.threads import cpu_threads
 
-FORMAT = 1
-PGD_CHUNK = 250  # images of a chunk under PGD, which costs a hundredth of AutoAttack
+FORMAT = 2
+PGD_CHUNK = 250  # images of a chunk under an attack that costs a hundredth of AutoAttack
+PROBES = 4  # images whose answers are part of a model's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,26 +45,19 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Images attacked together, by AutoAttack or PGD, and where the receipt goes."""
+    """Images attacked together, by one attack within one ball, and where the receipt goes."""
 
     root: str
     model: str
     threat: ThreatModel
-    attack: AutoAttackConfig | PGDConfig
+    attack: AttackConfig
     split: Split
 
     @property
     def kind(self) -> str:
-        return "pgd" if isinstance(self.attack, PGDConfig) else "autoattack"
+        return kind_of(self.attack)
 
-    @property
-    def identity(self) -> dict:
-        """What of the attack decides a chunk's verdict: not how many other chunks there are."""
-        if isinstance(self.attack, PGDConfig):
-            return asdict(self.attack)
-        return {"version": self.attack.version, "batch": self.attack.batch, "seed": self.attack.seed}
-
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(
             self.kind,
@@ -66,169 +65,283 @@ class Chunk:
             model=self.model,
             images=self.split.fingerprint,
             threat=self.threat,
-            attack=self.identity,
+            attack=identity(self.attack),
         )
 
     def __repr__(self) -> str:
         return f"{self.kind} chunk {self.fingerprint} of {len(self.split)} images"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """The merged receipts of a model: accuracy clean and under attack on the same images, and what was noticed."""
+    """The merged receipts of a model under one attack: what happened to each image, and what was noticed.
 
-    clean: Accuracy
-    robust: Accuracy
-    broken_by: dict[str, int]
+    ``verdicts`` holds, for each of ``rows`` of the data set, the attack that broke the image, "clean" where the image
+    itself is misclassified, and None where it stood.
+    """
+
+    threat: ThreatModel
+    rows: np.ndarray
+    verdicts: tuple[str | None, ...]
     flags: tuple[str, ...]
     unverified: int
     attacked_now: int
+    seconds: float
+    receipts: tuple[str, ...]
+    """Where the receipts are, with every adversarial image in verdict.npz."""
+
+    @property
+    def clean_mask(self) -> np.ndarray:
+        """True where the image itself is classified correctly."""
+        return np.array([by != "clean" for by in self.verdicts])
+
+    @property
+    def robust_mask(self) -> np.ndarray:
+        """True where the image is classified correctly and was not broken."""
+        return np.array([by is None for by in self.verdicts])
+
+    @property
+    def clean(self) -> Accuracy:
+        return Accuracy.from_mask(self.clean_mask)
+
+    @property
+    def robust(self) -> Accuracy:
+        return Accuracy.from_mask(self.robust_mask)
+
+    @property
+    def broken_by(self) -> dict[str, int]:
+        """How many images each attack broke, by its name."""
+        return {by: self.verdicts.count(by) for by in sorted({by for by in self.verdicts if by})}
 
 
 def evaluate(
     subjects: Mapping[str, Subject],
     test: Split,
-    threat: ThreatModel,
-    config: EvaluationConfig,
+    measurements: Sequence[Measurement],
     *,
     root: Path,
-    workers: Callable[[], Workers],
+    workers: Callable[[], Place],
     progress: Callable[[str], None],
+    functions: Mapping[str, Attack] | None = None,
 ) -> dict[str, dict[str, Evaluation]]:
-    """Every model under AutoAttack and under PGD: evaluations by name of the model, then "autoattack" and "pgd".
+    """Every model under every measurement: evaluations by name of the model, then of the measurement.
 
-    AutoAttack gets the first ``config.images`` test images of a fixed random order, PGD (off the lattice) the first
-    ``config.pgd_images``. ``progress`` gets a line a chunk.
+    Each measurement gets the first ``images`` test images of one fixed random order, all of them where there are
+    fewer. ``functions`` are the attacks of FunctionConfigs, by path. ``progress`` gets a line a chunk. Put the
+    expensive measurements first, so that workers end together.
     """
     chunks = {
-        (name, kind): [
-            Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part)
-            for part in _parts(choose(test, images), size)
+        (name, measurement.name): [
+            Chunk(
+                root=str(root),
+                model=subject.fingerprint,
+                threat=measurement.threat,
+                attack=measurement.attack,
+                split=part,
+            )
+            for part in parts(test, measurement)
         ]
+        for measurement in measurements
         for name, subject in subjects.items()
-        for kind, attack, images, size in _attacks(config)
     }
-    store = Store(root)
-    receipts = {
-        chunk.fingerprint: store.get(chunk.kind, chunk.fingerprint) for group in chunks.values() for chunk in group
-    }
-    missing = {name for name, receipt in receipts.items() if receipt is None}
-
-    def found(group: tuple[str, str]) -> list[Artifact]:
-        return [receipt for chunk in chunks[group] if (receipt := receipts[chunk.fingerprint]) is not None]
-
-    if missing:
+    board = _Board(Store(root), chunks)
+    if board.missing:
         place = workers()
-        models = {name: put(subject.model) for name, subject in subjects.items()}
+        models = {name: put((subject.model, dict(functions or {}))) for name, subject in subjects.items()}
         work = [
             (group, chunk, place.device, [models[group[0]]])
             for group, members in chunks.items()
             for chunk in members
-            if chunk.fingerprint in missing
+            if chunk.fingerprint in board.missing
         ]
         for (group, chunk, *_), receipt in run_tasks(attack_to_receipt, work, cpus=place.cpus, gpus=place.gpus):
-            receipts[chunk.fingerprint] = receipt
-            progress(f"{group[1]} on the {group[0]} classifier: {_accuracy(found(group), 'robust')}")
+            progress(board.take(group, chunk, receipt))
     return {
-        name: {
-            kind: _merge(found((name, kind)), attacked_now=sum(c.fingerprint in missing for c in chunks[name, kind]))
-            for kind, *_ in _attacks(config)
-        }
+        name: {measurement.name: board.merge((name, measurement.name)) for measurement in measurements}
         for name in subjects
     }
 
 
-def choose(test: Split, count: int) -> Split:
-    """The first ``count`` test images of a fixed random order, so that more images contain the fewer."""
-    return test.take(randomness.permutation(len(test), "evaluation")[:count])
+def final_measurements(config: EvaluationConfig, threat: ThreatModel) -> list[Measurement]:
+    """What ends a run: AutoAttack, and PGD (off the lattice on which training attacks run) on more images."""
+    auto = AutoAttackConfig(version=config.version, attacks=config.attacks, batch=config.batch, seed=config.seed)
+    measurements = [
+        Measurement(name="autoattack", attack=auto, threat=threat, images=config.images, chunk=config.chunk)
+    ]
+    if threat.norm != "L1":  # in which there is no PGD here; AutoAttack's is made for it
+        pgd = PGDConfig(steps=config.pgd_steps, seed=config.seed)
+        measurements += [Measurement(name="pgd", attack=pgd, threat=threat, images=config.pgd_images, chunk=PGD_CHUNK)]
+    return measurements
 
 
-def _attacks(config: EvaluationConfig) -> list[tuple[str, AutoAttackConfig | PGDConfig, int, int]]:
-    """Kind, attack, images and images a chunk; the expensive attack first, so that workers end together."""
-    auto = AutoAttackConfig(
-        version=config.version, images=config.images, chunk=config.chunk, batch=config.batch, seed=config.seed
+def subject_of(model: nn.Module, images: np.ndarray) -> Subject:
+    """A model in eval mode, with its name: `model_identity` on the first of some uint8 images, always the same ones."""
+    with cpu_threads(1):
+        known = model_identity(model, torch.from_numpy(images[:PROBES]))
+    return Subject(model=model, fingerprint=fingerprint("evaluated model", 1, **known))
+
+
+def parts(test: Split, measurement: Measurement) -> Iterator[Split]:
+    """The chunks of a measurement in the fixed random order: more images add chunks and leave the full ones as
+    they are."""
+    order = randomness.permutation(len(test), "evaluation")[: measurement.images]
+    for first in range(0, len(order), measurement.chunk):
+        yield test.take(order[first : first + measurement.chunk])
+
+
+def worst_of(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """The headline: per image the worst of every attack within one ball, on the images that all of them were run on.
+
+    Raises ValueError where there is nothing to combine, or the balls differ.
+    """
+    if not evaluations:
+        raise ValueError("no attack was run: there is no worst case")
+    if len({evaluation.threat for evaluation in evaluations}) > 1:
+        raise ValueError("attacks within different balls have no common worst case: combine those of one threat model")
+    known = [dict(zip(each.rows.tolist(), each.verdicts, strict=True)) for each in evaluations]
+    rows = sorted(set.intersection(*(set(verdicts) for verdicts in known)))
+    if not rows:
+        raise ValueError("the attacks were run on different images: there is no worst case")
+    first = evaluations[0]
+    return replace(
+        first,
+        rows=np.array(rows),
+        verdicts=tuple(_worst([verdicts[row] for verdicts in known]) for row in rows),
+        flags=tuple(dict.fromkeys(flag for each in evaluations for flag in each.flags)),
+        unverified=sum(each.unverified for each in evaluations),
+        attacked_now=sum(each.attacked_now for each in evaluations),
+        seconds=sum(each.seconds for each in evaluations),
+        receipts=tuple(path for each in evaluations for path in each.receipts),
     )
-    pgd = PGDConfig(steps=config.pgd_steps, seed=config.seed)
-    return [("autoattack", auto, config.images, config.chunk), ("pgd", pgd, config.pgd_images, PGD_CHUNK)]
 
 
-def _parts(images: Split, size: int) -> list[Split]:
-    return [images.take(np.arange(first, min(first + size, len(images)))) for first in range(0, len(images), size)]
+def _worst(found: list[str | None]) -> str | None:
+    """What is said of an image that attacks disagree on: that it was wrong from the start, else who broke it first."""
+    return "clean" if "clean" in found else next((by for by in found if by), None)
 
 
-def attack_to_receipt(work: tuple[tuple[str, str], Chunk, str, list[Ref[nn.Module]]]) -> Artifact:
-    """Attack one chunk, verify what was found, and commit both as an artifact. Runs in a process of its own."""
+def attack_to_receipt(
+    work: tuple[tuple[str, str], Chunk, str, list[Ref[tuple[nn.Module, dict[str, Attack]]]]],
+) -> Artifact:
+    """Attack one chunk and commit what was found. Runs in a process of its own."""
     _, chunk, device, (reference,) = work
-    model = reference.get().to(device)
-    measure = _measure_pgd if chunk.kind == "pgd" else _measure_autoattack
+    model, functions = reference.get()
+    return commit_chunk(chunk, model.to(device), device=device, functions=functions)
+
+
+def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapping[str, Attack]) -> Artifact:
+    """The receipt of a chunk: read where it is there, else attacked, verified and committed."""
+    function = functions.get(getattr(chunk.attack, "path", ""))
+
+    def write(directory: Path) -> dict:
+        images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
+        verdict = attack_images(chunk.attack, model, images, labels, chunk.split.rows, chunk.threat, function=function)
+        check = verify_chunk(model, images, labels, verdict, chunk.threat)
+        np.savez_compressed(
+            directory / "verdict.npz",
+            rows=chunk.split.rows,
+            adversarial=verdict.adversarial,
+            distance=verdict.distance,
+            broken_by=np.array([by or "" for by in verdict.broken_by]),
+        )
+        return {
+            "images": len(labels),
+            "clean": int(verdict.clean.sum()),
+            "robust": int(verdict.robust.sum()),
+            "rows": chunk.split.rows.tolist(),
+            "broken_by": list(verdict.broken_by),
+            "flags": list(verdict.flags),
+            "attack_seconds": verdict.seconds,
+            "unverified": sorted({*check.outside_ball, *check.outside_range, *check.judged_otherwise}),
+            "largest_distance": check.largest_distance,
+        }
+
     with cpu_threads(1):
         return Store(Path(chunk.root)).make(
             chunk.kind,
             chunk.fingerprint,
-            lambda directory: measure(chunk, model, directory),
-            config={"attack": chunk.identity, "threat": chunk.threat},
+            write,
+            config={"attack": identity(chunk.attack), "threat": chunk.threat},
             inputs={"model": chunk.model, "images": chunk.split.fingerprint},
             device=device,
         )
 
 
-def _measure_autoattack(chunk: Chunk, model: nn.Module, directory: Path) -> dict:
-    assert isinstance(chunk.attack, AutoAttackConfig)
-    images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
-    verdict = attack_chunk(model, images, labels, chunk.threat, config=chunk.attack)
-    check = verify_chunk(model, images, labels, verdict, chunk.threat, batch=chunk.attack.batch)
-    np.savez_compressed(
-        directory / "verdict.npz",
-        rows=chunk.split.rows,
-        adversarial=verdict.adversarial,
-        distance=verdict.distance,
-        broken_by=np.array([by or "" for by in verdict.broken_by]),
-    )
-    return {
-        "images": len(labels),
-        "clean": int(verdict.clean.sum()),
-        "robust": int(verdict.robust.sum()),
-        "broken_by": list(verdict.broken_by),
-        "flags": list(verdict.flags),
-        "attack_seconds": verdict.seconds,
-        "unverified": sorted({*check.outside_ball, *check.outside_range, *check.judged_otherwise}),
-        "largest_distance": check.largest_distance,
-    }
+def verdict_of(receipt: Artifact) -> ChunkVerdict:
+    """The verdict that a receipt holds, with every adversarial image."""
+    with np.load(receipt.path / "verdict.npz") as arrays:
+        return ChunkVerdict(
+            broken_by=tuple(receipt.metrics["broken_by"]),
+            adversarial=arrays["adversarial"],
+            distance=arrays["distance"],
+            flags=tuple(receipt.metrics["flags"]),
+            seconds=receipt.metrics["attack_seconds"],
+        )
 
 
-def _measure_pgd(chunk: Chunk, model: nn.Module, directory: Path) -> dict:
-    assert isinstance(chunk.attack, PGDConfig)
-    images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
-    robust = pgd_mask(model, images, labels, chunk.threat, config=chunk.attack, rows=chunk.split.rows)
-    clean = clean_mask(model, images, labels, batch=chunk.attack.batch)
-    np.savez_compressed(directory / "verdict.npz", rows=chunk.split.rows, clean=clean, robust=robust)
-    broken_by = [None if stood else "pgd" if right else "clean" for stood, right in zip(robust, clean, strict=True)]
-    return {
-        "images": len(labels),
-        "clean": int(clean.sum()),
-        "robust": int(robust.sum()),
-        "broken_by": broken_by,
-        "flags": [],
-        "unverified": [],
-    }
-
-
-def _accuracy(receipts: list[Artifact], name: str) -> Accuracy:
-    return Accuracy(
-        correct=sum(receipt.metrics[name] for receipt in receipts),
-        images=sum(receipt.metrics["images"] for receipt in receipts),
-    )
-
-
-def _merge(receipts: list[Artifact], *, attacked_now: int) -> Evaluation:
-    broken_by = [by for receipt in receipts for by in receipt.metrics["broken_by"]]
+def merge(receipts: Sequence[Artifact], threat: ThreatModel, *, attacked_now: int) -> Evaluation:
+    """The receipts of a model under one attack as one."""
+    verdicts = [by for receipt in receipts for by in receipt.metrics["broken_by"]]
     flags = {flag for receipt in receipts for flag in receipt.metrics["flags"]}
-    overall = square_flag(broken_by)
+    overall = square_flag(verdicts)
     return Evaluation(
-        clean=_accuracy(receipts, "clean"),
-        robust=_accuracy(receipts, "robust"),
-        broken_by={by: broken_by.count(by) for by in sorted({by for by in broken_by if by})},
+        threat=threat,
+        rows=np.array([row for receipt in receipts for row in receipt.metrics["rows"]]),
+        verdicts=tuple(verdicts),
         flags=tuple(sorted(flags | ({overall} if overall else set()))),
         unverified=sum(len(receipt.metrics["unverified"]) for receipt in receipts),
         attacked_now=attacked_now,
+        seconds=sum(receipt.manifest["provenance"]["seconds"] for receipt in receipts),
+        receipts=tuple(str(receipt.path) for receipt in receipts),
     )
+
+
+class _Board:
+    """The receipts of all chunks as they come in, and what can be said of the rest."""
+
+    def __init__(self, store: Store, chunks: dict[tuple[str, str], list[Chunk]]) -> None:
+        self.chunks, self.began = chunks, time.perf_counter()
+        everything = [chunk for group in chunks.values() for chunk in group]
+        found = {chunk.fingerprint: store.get(chunk.kind, chunk.fingerprint) for chunk in everything}
+        self.receipts: dict[str, Artifact] = {name: receipt for name, receipt in found.items() if receipt}
+        self.missing = found.keys() - self.receipts.keys()
+        self.worked = 0.0
+
+    def take(self, group: tuple[str, str], chunk: Chunk, receipt: Artifact) -> str:
+        """Enter a receipt; returns the line that says how far its group is, and when all will be done."""
+        self.receipts[chunk.fingerprint] = receipt
+        self.worked += receipt.manifest["provenance"]["seconds"]
+        robust, images = self._robust(group), sum(len(each.split) for each in self.chunks[group])
+        name, attack = group
+        return f"{attack} on the {name} classifier: {robust.images} of {images} images, {robust}, {self._left()}"
+
+    def merge(self, group: tuple[str, str]) -> Evaluation:
+        chunks = self.chunks[group]
+        return merge(
+            [self.receipts[chunk.fingerprint] for chunk in chunks],
+            chunks[0].threat,
+            attacked_now=sum(chunk.fingerprint in self.missing for chunk in chunks),
+        )
+
+    def _done(self, group: tuple[str, str]) -> list[Artifact]:
+        chunks = self.chunks[group]
+        return [self.receipts[chunk.fingerprint] for chunk in chunks if chunk.fingerprint in self.receipts]
+
+    def _robust(self, group: tuple[str, str]) -> Accuracy:
+        counts = [receipt.metrics for receipt in self._done(group)]
+        return Accuracy(correct=sum(each["robust"] for each in counts), images=sum(each["images"] for each in counts))
+
+    def _left(self) -> str:
+        """Time left: each group's images still to do at the rate of its chunks, shared by the workers at work."""
+        seconds, unknown = 0.0, False
+        for group, chunks in self.chunks.items():
+            done = self._done(group)
+            images = sum(receipt.metrics["images"] for receipt in done)
+            left = sum(len(chunk.split) for chunk in chunks) - images
+            if left and not images:
+                unknown = True
+            elif left:
+                spent = sum(receipt.manifest["provenance"]["seconds"] for receipt in done)
+                seconds += left * spent / images
+        at_once = max(1.0, self.worked / (time.perf_counter() - self.began))
+        return f"{'at least' if unknown else 'about'} {seconds / at_once:,.0f} s left"

@@ -55,13 +55,14 @@ def table(results: dict) -> str:
         _row("clean", robust["clean"], undefended["clean"]),
         _row(f"PGD-{results['pgd_steps']}", robust["pgd"], undefended["pgd"]),
         _row(f"AutoAttack {results['autoattack']}", robust["autoattack"], undefended["autoattack"]),
+        _row("worst of both, per image", robust["headline"], undefended["headline"]),
         "",
         "percent of test images, with 95 % interval and number of images",
     ]
     if robust["flags"]:
         lines += ["", "AutoAttack's own flags:", *(f"  {flag}" for flag in robust["flags"])]
     if robust["unverified"]:
-        lines += ["", f"WARNING: {robust['unverified']} of AutoAttack's verdicts did not pass the second look"]
+        lines += ["", f"WARNING: {robust['unverified']} of the verdicts did not pass the second look"]
     if results["alarms"]:
         lines += ["", "alarms while training:", *(f"  {alarm}" for alarm in results["alarms"])]
     if shards["shards"]:

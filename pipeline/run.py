@@ -14,13 +14,13 @@ from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifier_of
 from pipeline.command import fail, parse
 from pipeline.costs import describe_costs
-from pipeline.evaluation import Evaluation, Subject, evaluate
+from pipeline.evaluation import Evaluation, evaluate, final_measurements, subject_of, worst_of
 from pipeline.plan import ClaimedError, Plan, claimed, make_plan
 from pipeline.results import shard_summary, table, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
 from pipeline.workers import Session
-from stages.fingerprint import canonical, fingerprint, weights_fingerprint
+from stages.fingerprint import canonical
 from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.shipped import save_model
@@ -56,15 +56,14 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             robust, shipped = shipped_model(setup)
 
         subjects = {
-            "robust": Subject(model=robust, fingerprint=model_fingerprint(setup, robust)),
-            "undefended": Subject(model=classifier, fingerprint=plan.classifier_fingerprint),
+            "robust": subject_of(robust, plan.data.test.images),
+            "undefended": subject_of(classifier, plan.data.test.images),
         }
         with timed(seconds, "evaluation"):
             found = evaluate(
                 subjects,
                 plan.data.test,
-                recipe.threat,
-                recipe.evaluation,
+                final_measurements(recipe.evaluation, recipe.threat),
                 root=plan.root,
                 workers=workers,
                 progress=say,
@@ -78,13 +77,6 @@ def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     robust = load_trained(setup.build(), weights)
     judged = {line["round"] + 1: line["judge"] for line in setup.journal.lines() if "judge" in line}
     return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
-
-
-def model_fingerprint(setup: Setup, robust: RobustClassifier) -> str:
-    """The name of the shipped model: its shape, its deployed T, and every weight."""
-    return fingerprint(
-        "model", 1, model=setup.model, steps=robust.steps, weights=weights_fingerprint(robust.state_dict())
-    )
 
 
 def committed(setup: Setup) -> set[str]:
@@ -130,9 +122,10 @@ def collect(
             "clean": evaluations["pgd"].clean.as_json(),
             "pgd": evaluations["pgd"].robust.as_json(),
             "autoattack": evaluations["autoattack"].robust.as_json(),
+            "headline": worst_of(list(evaluations.values())).robust.as_json(),
             "broken_by": evaluations["autoattack"].broken_by,
             "flags": list(evaluations["autoattack"].flags),
-            "unverified": evaluations["autoattack"].unverified,
+            "unverified": sum(each.unverified for each in evaluations.values()),
         }
         for name, evaluations in found.items()
     }

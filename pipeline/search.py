@@ -18,7 +18,7 @@ from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.randomness import permutation
 from stages.rap.attack import AttackConfig
-from stages.rap.threat import DENOMINATORS, Lattice
+from stages.rap.threat import Lattice, default_denominator
 from stages.training.rounds import Setup, run_serially
 
 RUNGS = 3  # judgements of a trial; after the first, ASHA ends those that are not among the better half
@@ -30,7 +30,7 @@ def candidates(recipe: Recipe) -> list[AttackConfig]:
     Steps never exceed the radius, and segments never T; settings that become equal on the lattice count once.
     """
     search, attack, radius = recipe.search, recipe.attack, recipe.threat.radius
-    lattice = Lattice(attack.denominator or DENOMINATORS[recipe.threat.norm])
+    lattice = Lattice(attack.denominator or default_denominator(recipe.threat.norm))
     least = recipe.schedule.segment_steps if recipe.schedule.warm_start else 1
     grid = list(
         dict.fromkeys(

@@ -10,12 +10,18 @@ from pipeline.rounds import LoopWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workers:
-    """What a single task, a trial and the loop's actors get."""
+class Place:
+    """What a single task gets."""
 
     device: str
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers(Place):
+    """What a single task, a trial and the loop's actors get."""
+
     loop: LoopWorkers
 
 
@@ -33,21 +39,28 @@ class Session:
         return self.found
 
 
+def place_for_tasks(cluster: Cluster, config: WorkersConfig) -> Place:
+    """One GPU for a task where the cluster has any, else one CPU. Raises ValueError where CUDA is asked for in vain."""
+    if config.device == "cuda" and not cluster.gpus:
+        raise ValueError("workers.device is cuda, but the cluster has no GPU: use auto or cpu, or add GPU nodes")
+    if cluster.gpus and config.device != "cpu":
+        return Place(device="cuda", cpus=1, gpus=1)
+    return Place(device="cpu", cpus=1, gpus=0)
+
+
 def divide(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> Workers:
     """Divide a cluster. On CPUs the train workers come first and generators fill the rest; with GPUs each has one.
 
     A single CPU or GPU is shared by halves. Raises ValueError where CUDA is asked for and there is no GPU.
     """
-    if config.device == "cuda" and not cluster.gpus:
-        raise ValueError("workers.device is cuda, but the cluster has no GPU: use auto or cpu, or add GPU nodes")
-    trainers = recipe.train.workers
-    if cluster.gpus and config.device != "cpu":
+    place, trainers = place_for_tasks(cluster, config), recipe.train.workers
+    if place.device == "cuda":
         generators = config.generators or max(1, int(cluster.gpus) - trainers)
         share = min(1.0, cluster.gpus / (generators + trainers))
         loop = LoopWorkers(
             generators=generators, generator_cpus=1, generator_gpus=share, trainer_cpus=1, trainer_gpus=share
         )
-        return Workers(device="cuda", cpus=1, gpus=1, loop=loop)
+        return Workers(**vars(place), loop=loop)
     left = cluster.cpus - trainers * recipe.train.threads
     generators = config.generators or max(1, int(left // recipe.attack.threads))
     # Actors that take turns, or more of them than CPUs, get equal shares: a CPU here is a place, not a limit.
@@ -55,4 +68,4 @@ def divide(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> Workers:
     loop = LoopWorkers(
         generators=generators, generator_cpus=share, generator_gpus=0, trainer_cpus=share, trainer_gpus=0
     )
-    return Workers(device="cpu", cpus=1, gpus=0, loop=loop)
+    return Workers(**vars(place), loop=loop)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch import Tensor, nn
 
 from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
-from stages.evaluation.autoattack import TOLERANCE, distances
+from stages.evaluation.verdict import ChunkVerdict, distances, tolerance
 from stages.rap.threat import ThreatModel
 
 Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
@@ -26,11 +26,13 @@ same shape. What lies outside of the ball or of [0, 1] is not counted."""
 class AttackResult:
     """What an attack did to each image.
 
-    ``robust`` is True where the image is classified correctly and the attack did not break it. ``adversarial`` holds
-    the broken images' adversaries, and the other images as they are; ``distance`` is measured in the threat's norm.
+    ``clean`` is True where the image itself is classified correctly, ``robust`` where the attack did not break it
+    either. ``adversarial`` holds the broken images' adversaries, and the other images as they are; ``distance`` is
+    measured in the threat's norm.
     """
 
     name: str
+    clean: Bool[np.ndarray, " image"]
     robust: Bool[np.ndarray, " image"]
     adversarial: Float32[np.ndarray, "image channel height width"]
     distance: Float64[np.ndarray, " image"]
@@ -41,6 +43,18 @@ class AttackResult:
     @property
     def accuracy(self) -> Accuracy:
         return Accuracy.from_mask(self.robust)
+
+    @property
+    def verdict(self) -> ChunkVerdict:
+        """The same as a verdict, in which this attack's name stands for what it broke."""
+        named = zip(self.robust, self.clean, strict=True)
+        return ChunkVerdict(
+            broken_by=tuple(None if stood else self.name if right else "clean" for stood, right in named),
+            adversarial=self.adversarial,
+            distance=self.distance,
+            flags=(),
+            seconds={self.name: self.seconds},
+        )
 
 
 def run_attack(
@@ -53,7 +67,7 @@ def run_attack(
     *,
     batch: int = 128,
 ) -> AttackResult:
-    """Attack in batches and verify every image: in the ball (within `TOLERANCE`), in [0, 1], misclassified.
+    """Attack in batches and verify every image: in the ball (within `tolerance`), in [0, 1], misclassified.
 
     The model is attacked in eval mode and left as it was. Raises ValueError where the attack returns images of
     another shape.
@@ -70,12 +84,15 @@ def run_attack(
     if found.shape != clean.shape:
         raise ValueError(f"attack {name} returned images of shape {list(found.shape)}; expected {list(clean.shape)}")
     in_range = ((found >= 0) & (found <= 1)).flatten(1).all(1).numpy()
-    allowed = in_range & (distances(found, clean, threat.norm) <= threat.radius + TOLERANCE)
+    allowed = in_range & (
+        distances(found, clean, threat.norm) <= threat.radius + tolerance(threat.norm, clean[0].numel())
+    )
     wrong = predict(model, found.nan_to_num(), batch=batch) != labels.numpy(force=True)
     broken = right & wrong & allowed
     adversarial = torch.where(torch.from_numpy(broken)[:, None, None, None], found, clean)
     return AttackResult(
         name=name,
+        clean=right,
         robust=right & ~broken,
         adversarial=adversarial.numpy(),
         distance=distances(adversarial, clean, threat.norm),

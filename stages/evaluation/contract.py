@@ -10,15 +10,22 @@ from stages.evaluation.accuracy import device_of
 SAME = 1e-4
 
 
-def check_model(model: nn.Module, images: Shaped[Tensor, "..."], labels: Int64[Tensor, "..."], *, classes: int) -> None:
+def check_model(
+    model: nn.Module,
+    images: Shaped[Tensor, "..."],
+    labels: Int64[Tensor, "..."],
+    *,
+    classes: int,
+    random: bool = False,
+) -> None:
     """Passes a model that an attack can judge, on a few images: floats [image, channel, height, width].
 
-    It must be in eval mode, and give finite logits [image, class], the same ones twice. That it
+    It must be in eval mode, and give finite logits [image, class], the same ones twice unless ``random``. That it
     normalises inside cannot be seen; that it is fed pixels in [0, 1] is checked.
 
     Raises ValueError that says what was found and what to do.
     """
-    _check_images(images, labels, classes)
+    check_images(images, labels, classes)
     training = next((name or "the model" for name, part in model.named_modules() if part.training), None)
     if training:
         raise ValueError(f"{training} is in training mode, so it is not what will be used: call model.eval()")
@@ -27,14 +34,18 @@ def check_model(model: nn.Module, images: Shaped[Tensor, "..."], labels: Int64[T
         logits, again = model(images), model(images)
     _check_logits(logits, len(images), classes)
     difference = (logits - again).abs().max().item()
-    if difference > SAME * logits.abs().max().item():
+    if not random and difference > SAME * logits.abs().max().item():
         raise ValueError(
             f"the model answers the same images differently, by up to {difference:g}: an attack would chase its "
             'noise. Make it deterministic, or evaluate it as a randomised one (AutoAttack version "rand")'
         )
 
 
-def _check_images(images: Tensor, labels: Tensor, classes: int) -> None:
+def check_images(images: Shaped[Tensor, "..."], labels: Int64[Tensor, "..."], classes: int) -> None:
+    """Passes floats [image, channel, height, width] in [0, 1] with their labels in 0 .. classes - 1.
+
+    Raises ValueError that says what was found and what to do.
+    """
     if images.ndim != 4 or labels.shape != images.shape[:1] or not len(images):
         raise ValueError(
             f"images have shape {list(images.shape)} and labels {list(labels.shape)}; "

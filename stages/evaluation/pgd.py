@@ -84,8 +84,10 @@ def pgd(
     do not depend on which images are attacked together, beyond the rounding of the model's own sums.
     The model, in whatever mode it is, is attacked in eval mode and left as it was.
 
-    Raises NonFiniteLogits when the model returns NaN or infinity.
+    Raises NonFiniteLogits when the model returns NaN or infinity, and ValueError for an L1 ball.
     """
+    if threat.norm == "L1":
+        raise ValueError("this PGD is for Linf and L2 balls; in L1 use AutoAttack, whose steps are made for it")
     adversaries, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     with evaluating(model):
         for first in range(0, len(images), config.batch):

@@ -19,7 +19,7 @@ from torch import Tensor
 from stages import randomness
 from stages.rap.losses import ATTACK_LOSSES, AttackLoss, LossName
 from stages.rap.robust import RobustClassifier
-from stages.rap.threat import DENOMINATORS, Lattice, Norm, ThreatModel
+from stages.rap.threat import Lattice, Norm, ThreatModel, default_denominator
 
 Start = Literal["uniform", "gaussian", "none"]
 Conditioning = Literal["deployed", "state", "random"]
@@ -72,7 +72,8 @@ class AttackConfig:
 
         Raises ValueError when a length does not fit the lattice, or the step is larger than the ball.
         """
-        denominator = self.denominator or DENOMINATORS[threat.norm]
+        usual = default_denominator(threat.norm)  # refuses a norm in which nothing is trained
+        denominator = self.denominator or usual
         lattice = Lattice(denominator)
         bound = lattice.level(threat.radius, "threat.radius")
         step_size = self.step_size or lattice.snap(min(2.5 * threat.radius / self.steps, threat.radius))

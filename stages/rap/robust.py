@@ -1,5 +1,7 @@
 """The robust classifier: the frozen classifier behind the adapter; what is attacked, evaluated and shipped."""
 
+import copy
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -68,6 +70,18 @@ class RobustClassifier(nn.Module):
         if self.straight_through:
             return StraightThroughClamp.apply(restored)  # pyright: ignore[reportReturnType]
         return restored.clamp(0, 1)
+
+    def with_reverse_steps(self, reverse_steps: int) -> "RobustClassifier":
+        """The same networks with another number of steps of the reverse process (Alg. 2), from 1 to T."""
+        other = copy.copy(self)
+        other.times = reverse_times(reverse_steps, self.steps)
+        return other
+
+    def with_classifier(self, classifier: nn.Module) -> "RobustClassifier":
+        """The same adapter in front of another classifier (the paper's Table 6)."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "classifier": classifier}
+        return other
 
     def classify(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
         """The classifier's logits, without the adapter."""

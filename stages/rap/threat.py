@@ -6,6 +6,7 @@
 1020
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,8 @@ import torch
 from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
-Norm = Literal["Linf", "L2"]
+Norm = Literal["Linf", "L2", "L1"]
+NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
 # 5100 = 20 x 255, so 0.3, 0.2, 0.05, 0.02 and 8/255 are whole; 1020 = 4 x 255 is the coarsest multiple
 # of the pixel grid at which rounding no longer weakens an L2 attack (README, "Formats").
@@ -25,19 +27,42 @@ class ThreatModel:
     """What an attacker may change: a ball around the clean image, intersected with [0, 1]."""
 
     norm: Norm = "Linf"
-    """Norm of the ball: Linf or L2."""
+    """Norm of the ball: Linf or L2; L1 is for evaluation by AutoAttack, nothing is trained against it."""
     radius: float = 8 / 255
     """Radius of the ball, in pixels of [0, 1]; fractions such as 8/255 are understood."""
 
     def __post_init__(self) -> None:
-        if self.norm not in DENOMINATORS:
-            raise ValueError(f"threat.norm is {self.norm!r}; allowed are {', '.join(DENOMINATORS)}")
+        if self.norm not in NORMS:
+            raise ValueError(f"threat.norm is {self.norm!r}; allowed are {', '.join(NORMS)}")
         if not self.radius > 0:
             raise ValueError(f"threat.radius is {self.radius:g}; it must be greater than 0")
         if self.norm == "Linf" and self.radius > 1:
             raise ValueError(
                 f"threat.radius is {self.radius:g}, but pixels lie in [0, 1]: divide a radius in 0..255 by 255"
             )
+
+
+def check_radius(threat: ThreatModel, pixels: int) -> None:
+    """Refuse a ball that holds every image of so many pixels (all channels), which is a radius in another unit.
+
+    Raises ValueError when the radius reaches the diagonal of [0, 1]^pixels in the norm.
+    """
+    diagonal = {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[threat.norm]
+    if threat.radius >= diagonal:
+        raise ValueError(
+            f"threat.radius is {threat.radius:g}, but no two images in [0, 1] are farther apart than {diagonal:g} in "
+            f"{threat.norm}: give the radius in pixels of [0, 1] (divide one in 0..255 by 255)"
+        )
+
+
+def default_denominator(norm: Norm) -> int:
+    """The grid of a norm's training attacks. Raises ValueError for L1, which has none."""
+    if norm not in DENOMINATORS:
+        raise ValueError(
+            f"threat.norm is {norm}, in which a model can be evaluated but not trained; train against "
+            f"{' or '.join(DENOMINATORS)}, and evaluate with python -m pipeline.evaluate --norm {norm}"
+        )
+    return DENOMINATORS[norm]
 
 
 @dataclass(frozen=True)

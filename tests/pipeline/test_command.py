@@ -32,6 +32,7 @@ REFUSED = {
     "step larger than the ball": (["--attack.step-size", "0.3"], "larger than the ball"),
     "step off the lattice": (["--attack.step-size", "0.0003"], "nearest allowed"),
     "radius in 0..255": (["--threat.radius", "8"], "divide a radius"),
+    "a norm to evaluate in only": (["--threat.norm", "L1", "--threat.radius", "5"], "evaluated but not trained"),
     "no number": (["--attack.step-size", "large"], "large"),
     "division by zero": (["--threat.radius", "8/0"], "divides by zero"),
     "units that do not divide": (["--schedule.unit-examples", "100"], "does not divide"),

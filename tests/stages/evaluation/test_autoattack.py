@@ -20,7 +20,8 @@ from known_models import (
 from pyautoattack import AutoAttack
 
 from stages.evaluation.accuracy import to_float
-from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag, verify_chunk
+from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag
+from stages.evaluation.verdict import verify_chunk
 from stages.rap.threat import ThreatModel
 
 CLASSES = 4
@@ -137,6 +138,28 @@ def test_l2_adversaries_are_verified_too(model, digits: Digits):
     assert threat.radius - 0.01 < verification.largest_distance <= threat.radius + 1e-6
 
 
+def test_l1_adversaries_are_those_of_the_official_code_and_are_verified(model, digits: Digits):
+    threat, config = (
+        ThreatModel(norm="L1", radius=6.0),
+        AutoAttackConfig(version="custom", attacks=("apgd-ce",), batch=7),
+    )
+    verdict = attack_chunk(model, *digits, threat, config=config)
+    verification = verify_chunk(model, *digits, verdict, threat)
+    assert verification.holds
+    assert 5.9 < verification.largest_distance <= 6 + 1e-5
+    official = AutoAttack(model, norm="L1", eps=6.0, seed=0, version="standard")
+    official.attacks_to_run = ["apgd-ce"]
+    _, predicted = official.run_standard_evaluation(to_float(digits[0]), digits[1], batch_size=7)
+    assert np.array_equal(verdict.robust, (predicted == digits[1]).numpy())
+
+
+def test_custom_attacks_run_in_their_order_with_the_settings_of_the_standard_version(model, digits: Digits):
+    config = AutoAttackConfig(version="custom", attacks=("apgd-t", "apgd-ce"), batch=7)
+    verdict = attack_chunk(model, *digits, THREAT, config=config)
+    assert list(verdict.seconds) == ["apgd-t", "apgd-ce"]
+    assert set(verdict.broken_by) <= {"clean", "apgd-t", "apgd-ce", None}
+
+
 def test_a_quantiser_hides_gradients_and_is_flagged(model, digits: Digits):
     images, labels = digits
     verdict = attack_chunk(quantised(model), images[:4], labels[:4], ThreatModel(radius=0.3), config=CONFIG)
@@ -200,6 +223,13 @@ def test_square_alone_is_flagged_over_all_images_only():
     assert "2 of 500" in str(square_flag(["square", "square", None] + ["apgd-ce"] * 497))
 
 
+def test_two_classes_are_enough_for_attacks_without_dlr():
+    images, labels = load_images(2, 20)
+    config = AutoAttackConfig(version="custom", attacks=("apgd-ce", "fab-t"))
+    verdict = attack_chunk(train_linear(images, labels, 2), images, labels, ThreatModel(radius=0.9), config=config)
+    assert not verdict.robust.any()
+
+
 def test_three_classes_are_refused():
     images, labels = load_images(3, 20)
     with pytest.raises(ValueError, match="at least 4 classes"):
@@ -209,6 +239,10 @@ def test_three_classes_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"version": "custom"}, "attacks are none"),
+        ({"version": "custom", "attacks": ("pgd",)}, "takes some of apgd-ce"),
+        ({"version": "custom", "attacks": ("fab", "fab")}, "each once"),
+        ({"attacks": ("apgd-ce",)}, "bring their own"),
         ({"images": 0}, "evaluation.images is 0"),
         ({"chunk": 0}, "evaluation.chunk is 0"),
         ({"batch": -1}, "evaluation.batch is -1"),
@@ -220,5 +254,5 @@ def test_a_senseless_evaluation_is_refused(settings, message):
 
 
 def test_an_unknown_version_is_refused():
-    with unchecked_types(), pytest.raises(ValueError, match="allowed are standard, plus, rand"):
+    with unchecked_types(), pytest.raises(ValueError, match="allowed are standard, plus, rand, custom"):
         AutoAttackConfig(version="fast")  # pyright: ignore[reportArgumentType]

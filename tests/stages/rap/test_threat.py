@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.rap.threat import DENOMINATORS, Lattice
+from stages.rap.threat import DENOMINATORS, Lattice, Norm, ThreatModel, check_radius, default_denominator
 
 DENOMINATORS_TO_TRY = [*DENOMINATORS.values(), 255, 16320]
 
@@ -47,3 +47,15 @@ def test_snapping_never_gives_zero():
 def test_a_grid_that_misses_the_clean_values_or_overflows_is_refused(denominator):
     with pytest.raises(ValueError, match="must be a multiple of 255 up to 16320"):
         Lattice(denominator)
+
+
+@pytest.mark.parametrize(("norm", "largest"), [("L2", 28.0), ("L1", 784.0)])
+def test_a_ball_that_holds_every_image_is_a_radius_in_another_unit(norm: Norm, largest: float):
+    check_radius(ThreatModel(norm=norm, radius=largest - 0.01), 784)
+    with pytest.raises(ValueError, match=r"divide one in 0..255 by 255"):
+        check_radius(ThreatModel(norm=norm, radius=largest), 784)
+
+
+def test_nothing_is_trained_in_l1():
+    with pytest.raises(ValueError, match="evaluated but not trained"):
+        default_denominator("L1")

@@ -1,0 +1,227 @@
+"""What an evaluation found: as text, as results.json, as a claim, and beside another evaluation's."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation import Evaluation, worst_of
+from pipeline.results import write_results
+from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.claim import ClaimConfig, radius_text, robustbench_claim
+from stages.evaluation.comparison import Comparison
+from stages.evaluation.evidence import Table
+from stages.evaluation.screening import Screening
+from stages.rap.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """Evaluations by name of the model and of the measurement, and what follows from them."""
+
+    data: str
+    test: str
+    """Fingerprint of the test set, without which two evaluations cannot be paired."""
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
+    fingerprints: Mapping[str, str]
+    seconds: float
+    screening: Screening | None = None
+    tables: tuple[Table, ...] = ()
+    comparison: Comparison | None = None
+
+    def headlines(self, model: str | None = None) -> dict[ThreatModel, Evaluation]:
+        """For each ball, the worst case of every attack that was run on the images, image by image.
+
+        ``model`` is the first where there are several.
+        """
+        found = list(self.evaluations[model or next(iter(self.evaluations))].values())
+        balls = dict.fromkeys(each.threat for each in found)
+        return {ball: worst_of([each for each in found if each.threat == ball]) for ball in balls}
+
+    @property
+    def headline(self) -> Accuracy:
+        """Robust accuracy in the worst case over every attack, in the first ball."""
+        return next(iter(self.headlines().values())).robust
+
+    @property
+    def clean(self) -> Accuracy:
+        """Accuracy on the images of the headline as they are."""
+        return next(iter(self.headlines().values())).clean
+
+    def claim(self, config: ClaimConfig) -> dict[str, object] | None:
+        """RobustBench's claim JSON; None without the standard AutoAttack."""
+        for evaluations in self.evaluations.values():
+            auto = next((each for name, each in evaluations.items() if name.lower().startswith("autoattack")), None)
+            if auto is not None:
+                worst = self.headlines()[auto.threat]
+                remark = "" if "JPEG" not in self.data else f"The images are {self.data}, not the benchmark's."
+                return robustbench_claim(
+                    config,
+                    dataset=self.data.lower().replace("-", ""),
+                    threat=auto.threat,
+                    clean=auto.clean,
+                    autoattack=auto.robust,
+                    headline=worst.robust,
+                    flags=auto.flags,
+                    remark=remark,
+                )
+        return None
+
+    def as_json(self) -> dict[str, object]:
+        """Everything, as results.json holds it."""
+        return {
+            "data": self.data,
+            "test": self.test,
+            "seconds": round(self.seconds, 1),
+            "models": {
+                name: {
+                    "fingerprint": self.fingerprints[name],
+                    "measurements": {key: _as_json(each) for key, each in evaluations.items()},
+                    "headlines": [_as_json(each, images=True) for each in self.headlines(name).values()],
+                }
+                for name, evaluations in self.evaluations.items()
+            },
+            "screening": self.screening and self.screening.as_json(),
+            "tables": [_table_json(table) for table in self.tables],
+            "comparison": self.comparison and self.comparison.as_json(),
+        }
+
+    def __str__(self) -> str:
+        lines = [self.data]
+        for name, evaluations in self.evaluations.items():
+            lines += ["", name] if len(self.evaluations) > 1 else [""]
+            clean = dict.fromkeys(each.clean for each in evaluations.values())
+            lines += [_line("clean", accuracy) for accuracy in clean]
+            lines += [_line(f"{key}, {ball_text(each.threat)}", each.robust) for key, each in evaluations.items()]
+            for ball, worst in self.headlines(name).items():
+                lines.append(_line(f"worst of all in {ball_text(ball)}", worst.robust))
+                lines += [f"  AutoAttack warns: {flag}" for flag in worst.flags]
+                if worst.unverified:
+                    lines.append(f"  WARNING: {worst.unverified} verdicts did not pass the second look")
+        if self.screening:
+            lines += ["", f"screening: {self.screening}"]
+        for table in self.tables:
+            lines += ["", table_text(table)]
+        if self.comparison:
+            lines += ["", f"against the other evaluation: {self.comparison}"]
+        return "\n".join(lines)
+
+
+def read_results(path: Path, *, test: str) -> dict[str, Any]:
+    """The results.json of another evaluation, by its path or directory.
+
+    Raises ValueError where there is none, or it is of other images than the test set of this fingerprint.
+    """
+    path = path / "results.json" if path.is_dir() else path
+    try:
+        other = json.loads(path.read_text())
+        theirs, data = other["test"], other["data"]
+        other["headlines"] = next(iter(other["models"].values()))["headlines"]
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise ValueError(f"--compare {path}: no results of an evaluation can be read there ({error})") from error
+    if theirs != test:
+        raise ValueError(f"--compare {path} was evaluated on other images ({data}): compare on one test set")
+    return other
+
+
+def compare_with(found: Findings, other: dict[str, Any]) -> Comparison:
+    """Our headline against that of another evaluation in the same ball, on the images that both have.
+
+    Raises ValueError where they have no ball or no image in common.
+    """
+    for ball, ours in found.headlines().items():
+        for theirs in other["headlines"]:
+            if theirs["threat"] == asdict(ball):
+                return _paired(ours, theirs["images"])
+    balls = ", ".join(ball_text(ThreatModel(**theirs["threat"])) for theirs in other["headlines"])
+    mine = ", ".join(map(ball_text, found.headlines()))
+    raise ValueError(f"the other model was attacked within {balls}, this one within {mine}: use one ball")
+
+
+def _paired(ours: Evaluation, theirs: dict[str, list]) -> Comparison:
+    stood = {row: by is None for row, by in zip(theirs["rows"], theirs["broken_by"], strict=True)}
+    mine = zip(ours.rows.tolist(), ours.verdicts, strict=True)
+    both = [(by is None, stood[row]) for row, by in mine if row in stood]
+    if not both:
+        raise ValueError("the other evaluation has no image in common with this one: use as many --images")
+    first, second = np.array(both).T
+    return Comparison.of(first, second)
+
+
+def write_findings(found: Findings, directory: Path, claim: ClaimConfig) -> dict[str, Path]:
+    """Write results.json, and claim.json where AutoAttack ran; returns what was written, by name."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = {"results": directory / "results.json"}
+    write_results(written["results"], found.as_json())
+    claimed = found.claim(claim)
+    if claimed is not None:
+        written["claim"] = directory / "claim.json"
+        write_results(written["claim"], claimed)
+    return written
+
+
+def ball_text(threat: ThreatModel) -> str:
+    """A ball as people write it, such as "Linf 8/255"."""
+    return f"{threat.norm} {radius_text(threat.radius)}"
+
+
+def table_text(table: Table) -> str:
+    """A table with a row a line, and each row's setting below it where it has one."""
+    cells = [[row.name, *map(_cell, row.values)] for row in table.rows]
+    grid = [["", *table.columns], *cells]
+    widths = [max(len(line[column]) for line in grid) for column in range(len(grid[0]))]
+    lines = [f"{table.name}: {table.caption}", ""]
+    for number, line in enumerate(grid):
+        padded = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        lines.append("  ".join([line[0].ljust(widths[0]), *padded[1:]]))
+        setting = table.rows[number - 1].setting if number else ""
+        lines += [f"    {setting}"] if setting else []
+    return "\n".join(lines)
+
+
+def _cell(value: Accuracy | float | str | None) -> str:
+    if isinstance(value, Accuracy):
+        low, high = value.interval
+        return f"{100 * value.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return "-" if value is None else value if isinstance(value, str) else f"{value:g}"
+
+
+def _line(name: str, accuracy: Accuracy) -> str:
+    return f"{name:44}{accuracy}"
+
+
+def _as_json(each: Evaluation, *, images: bool = False) -> dict[str, object]:
+    found: dict[str, object] = {
+        "threat": asdict(each.threat),
+        "clean": each.clean.as_json(),
+        "robust": each.robust.as_json(),
+        "broken_by": each.broken_by,
+        "flags": list(each.flags),
+        "unverified": each.unverified,
+        "chunks_attacked_now": each.attacked_now,
+        "attack_seconds": round(each.seconds, 1),
+        "receipts": list(each.receipts),
+    }
+    if images:
+        found["images"] = {"rows": each.rows.tolist(), "broken_by": list(each.verdicts)}
+    return found
+
+
+def _table_json(table: Table) -> dict[str, object]:
+    return {
+        "name": table.name,
+        "caption": table.caption,
+        "columns": list(table.columns),
+        "rows": [
+            {
+                "name": row.name,
+                "values": [value.as_json() if isinstance(value, Accuracy) else value for value in row.values],
+                "setting": row.setting,
+                "source": row.source,
+            }
+            for row in table.rows
+        ],
+    }

@@ -1,0 +1,80 @@
+"""The claim that RobustBench takes for its leaderboard: the fields of its model_info files, all accuracies as text.
+
+>>> radius_text(8 / 255), radius_text(0.5)
+('8/255', '0.5')
+"""
+
+from dataclasses import dataclass
+
+from stages.evaluation.accuracy import Accuracy
+from stages.rap.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimConfig:
+    """Who claims what; the figures are filled in by the evaluation."""
+
+    link: str = ""
+    """Address of the paper or of the code."""
+    name: str = ""
+    """Title of the work; unset: the model's name."""
+    authors: str = ""
+    """Authors, separated by commas."""
+    additional_data: bool = False
+    """Whether other images than the data set's were trained on."""
+    venue: str = "Unpublished"
+    """Where it appeared."""
+    architecture: str = ""
+    """Architecture of the model; unset: its type."""
+    forward_passes: int = 1
+    """Forward passes that an answer takes."""
+
+
+def robustbench_claim(
+    config: ClaimConfig,
+    *,
+    dataset: str,
+    threat: ThreatModel,
+    clean: Accuracy,
+    autoattack: Accuracy,
+    headline: Accuracy,
+    flags: tuple[str, ...],
+    remark: str = "",
+) -> dict[str, object]:
+    """The claim as RobustBench's JSON has it. ``reported`` is the headline, the worst case over every attack that was
+    run; ``unreliable`` says that AutoAttack itself warned, or that images were fewer than the 10,000 of the benchmark.
+    """
+    few = autoattack.images < 10_000
+    low, high = headline.interval
+    footnote = f"AutoAttack on {autoattack.images} images; worst case over all attacks {headline}."
+    if few:
+        footnote += (
+            f" The 95 % interval is [{100 * low:.2f}, {100 * high:.2f}]: fewer than the benchmark's 10,000 images."
+        )
+    return {
+        "link": config.link,
+        "name": config.name,
+        "authors": config.authors,
+        "additional_data": config.additional_data,
+        "number_forward_passes": config.forward_passes,
+        "dataset": dataset,
+        "venue": config.venue,
+        "architecture": config.architecture,
+        "eps": radius_text(threat.radius),
+        "clean_acc": _percent(clean),
+        "reported": _percent(headline),
+        "autoattack_acc": _percent(autoattack),
+        "footnote": " ".join(filter(None, (footnote, remark, *flags))),
+        "unreliable": bool(flags) or few,
+    }
+
+
+def radius_text(radius: float) -> str:
+    """A radius as people write it: as a short decimal, or in 255ths where it is a whole number of them."""
+    whole = round(radius * 255)
+    is_short = abs(radius - round(radius, 3)) < 1e-12
+    return f"{radius:g}" if is_short or abs(radius * 255 - whole) > 1e-9 else f"{whole}/255"
+
+
+def _percent(accuracy: Accuracy) -> str:
+    return f"{100 * accuracy.value:.2f}"

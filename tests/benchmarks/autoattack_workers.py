@@ -1,0 +1,148 @@
+"""AutoAttack on two workers against the official code called chunk by chunk in one process, as a share of the ceiling.
+
+    python tests/benchmarks/autoattack_workers.py --images 128
+
+The ceiling is how much two plain processes get done of the official code's work in the time of one, measured here and
+now: two cores of one machine share caches, memory and clock. Sets of three runs are repeated in turn, so that a slow
+minute of the machine meets all of them. A fresh store each time; starting Ray is not counted, a chunk's process is.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+from cluster.session import session
+from pipeline.artifacts import provenance
+from pipeline.command import WorkersConfig
+from pipeline.evaluation import evaluate, parts, subject_of
+from pipeline.workers import place_for_tasks
+from stages.data.datasets import DataConfig, load_data
+from stages.evaluation.accuracy import QUANTILE, to_float
+from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.measurement import Measurement
+from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.rap.threat import ThreatModel
+from stages.training.classifier import train_classifier
+
+RESULTS = Path(__file__).parent / "results" / "autoattack-workers.json"
+THREAT = ThreatModel(norm="Linf", radius=0.1)
+TARGET = 0.9  # of the ceiling
+DATA = DataConfig(name="digits")
+
+
+@cache
+def trained(epochs: int = 8) -> nn.Module:
+    """The digits preset's classifier, trained for a few seconds."""
+    data, config = load_data(DATA), ClassifierConfig(epochs=epochs, batch=64)
+
+    def build() -> nn.Module:
+        return build_classifier(config, channels=1, size=8, classes=10, mean=data.mean, std=data.std)
+
+    state = train_classifier(config, data.train, seed=0, build=build, device="cpu", progress=lambda line: None)
+    model = build()
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def measurement(images: int, chunk: int) -> Measurement:
+    attack = AutoAttackConfig(batch=chunk)
+    return Measurement(name="autoattack", attack=attack, threat=THREAT, images=images, chunk=chunk)
+
+
+def official(plan: Measurement, share: slice = slice(None)) -> list[bool]:
+    """The official code, chunk by chunk, on some of the chunks."""
+    torch.set_num_threads(1)
+    model, robust = trained(), []
+    for part in list(parts(load_data(DATA).test, plan))[share]:
+        attack = AutoAttack(model, norm="Linf", eps=THREAT.radius, seed=0, version="standard")
+        images, labels = to_float(torch.from_numpy(part.images)), torch.from_numpy(part.labels)
+        _, predicted = attack.run_standard_evaluation(images, labels, batch_size=plan.chunk)
+        robust += (predicted == labels).tolist()
+    return robust
+
+
+def timed_official(plan: Measurement, share: slice, gate, seconds) -> None:
+    """In a process of its own: build the model, wait for the other, and time the work alone."""
+    torch.set_num_threads(1)
+    trained()
+    gate.wait()
+    began = time.perf_counter()
+    official(plan, share)
+    seconds.put(time.perf_counter() - began)
+
+
+def in_processes(plan: Measurement, shares: list[slice]) -> float:
+    """Seconds until plain processes, which start together, have done their shares."""
+    context = multiprocessing.get_context("spawn")
+    gate, seconds = context.Barrier(len(shares)), context.Queue()
+    processes = [context.Process(target=timed_official, args=(plan, share, gate, seconds)) for share in shares]
+    for process in processes:
+        process.start()
+    longest = max(seconds.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return longest
+
+
+def on_workers(plan: Measurement) -> tuple[float, list[bool]]:
+    """Seconds of the evaluation on two Ray workers, and the verdicts."""
+    test, model = load_data(DATA).test, trained()
+    with tempfile.TemporaryDirectory() as root, session(cpus=2) as cluster:
+        place = place_for_tasks(cluster, WorkersConfig(device="cpu"))
+        subjects, began = {"model": subject_of(model, test.images)}, time.perf_counter()
+        found = evaluate(subjects, test, [plan], root=Path(root), workers=lambda: place, progress=lambda line: None)
+        return time.perf_counter() - began, found["model"]["autoattack"].robust_mask.tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    plan = measurement(arguments.images, arguments.chunk)
+    torch.set_num_threads(1)
+    trained()
+    rows = []
+    for repeat in range(arguments.repeats):
+        began = time.perf_counter()
+        expected = official(plan)
+        one = time.perf_counter() - began
+        two = in_processes(plan, [slice(0, None, 2), slice(1, None, 2)])
+        workers, verdicts = on_workers(plan)
+        row = {"one": one, "two": two, "workers": workers, "same": verdicts == expected}
+        row["of_ceiling"] = two / workers
+        rows.append(row)
+        print(
+            f"{repeat + 1}/{arguments.repeats}: one process {one:.1f} s; two {two:.1f} s, the ceiling "
+            f"{one / two:.2f}x; two workers {workers:.1f} s, {one / workers:.2f}x, {two / workers:.2f} of the ceiling; "
+            f"verdicts {'equal' if row['same'] else 'DIFFER'}",
+            flush=True,
+        )
+    ratios = np.array([row["of_ceiling"] for row in rows])
+    spread = QUANTILE * ratios.std(ddof=1) / np.sqrt(len(ratios)) if len(ratios) > 1 else None
+    found = {
+        "images": arguments.images,
+        "chunk": arguments.chunk,
+        "runs": rows,
+        "of_ceiling": {"mean": float(ratios.mean()), "half_width_95": None if spread is None else float(spread)},
+        "target": TARGET,
+        "provenance": provenance("cpu", sum(row["one"] + row["two"] + row["workers"] for row in rows)),
+    }
+    arguments.results.parent.mkdir(exist_ok=True)
+    arguments.results.write_text(json.dumps(found, indent=1))
+    print(f"{ratios.mean():.2f} of the ceiling (target {TARGET}); {arguments.results}")
+
+
+if __name__ == "__main__":
+    main()

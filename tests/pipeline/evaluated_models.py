@@ -1,0 +1,53 @@
+"""Models and attacks that evaluations name by import path, or pass as they are."""
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.rap.threat import ThreatModel
+from stages.threads import cpu_threads
+
+
+def build() -> nn.Module:
+    """A softmax regression on the digits, from zero weights, with nothing random in it."""
+    data, target = map(np.asarray, load_digits(return_X_y=True))
+    images, labels = torch.from_numpy(data[:800] / 16).float(), torch.from_numpy(target[:800]).long()
+    linear = nn.Linear(64, 10)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    optimiser = torch.optim.Adam(linear.parameters(), 0.02)
+    with cpu_threads(1):  # the same bits in whatever process
+        for _ in range(60):
+            optimiser.zero_grad()
+            functional.cross_entropy(linear(images), labels).backward()
+            optimiser.step()
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+class Outside(nn.Module):
+    """A model whose normalisation its users are meant to do themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = build()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images / 255)
+
+
+def leave_the_ball(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    """Fools every model with images that are not allowed."""
+    return images.flip(0) * 0.5 + 0.5 * torch.rand_like(images)
+
+
+def flip_the_signs(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    """One step as long as the radius, which a linear model does not stand."""
+    leaf = images.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(model(leaf), labels), leaf)
+    return (images + threat.radius * gradient.sign()).clamp(0, 1)
+
+
+def three_arguments(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return images

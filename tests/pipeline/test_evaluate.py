@@ -1,0 +1,268 @@
+"""Any model under any attack: fanned out as the official code says, resumed, refused, compared."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import evaluated_models
+import numpy as np
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+from pipeline.command import WorkersConfig
+from pipeline.evaluate import evaluate_model, find, main, own_measurements, split_of
+from pipeline.evaluation import parts, subject_of, worst_of
+from pipeline.findings import Findings
+from pipeline.recipe import EvaluationConfig
+from stages.data.datasets import DataConfig, load_data
+from stages.data.splits import Split
+from stages.evaluation.accuracy import to_float
+from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.measurement import Measurement, function_attack
+from stages.evaluation.pgd import PGDConfig
+from stages.rap.threat import ThreatModel
+from stages.threads import cpu_threads
+
+pytestmark = pytest.mark.ray
+
+THREAT = ThreatModel(norm="Linf", radius=0.1)
+APGD = AutoAttackConfig(version="custom", attacks=("apgd-ce",), batch=6, seed=1)
+AUTO = Measurement(name="autoattack", attack=APGD, threat=THREAT, images=24, chunk=6)
+PGD = Measurement(name="pgd", attack=PGDConfig(steps=5), threat=THREAT, images=40, chunk=20)
+
+
+@pytest.fixture(scope="module")
+def test() -> Split:
+    return load_data(DataConfig(name="digits")).test
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return evaluated_models.build().eval()
+
+
+def evaluated(model: nn.Module, test: Split, root: Path, *measurements: Measurement, attacks=(), say=print) -> Findings:
+    given = [function_attack(attack) for attack in attacks]
+    own = own_measurements(given, THREAT, EvaluationConfig(images=24, chunk=24))
+    return find(
+        {"model": model},
+        test,
+        [*measurements, *own],
+        given,
+        root=root,
+        workers=WorkersConfig(),
+        data="digits",
+        say=say,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(model: nn.Module, test: Split, ray_session: object, tmp_path_factory: pytest.TempPathFactory):
+    """An evaluation on two workers, its root, and the lines that it said."""
+    root, lines = tmp_path_factory.mktemp("finished"), []
+    attacks = ("evaluated_models:leave_the_ball", evaluated_models.flip_the_signs)
+    return evaluated(model, test, root, AUTO, PGD, attacks=attacks, say=lines.append), root, lines
+
+
+def test_two_workers_find_what_the_official_code_finds_chunk_by_chunk_in_one_process(finished, model, test) -> None:
+    found = finished[0].evaluations["model"]["autoattack"]
+    official = AutoAttack(model, norm="Linf", eps=THREAT.radius, seed=1, version="standard")
+    official.attacks_to_run = ["apgd-ce"]
+    robust, rows = [], []
+    with cpu_threads(1):
+        for part, receipt in zip(parts(test, AUTO), found.receipts, strict=True):
+            images, labels = to_float(torch.from_numpy(part.images)), torch.from_numpy(part.labels)
+            adversarial, predicted = official.run_standard_evaluation(images, labels, batch_size=6)
+            robust += (predicted == labels).tolist()
+            rows += part.rows.tolist()
+            kept = np.load(Path(receipt) / "verdict.npz")
+            assert np.array_equal(kept["adversarial"], adversarial.numpy())
+    assert found.robust_mask.tolist() == robust
+    assert found.rows.tolist() == rows
+    assert 0 < sum(robust) < 24
+
+
+def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(finished) -> None:
+    found = finished[0].evaluations["model"]
+    outside, step = found["evaluated_models:leave_the_ball"], found["evaluated_models:flip_the_signs"]
+    assert np.array_equal(outside.robust_mask, outside.clean_mask)
+    assert not np.array_equal(step.robust_mask, step.clean_mask)
+    worst = finished[0].headlines()[THREAT]
+    masks = [dict(zip(each.rows.tolist(), each.robust_mask.tolist(), strict=True)) for each in found.values()]
+    assert sorted(worst.rows) == sorted(found["autoattack"].rows)
+    assert worst.robust_mask.tolist() == [all(mask[row] for mask in masks) for row in worst.rows.tolist()]
+    assert worst.unverified == 0
+    with pytest.raises(ValueError, match="no worst case"):
+        worst_of([])
+
+
+def test_progress_says_images_accuracy_and_time_left(finished) -> None:
+    lines = [line for line in finished[2] if line.startswith("autoattack on the model")]
+    assert [line.split(": ")[1].split(" images")[0] for line in lines] == [
+        "6 of 24",
+        "12 of 24",
+        "18 of 24",
+        "24 of 24",
+    ]
+    assert all("[" in line and line.endswith("s left") for line in lines)
+
+
+def test_more_images_attack_only_what_is_new_and_the_same_again_nothing(finished, model, test) -> None:
+    more = Measurement(name="autoattack", attack=APGD, threat=THREAT, images=30, chunk=6)
+    again = evaluated(model, test, finished[1], more, PGD)
+    assert again.evaluations["model"]["autoattack"].attacked_now == 1
+    assert again.evaluations["model"]["pgd"].attacked_now == 0
+    before = finished[0].evaluations["model"]["autoattack"]
+    assert again.evaluations["model"]["autoattack"].verdicts[:24] == before.verdicts
+
+
+def test_a_model_is_named_by_its_answers_too(finished, model, test) -> None:
+    class Scaled(nn.Sequential):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 3 * super().forward(input)
+
+    assert repr(Scaled(*model)).replace("Scaled", "Sequential") == repr(model)
+    names = [subject_of(each, test.images).fingerprint for each in (model, Scaled(*model).eval())]
+    assert names[0] != names[1]
+    assert names[0] == finished[0].fingerprints["model"]
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {paths!r}
+import evaluated_models
+from pathlib import Path
+from pipeline.evaluate import *
+from test_evaluate import AUTO, evaluated
+from stages.data.datasets import DataConfig, load_data
+test = load_data(DataConfig(name="digits")).test
+evaluated(evaluated_models.build().eval(), test, Path(sys.argv[1]), AUTO, say=lambda line: print(line, flush=True))
+"""
+
+
+def test_a_killed_evaluation_repeats_at_most_one_chunk_a_worker_and_ends_the_same(
+    finished, tmp_path, model, test
+) -> None:
+    script = SCRIPT.format(paths=[str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "of 24 images" in line:
+                driver.kill()
+                break
+    assert driver.returncode == -signal.SIGKILL
+    kept = {path.parent.name for path in tmp_path.glob("store/autoattack/*/manifest.json")}
+    assert 1 <= len(kept) <= 4
+    resumed = evaluated(model, test, tmp_path, AUTO)
+    found, expected = (each.evaluations["model"]["autoattack"] for each in (resumed, finished[0]))
+    assert found.attacked_now <= 4 - len(kept)
+    assert found.verdicts == expected.verdicts
+    for one, other in zip(found.receipts, expected.receipts, strict=True):
+        assert Path(one).name == Path(other).name
+
+
+REFUSED = {
+    "no such model": (["--model", "evaluated_models:nothing", "--norm", "Linf", "--radius", "0.1"], "--model"),
+    "no model there": (["--model", "nowhere/model", "--norm", "Linf", "--radius", "0.1"], "holds no config.json"),
+    "no ball": (["--model", "evaluated_models:build"], "--radius"),
+    "radius in 0..255": (["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "8"], "divide a radius"),
+    "L2 radius in 0..255": (
+        ["--model", "evaluated_models:build", "--norm", "L2", "--radius", "128"],
+        "divide one",
+    ),
+    "normalised outside": (
+        ["--model", "evaluated_models:Outside", "--norm", "Linf", "--radius", "0.1"],
+        "put its normalisation into forward",
+    ),
+    "an attack that is not there": (
+        ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--attack", "evaluated_models:no"],
+        "cannot be imported",
+    ),
+    "an attack of three arguments": (
+        [
+            *("--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1"),
+            *("--attack", "evaluated_models:three_arguments"),
+        ],
+        "must take (model, images, labels, threat)",
+    ),
+    "custom without attacks": (
+        ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--version", "custom"],
+        "attacks are none",
+    ),
+    "a table's own radius": (["--model", "evaluated_models:build", "--table", "3", "--radius", "0.1"], "leave out"),
+    "Table 6 alone": (["--model", "evaluated_models:build", "--table", "6"], "--behind"),
+    "no adapter": (
+        ["--model", "evaluated_models:build", "--data", "digits", "--table", "6", "--behind", "evaluated_models:build"],
+        "no adapter",
+    ),
+    "nothing to compare with": (
+        ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--compare", "nowhere"],
+        "no results of an evaluation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_use_is_refused_before_any_work(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags, message = REFUSED[case]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--root", str(tmp_path / "root")])
+    assert ended.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert message in said
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_model_in_train_mode_and_labels_out_of_range_are_refused(model: nn.Module, test: Split) -> None:
+    images, labels = test.images[:50], test.labels[:50]
+    with pytest.raises(ValueError, match=r"call model.eval\(\)"):
+        evaluate_model(evaluated_models.build(), data="digits", norm="Linf", radius=0.1)
+    with pytest.raises(ValueError, match="labels lie in"):
+        evaluate_model(model, data=(images, labels + 5), norm="Linf", radius=0.1)
+    standardised = (images / 255 - 0.3) / 0.4
+    with pytest.raises(ValueError, match="move normalisation into the model"):
+        evaluate_model(model, data=(standardised, labels), norm="Linf", radius=0.1)
+    with pytest.raises(ValueError, match="multiples of 1/255"):
+        split_of(images / 300, labels)
+    assert np.array_equal(split_of(torch.from_numpy(images / 255).float(), labels).images, images)
+
+
+def test_a_quick_screening_needs_no_ray_and_resumes(model: nn.Module, tmp_path: Path) -> None:
+    found = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
+    assert found.screening is not None
+    assert found.screening.ended == "images"
+    assert "at most" in str(found)
+    low, high = found.screening.interval
+    assert low < found.headline.value < high
+    again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
+    assert again.evaluations["model"]["screening"].attacked_now == 0
+
+
+@pytest.fixture
+def small() -> list[str]:
+    """Flags of a small evaluation."""
+    return [
+        *("--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--version", "custom"),
+        *("--attacks", "apgd-ce", "--images", "12", "--chunk", "12", "--pgd-steps", "2"),
+    ]
+
+
+def test_the_command_prints_and_writes_what_it_found_and_compares(
+    small: list[str], ray_session: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ["--root", str(tmp_path)]
+    assert main([*small, *root, "--name", "one", "--claim.name", "A linear model"]) == 0
+    assert "worst of all in Linf 0.1" in capsys.readouterr().out
+    results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
+    (worst,) = results["models"]["model"]["headlines"]
+    assert len(worst["images"]["rows"]) == worst["robust"]["images"] == 12
+    claim = json.loads((tmp_path / "evaluations/one/claim.json").read_text())
+    assert (claim["name"], claim["eps"], claim["unreliable"]) == ("A linear model", "0.1", True)
+    assert main([*small, *root, "--name", "two", "--compare", str(tmp_path / "evaluations/one")]) == 0
+    compared = json.loads((tmp_path / "evaluations/two/results.json").read_text())["comparison"]
+    assert (compared["images"], compared["difference"], compared["p_value"]) == (12, 0, 1)
