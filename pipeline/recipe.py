@@ -5,6 +5,7 @@ from typing import Literal
 
 from stages.data.datasets import DataConfig
 from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.judge import JudgeConfig
 from stages.nets.classifiers import ClassifierConfig
 from stages.nets.unet import UNET_SIZES, UNetConfig
@@ -81,6 +82,26 @@ class EvaluationConfig(AutoAttackConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChecksConfig:
+    """The checks on the final model (README, "The checks")."""
+
+    size: CheckSize = field(default_factory=CheckSize)
+    budget: float = 0.1
+    """Share of the real training's rounds that each training of checks 17 and 18 gets; 0: neither is made."""
+    ablation_images: int = 256
+    """Test images on which those trainings are compared, under PGD-20."""
+    others: int = 1
+    """Further classifiers, trained from other seeds, for checks 8 and 20."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.budget <= 1:
+            raise ValueError(f"checks.budget is {self.budget:g}; it is a share of the real training's, in [0, 1]")
+        for name, least in (("ablation_images", 1), ("others", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"checks.{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that determines a result. Worker counts, paths and devices are not part of it."""
 
@@ -94,6 +115,7 @@ class Recipe:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
     augment: bool = False
     """Random crops and flips of training images, before the attack."""
     checkpoint_rounds: int = 10
@@ -145,9 +167,9 @@ def mnist() -> Recipe:
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
         adapter=AdapterConfig(size="tiny-half", output="sigmoid"),
         attack=AttackConfig(steps=20, step_size=0.03),
-        schedule=ScheduleConfig(rounds=380, segment_steps=4, batch=64, replay=0.5),
+        schedule=ScheduleConfig(rounds=440, segment_steps=4, batch=64, replay=0.5),
         train=TrainConfig(learning_rate=1.5e-3),
-        judge=JudgeConfig(images=200, every=38),
+        judge=JudgeConfig(images=200, every=40),
         search=SearchConfig(trials=0),
         evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
     )

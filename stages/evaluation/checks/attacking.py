@@ -60,6 +60,7 @@ def attack_examined(
         )
     return AttackResult(
         name=name,
+        clean=np.concatenate([part.clean for part in parts]),
         robust=np.concatenate([part.robust for part in parts]),
         adversarial=np.concatenate([part.adversarial for part in parts]),
         distance=np.concatenate([part.distance for part in parts]),

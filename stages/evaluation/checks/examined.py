@@ -49,10 +49,10 @@ class CheckSize:
         for name, value in vars(self).items():
             least = {"seed": 0, "radii": 2}.get(name, 1)
             if value < least:
-                raise ValueError(f"checks.{name} is {value}; it must be at least {least}")
+                raise ValueError(f"checks.size.{name} is {value}; it must be at least {least}")
         if self.short_steps >= self.steps:
             raise ValueError(
-                f"checks.short_steps is {self.short_steps} and checks.steps {self.steps}: the short attack must have "
+                f"checks.size.short_steps is {self.short_steps} and checks.size.steps {self.steps}: the short attack must have "
                 "fewer steps than the long one"
             )
 
@@ -124,6 +124,7 @@ def clean_of(examined: Examined, size: CheckSize, model: nn.Module | None = None
 def _first(result: AttackResult, count: int) -> AttackResult:
     return replace(
         result,
+        clean=result.clean[:count],
         robust=result.robust[:count],
         adversarial=result.adversarial[:count],
         distance=result.distance[:count],

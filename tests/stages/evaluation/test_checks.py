@@ -20,11 +20,11 @@ from known_models import largest_margins, unchecked_types
 
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import AttackResult
-from stages.evaluation.autoattack import TOLERANCE, distances
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.checks.run import Examination, make_case, run_checks
 from stages.evaluation.checks.strength import check_iterations, check_noise, check_order, check_undefended
 from stages.evaluation.checks.transfer import check_square
+from stages.evaluation.verdict import TOLERANCE, distances
 from stages.nets.unet import UNET_SIZES, UNet
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
@@ -174,7 +174,13 @@ def test_what_autoattack_and_others_broke_counts_and_what_was_not_examined_stand
     earlier[9] = False
     blank = np.zeros((10, 1, 8, 8), np.float32)
     other = AttackResult(
-        name="DeepFool", robust=earlier, adversarial=blank, distance=np.zeros(10), refused=0, seconds=0.0
+        name="DeepFool",
+        clean=np.ones(10, dtype=bool),
+        robust=earlier,
+        adversarial=blank,
+        distance=np.zeros(10),
+        refused=0,
+        seconds=0.0,
     )
     broken_by = (None,) * 10 + ("apgd-ce", "square")
     examined = digits(count, model=adversarially_trained(), earlier=(other,), broken_by=broken_by, flags=("zero: 1",))
@@ -258,8 +264,8 @@ def test_a_contrast_stretch_without_a_clamp_in_its_backward_pass_is_seen_through
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"images": 0}, "checks.images is 0; it must be at least 1"),
-        ({"radii": 1}, "checks.radii is 1; it must be at least 2"),
+        ({"images": 0}, "checks.size.images is 0; it must be at least 1"),
+        ({"radii": 1}, "checks.size.radii is 1; it must be at least 2"),
         ({"steps": 20}, "fewer steps than the long one"),
     ],
 )
