@@ -21,38 +21,31 @@ from torch import Tensor, nn
 
 from cluster.session import session
 from pipeline.artifacts import Store
+from pipeline.chunks import Chunk, commit_chunk, verdict_of
 from pipeline.command import WorkersConfig, fail
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.evaluation import (
-    Chunk,
-    commit_chunk,
     evaluate,
     final_measurements,
     merge,
     parts,
     subject_of,
-    verdict_of,
 )
 from pipeline.findings import Findings, compare_with, read_results, write_findings
 from pipeline.recipe import EvaluationConfig
+from pipeline.subjects import behind, check_subject, load_subject, split_of
 from pipeline.tables import DATA, IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.workers import Place, place_for_tasks
-from stages import randomness
-from stages.data.datasets import DataConfig, ImageData, load_data
+from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.autoattack import AutoAttackConfig
-from stages.evaluation.contract import check_images, check_model
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attack
 from stages.evaluation.screening import Screening, ScreeningConfig, screen
 from stages.fingerprint import fingerprint
-from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
-from stages.rap.robust import RobustClassifier
-from stages.rap.threat import Norm, ThreatModel, check_radius
-from stages.shipped import load_model
+from stages.rap.threat import Norm, ThreatModel
 
-SAMPLE = 200  # test images on which a model is checked before anything is attacked
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
 Say = Callable[[str], None]
 
@@ -190,62 +183,6 @@ def own_measurements(
     ]
 
 
-def split_of(images: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> Split:
-    """Test images of one's own. Raises ValueError for images that are not 8-bit ones in [0, 255] or [0, 1]."""
-    values, target = torch.as_tensor(images).cpu(), torch.as_tensor(labels).cpu().long()
-    if values.dtype != torch.uint8:
-        check_images(values, target, int(target.max()) + 1 if len(target) else 1)
-        levels = (255 * values).round()
-        if (255 * values - levels).abs().max() > 1e-3:  # far above the rounding of float16, far below half a level
-            raise ValueError(
-                "the images are not multiples of 1/255: evaluate on the 8-bit images as they are, and put resizing and "
-                "normalisation into the model, so that the radius means pixels"
-            )
-        values = levels.to(torch.uint8)
-    check_images(values.float() / 255, target, int(target.max()) + 1)
-    return Split(values.numpy(), target.numpy(), np.arange(len(target)))
-
-
-def check_subject(
-    model: nn.Module, test: Split, *, classes: int | None, threat: ThreatModel, random: bool = False
-) -> None:
-    """Refuse, with the reason, what no attack could judge: a model in train mode, probabilities, normalisation outside
-    of the model, labels that are no classes, a radius in another unit. Raises ValueError.
-    """
-    check_radius(threat, int(np.prod(test.images.shape[1:])))
-    chosen = randomness.permutation(len(test), "evaluation")[:SAMPLE]
-    bytes_, labels = torch.from_numpy(test.images[chosen]), torch.from_numpy(test.labels)
-    pixels = to_float(bytes_)
-    if classes is None:
-        with torch.no_grad():
-            answer = model(pixels[:1])
-        classes = answer.shape[1] if isinstance(answer, Tensor) and answer.ndim == 2 else int(labels.max()) + 1
-    check_images(pixels[:1].expand(len(labels), -1, -1, -1), labels, classes)
-    check_model(model, pixels, labels[chosen], classes=classes, random=random)
-    if not random:
-        check_classifier(model, classes=classes, images=bytes_, labels=labels[chosen])
-
-
-def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Module, ThreatModel | None]:
-    """A model by its saved directory, with the ball that it was trained in, or by "module:function", in eval mode.
-
-    Raises ValueError where there is none, or the weights do not fit.
-    """
-    if ":" not in path or Path(path).exists():
-        if weights is not None:
-            raise ValueError(f"--weights {weights}: the saved model {path} holds its own; leave --weights unset")
-        model = load_model(path)
-        return model, ThreatModel(norm=model.norm, radius=model.radius)  # pyright: ignore[reportArgumentType]
-    inputs = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
-    try:
-        config = ClassifierConfig(factory=path, weights=weights, epochs=0)
-        with torch.random.fork_rng():
-            return build_classifier(config, **inputs, mean=data.mean, std=data.std), None
-    except ValueError as error:
-        said = str(error).replace("classifier.factory", "--model").replace("classifier.weights", "--weights")
-        raise ValueError(said) from error
-
-
 def run(command: EvaluateCommand, say: Say) -> tuple[Findings, Path]:
     """The command's evaluation from what is there to the end. Raises ValueError for what is refused before any work."""
     name = command.data or (DATA.get(command.table, "cifar10") if command.table else "digits")
@@ -282,17 +219,6 @@ def run(command: EvaluateCommand, say: Say) -> tuple[Findings, Path]:
         found = replace(found, comparison=compare_with(found, other))
     key = fingerprint("evaluation", 1, models=found.fingerprints, test=found.test, command=asdict(command.identity))
     return found, root / "evaluations" / (command.name or f"{name}-{key[:8]}")
-
-
-def behind(model: nn.Module, classifier: nn.Module) -> dict[str, nn.Module]:
-    """The subjects of the paper's Table 6: another classifier alone, the model, and that classifier behind its adapter.
-
-    Raises ValueError for a model without an adapter.
-    """
-    if not isinstance(model, RobustClassifier) or model.adapter is None:
-        raise ValueError("--behind puts another classifier behind the model's adapter, but --model has no adapter")
-    alone = classifier.classifier if isinstance(classifier, RobustClassifier) else classifier
-    return {"AT": alone, "RAP": model, "RAP+AT": model.with_classifier(alone)}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,15 +7,15 @@ running, and the same evaluation again attacks nothing.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from cluster.pool import Ref, put, run_tasks
+from cluster.pool import put, run_tasks
 from pipeline.artifacts import Artifact, Store
+from pipeline.chunks import Chunk, attack_to_receipt
 from pipeline.recipe import EvaluationConfig
 from pipeline.workers import Place
 from stages import randomness
@@ -23,14 +23,12 @@ from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.attacks import Attack
 from stages.evaluation.autoattack import AutoAttackConfig, square_flag
-from stages.evaluation.measurement import AttackConfig, Measurement, attack_images, identity, kind_of, model_identity
+from stages.evaluation.measurement import Measurement, model_identity
 from stages.evaluation.pgd import PGDConfig
-from stages.evaluation.verdict import ChunkVerdict, verify_chunk
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 from stages.threads import cpu_threads
 
-FORMAT = 2
 PGD_CHUNK = 250  # images of a chunk under an attack that costs a hundredth of AutoAttack
 PROBES = 4  # images whose answers are part of a model's name
 
@@ -41,35 +39,6 @@ class Subject:
 
     model: nn.Module
     fingerprint: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Images attacked together, by one attack within one ball, and where the receipt goes."""
-
-    root: str
-    model: str
-    threat: ThreatModel
-    attack: AttackConfig
-    split: Split
-
-    @property
-    def kind(self) -> str:
-        return kind_of(self.attack)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(
-            self.kind,
-            FORMAT,
-            model=self.model,
-            images=self.split.fingerprint,
-            threat=self.threat,
-            attack=identity(self.attack),
-        )
-
-    def __repr__(self) -> str:
-        return f"{self.kind} chunk {self.fingerprint} of {len(self.split)} images"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,65 +187,6 @@ def worst_of(evaluations: Sequence[Evaluation]) -> Evaluation:
 def _worst(found: list[str | None]) -> str | None:
     """What is said of an image that attacks disagree on: that it was wrong from the start, else who broke it first."""
     return "clean" if "clean" in found else next((by for by in found if by), None)
-
-
-def attack_to_receipt(
-    work: tuple[tuple[str, str], Chunk, str, list[Ref[tuple[nn.Module, dict[str, Attack]]]]],
-) -> Artifact:
-    """Attack one chunk and commit what was found. Runs in a process of its own."""
-    _, chunk, device, (reference,) = work
-    model, functions = reference.get()
-    return commit_chunk(chunk, model.to(device), device=device, functions=functions)
-
-
-def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapping[str, Attack]) -> Artifact:
-    """The receipt of a chunk: read where it is there, else attacked, verified and committed."""
-    function = functions.get(getattr(chunk.attack, "path", ""))
-
-    def write(directory: Path) -> dict:
-        images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
-        verdict = attack_images(chunk.attack, model, images, labels, chunk.split.rows, chunk.threat, function=function)
-        check = verify_chunk(model, images, labels, verdict, chunk.threat)
-        np.savez_compressed(
-            directory / "verdict.npz",
-            rows=chunk.split.rows,
-            adversarial=verdict.adversarial,
-            distance=verdict.distance,
-            broken_by=np.array([by or "" for by in verdict.broken_by]),
-        )
-        return {
-            "images": len(labels),
-            "clean": int(verdict.clean.sum()),
-            "robust": int(verdict.robust.sum()),
-            "rows": chunk.split.rows.tolist(),
-            "broken_by": list(verdict.broken_by),
-            "flags": list(verdict.flags),
-            "attack_seconds": verdict.seconds,
-            "unverified": sorted({*check.outside_ball, *check.outside_range, *check.judged_otherwise}),
-            "largest_distance": check.largest_distance,
-        }
-
-    with cpu_threads(1):
-        return Store(Path(chunk.root)).make(
-            chunk.kind,
-            chunk.fingerprint,
-            write,
-            config={"attack": identity(chunk.attack), "threat": chunk.threat},
-            inputs={"model": chunk.model, "images": chunk.split.fingerprint},
-            device=device,
-        )
-
-
-def verdict_of(receipt: Artifact) -> ChunkVerdict:
-    """The verdict that a receipt holds, with every adversarial image."""
-    with np.load(receipt.path / "verdict.npz") as arrays:
-        return ChunkVerdict(
-            broken_by=tuple(receipt.metrics["broken_by"]),
-            adversarial=arrays["adversarial"],
-            distance=arrays["distance"],
-            flags=tuple(receipt.metrics["flags"]),
-            seconds=receipt.metrics["attack_seconds"],
-        )
 
 
 def merge(receipts: Sequence[Artifact], threat: ThreatModel, *, attacked_now: int) -> Evaluation:

@@ -14,10 +14,11 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from pipeline.command import WorkersConfig
-from pipeline.evaluate import evaluate_model, find, main, own_measurements, split_of
+from pipeline.evaluate import evaluate_model, find, main, own_measurements
 from pipeline.evaluation import parts, subject_of, worst_of
 from pipeline.findings import Findings
 from pipeline.recipe import EvaluationConfig
+from pipeline.subjects import split_of
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
