@@ -52,8 +52,8 @@ class CheckSize:
                 raise ValueError(f"checks.size.{name} is {value}; it must be at least {least}")
         if self.short_steps >= self.steps:
             raise ValueError(
-                f"checks.size.short_steps is {self.short_steps} and checks.size.steps {self.steps}: the short attack must have "
-                "fewer steps than the long one"
+                f"checks.size.short_steps is {self.short_steps} and checks.size.steps {self.steps}: the short attack "
+                "must have fewer steps than the long one"
             )
 
 
