@@ -153,9 +153,14 @@ def subject_of(model: nn.Module, images: np.ndarray) -> Subject:
 def parts(test: Split, measurement: Measurement) -> Iterator[Split]:
     """The chunks of a measurement in the fixed random order: more images add chunks and leave the full ones as
     they are."""
-    order = randomness.permutation(len(test), "evaluation")[: measurement.images]
+    order = in_order(test)[: measurement.images]
     for first in range(0, len(order), measurement.chunk):
         yield test.take(order[first : first + measurement.chunk])
+
+
+def in_order(test: Split) -> np.ndarray:
+    """The positions of the test images in the fixed random order of every evaluation."""
+    return randomness.permutation(len(test), "evaluation")
 
 
 def worst_of(evaluations: Sequence[Evaluation]) -> Evaluation:

@@ -55,10 +55,11 @@ def table(results: dict) -> str:
         _row("clean", robust["clean"], undefended["clean"]),
         _row(f"PGD-{results['pgd_steps']}", robust["pgd"], undefended["pgd"]),
         _row(f"AutoAttack {results['autoattack']}", robust["autoattack"], undefended["autoattack"]),
-        _row("worst of both, per image", robust["headline"], undefended["headline"]),
+        _row("worst of everything, per image", robust["headline"], undefended["headline"]),
         "",
         "percent of test images, with 95 % interval and number of images",
     ]
+    lines += ["", _checks(results["checks"])]
     if robust["flags"]:
         lines += ["", "AutoAttack's own flags:", *(f"  {flag}" for flag in robust["flags"])]
     if robust["unverified"]:
@@ -74,7 +75,17 @@ def table(results: dict) -> str:
         ]
     times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
     lines += [f"time          {times}", f"model         {results['paths']['model']}"]
-    lines += [f"results       {results['paths']['results']}"]
+    lines += [f"results       {results['paths']['results']}", f"report        {results['paths']['report']}"]
+    return "\n".join(lines)
+
+
+def _checks(checks: list[dict]) -> str:
+    """How many checks passed, and what the others say."""
+    verdicts = ("pass", "warn", "fail", "not applicable")
+    found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in verdicts}
+    lines = [f"{len(found['pass'])} of {len(checks)} checks passed, {len(found['not applicable'])} not applicable"]
+    for verdict in ("fail", "warn"):
+        lines += [f"  {verdict} {check['number']:2} {check['name']}: {check['figure']}" for check in found[verdict]]
     return "\n".join(lines)
 
 

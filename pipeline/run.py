@@ -8,21 +8,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+
+import numpy as np
 
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifier_of
 from pipeline.command import fail, parse
 from pipeline.costs import describe_costs
-from pipeline.evaluation import Evaluation, evaluate, final_measurements, subject_of, worst_of
+from pipeline.evaluation import Evaluation, Subject, evaluate, final_measurements, subject_of, worst_of
+from pipeline.examination import Checked, Origin, examine
 from pipeline.plan import ClaimedError, Plan, claimed, make_plan
+from pipeline.reporting import headline, run_contents
 from pipeline.results import shard_summary, table, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
-from pipeline.workers import Session
+from pipeline.workers import Session, Workers
+from stages.evaluation.checks.explanations import SelectionFacts
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
+from stages.report import write_report
 from stages.shipped import save_model
 from stages.training.rounds import Setup, load_trained
 from stages.trajectories.cache import TrajectoryCache
@@ -68,7 +74,49 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 workers=workers,
                 progress=say,
             )
-    return collect(plan, setup, attack, robust, shipped, search, cached, found, before, seconds)
+        with timed(seconds, "checks"):
+            checked = examine(
+                subjects["robust"],
+                plan.data.test,
+                recipe.threat,
+                recipe.checks,
+                auto=found["robust"]["autoattack"],
+                origin=origin_of(plan, setup, subjects["undefended"], workers, say),
+                root=plan.root,
+                workers=workers,
+                say=say,
+            )
+    results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, before, seconds)
+    with timed(seconds, "report"):
+        report = write_report(
+            run_contents(plan, setup, (robust, classifier), found, checked, results), plan.run / "report"
+        )
+    results["paths"]["report"] = str(report.page)
+    results["seconds"]["report"] = round(seconds["report"], 1)
+    return results
+
+
+def origin_of(
+    plan: Plan, setup: Setup, undefended: Subject, workers: Callable[[], Workers], say: Callable[[str], None]
+) -> Origin:
+    """What the checks may know of how the robust classifier came about."""
+    data, others = plan.data, []
+    if plan.external is None:
+        for number in range(1, plan.recipe.checks.others + 1):
+            recipe = replace(plan.recipe, seed=plan.recipe.seed + number)
+            other, _ = classifier_of(replace(plan, command=replace(plan.command, recipe=recipe)), workers, say)
+            others.append(subject_of(other, data.test.images))
+    trained = (data.train, plan.classifier_split) if plan.external is None else (data.train,)
+    rows = np.concatenate([split.rows for split in trained])
+    selection = SelectionFacts(
+        selection=data.holdout.fingerprint,
+        trained=tuple(split.fingerprint for split in trained),
+        test=data.test.fingerprint,
+        shared_images=int(np.isin(data.holdout.rows, rows).sum()),
+        images=len(data.holdout),
+        external_weights=plan.external is not None,
+    )
+    return Origin(undefended=undefended, others=tuple(others), selection=selection, setup=setup)
 
 
 def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
@@ -111,6 +159,7 @@ def collect(
     search: dict,
     cached: dict | None,
     found: dict[str, dict[str, Evaluation]],
+    checked: Checked,
     before: set[str],
     seconds: dict[str, float],
 ) -> dict:
@@ -129,6 +178,7 @@ def collect(
         }
         for name, evaluations in found.items()
     }
+    verdicts["robust"]["headline"] = headline(list(found["robust"].values()), checked).as_json()
     save_model(
         model,
         robust,
@@ -153,6 +203,8 @@ def collect(
         "chunks_attacked_now": sum(
             each.attacked_now for evaluations in found.values() for each in evaluations.values()
         ),
+        "checks": [asdict(check) for check in checked.checks],
+        "checks_done_now": checked.done_now,
         "alarms": [alarm for line in lines for alarm in line["alarms"]],
         "trajectories": shard_summary(plan, [shard for line in lines for shard in line["shards"]], before),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},

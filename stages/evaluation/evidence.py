@@ -39,6 +39,17 @@ class Curve:
     """The quantity with its unit, such as "radius (pixels in [0, 1])"."""
     points: tuple[tuple[float, Accuracy], ...]
 
+    def as_json(self) -> dict[str, object]:
+        """The curve as JSON can hold it; `from_json` reads it."""
+        points = [[x, accuracy.correct, accuracy.images] for x, accuracy in self.points]
+        return {"name": self.name, "x": self.x, "points": points}
+
+    @classmethod
+    def from_json(cls, found: dict) -> "Curve":
+        """The curve that `as_json` wrote."""
+        points = tuple((float(x), Accuracy(correct, images)) for x, correct, images in found["points"])
+        return cls(name=found["name"], x=found["x"], points=points)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

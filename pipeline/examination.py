@@ -1,0 +1,289 @@
+"""The checks on a model, fanned out: `run_checks` in one task, the trainings that explain a defence in the others.
+
+Each task leaves a receipt, so that a killed examination repeats only what was running, and the same one again
+attacks and trains nothing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cluster.pool import Ref, put, run_tasks
+from pipeline.artifacts import Artifact, Store
+from pipeline.evaluation import Evaluation, Subject, in_order
+from pipeline.recipe import ChecksConfig
+from pipeline.workers import Place
+from stages.data.splits import Split
+from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.checks.examined import CheckSize, Examined
+from stages.evaluation.checks.explanations import (
+    Ablations,
+    SelectionFacts,
+    VanillaTraining,
+    check_ablations,
+    check_selection,
+    check_vanilla_training,
+)
+from stages.evaluation.checks.run import run_checks
+from stages.evaluation.evidence import Check, Curve
+from stages.evaluation.pgd import PGDConfig, pgd_mask
+from stages.fingerprint import fingerprint
+from stages.rap.threat import ThreatModel
+from stages.threads import cpu_threads
+from stages.training.ablations import PARTS, train_part
+from stages.training.rounds import Setup
+
+ABLATION_ATTACK = PGDConfig(steps=20)
+UNTRAINED = "untrained adapter"
+ALONE = "classifier alone"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checked:
+    """What the checks found, and what their attacks did to each of ``rows`` of the data set."""
+
+    checks: tuple[Check, ...]
+    curves: tuple[Curve, ...]
+    attacks: Mapping[str, Accuracy]
+    """Robust accuracy under each attack that the checks ran in the model's own ball."""
+    rows: np.ndarray
+    robust: np.ndarray
+    """True where the image stood all of them, and what AutoAttack did before."""
+    receipts: tuple[str, ...]
+    done_now: int
+
+    def check(self, number: int) -> Check:
+        """The check of a number from 1 to 20."""
+        return self.checks[number - 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What is known of how a model came about, for the checks that ask; nothing of a model from elsewhere."""
+
+    undefended: Subject | None = None
+    others: tuple[Subject, ...] = ()
+    """Classifiers of the same task that the defence has never met."""
+    selection: SelectionFacts | None = None
+    setup: Setup | None = None
+    """The training, from which checks 17 and 18 leave something out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Examined:
+    """What a task needs of the model, as it is put in the object store."""
+
+    subject: Subject
+    images: Split
+    threat: ThreatModel
+    size: CheckSize
+    undefended: Subject | None
+    others: tuple[Subject, ...]
+    broken_by: tuple[str | None, ...]
+    flags: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            "checks",
+            1,
+            model=self.subject.fingerprint,
+            images=self.images.fingerprint,
+            threat=self.threat,
+            size=self.size,
+            undefended=self.undefended and self.undefended.fingerprint,
+            others=[other.fingerprint for other in self.others],
+            broken_by=list(self.broken_by),
+            flags=list(self.flags),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """A training of checks 17 and 18, and the images on which it is measured."""
+
+    setup: Setup
+    part: str
+    share: float
+    images: Split
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            "ablation",
+            1,
+            model=self.setup.model,
+            loop=self.setup.config,
+            train=self.setup.train.fingerprint,
+            part=self.part,
+            share=self.share,
+            images=self.images.fingerprint,
+            attack=ABLATION_ATTACK,
+        )
+
+
+@dataclass(frozen=True)
+class _Task:
+    root: str
+    work: _Examined | _Training
+    device: str
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.work.fingerprint)
+
+    @property
+    def kind(self) -> str:
+        return "checks" if isinstance(self.work, _Examined) else "ablation"
+
+
+def examine(
+    subject: Subject,
+    test: Split,
+    threat: ThreatModel,
+    config: ChecksConfig,
+    *,
+    auto: Evaluation | None,
+    origin: Origin,
+    root: Path,
+    workers: Callable[[], Place],
+    say: Callable[[str], None],
+) -> Checked:
+    """All 20 checks on a model. ``auto`` is AutoAttack's evaluation of it, whose images are those of the checks."""
+    positions = in_order(test)[: config.size.images] if auto is None else test.positions(auto.rows)
+    images = test.take(positions)
+    examined = _Examined(
+        subject=subject,
+        images=images,
+        threat=threat,
+        size=config.size,
+        undefended=origin.undefended,
+        others=origin.others,
+        broken_by=tuple(auto.verdicts[i] for i in np.argsort(auto.rows)) if auto else (),
+        flags=auto.flags if auto else (),
+    )
+    works: list[_Examined | _Training] = [examined, *_trainings(origin.setup, test, config)]
+    store = Store(root)
+    receipts = {work.fingerprint: store.get(_Task("", work, "").kind, work.fingerprint) for work in works}
+    missing = [work for work in works if receipts[work.fingerprint] is None]
+    if missing:
+        place = workers()
+        say(f"20 checks on the model, {len(missing) - (examined in missing)} trainings that explain it")
+        tasks = [put(_Task(str(root), work, place.device)) for work in missing]
+        for _, receipt in run_tasks(_to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus):
+            receipts[receipt.manifest["fingerprint"]] = receipt
+    found = [receipt for receipt in receipts.values() if receipt is not None]
+    return _checked(examined, found, _told(found[1:], origin, config), done_now=len(missing))
+
+
+def _trainings(setup: Setup | None, test: Split, config: ChecksConfig) -> Iterator[_Training]:
+    if setup is None or not config.budget or setup.config.train.what != "adapter":
+        return
+    images = test.take(in_order(test)[: config.ablation_images])
+    for part in (*PARTS, UNTRAINED, ALONE):
+        yield _Training(setup=setup, part=part, share=config.budget, images=images)
+
+
+def _told(receipts: list[Artifact], origin: Origin, config: ChecksConfig) -> dict[int, Check]:
+    """Checks 17 to 19, which judge what was measured by trainings and what is known of the data."""
+    accuracy = {receipt.metrics["part"]: Accuracy(**receipt.metrics["robust"]) for receipt in receipts}
+    ablations = vanilla = None
+    if accuracy:
+        known: dict[str, Any] = {"attack": "PGD-20", "budget": config.budget, "defence": accuracy["defence"]}
+        ablations = Ablations(
+            **known,
+            classifier_alone=accuracy[ALONE],
+            untrained_adapter=accuracy[UNTRAINED],
+            denoising_only=accuracy["denoising only"],
+            adversarial_training=accuracy["adversarial training"],
+        )
+        vanilla = VanillaTraining(**known, vanilla=accuracy["vanilla adversaries"])
+    checks = (check_ablations(ablations), check_vanilla_training(vanilla), check_selection(origin.selection))
+    return {check.number: check for check in checks}
+
+
+def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Check], *, done_now: int) -> Checked:
+    metrics = receipts[0].metrics
+    checks = [Check(**found) for found in metrics["checks"]]
+    return Checked(
+        checks=tuple(told.get(check.number, check) for check in checks),
+        curves=tuple(Curve.from_json(found) for found in metrics["curves"]),
+        attacks={name: Accuracy(**counts) for name, counts in metrics["attacks"].items()},
+        rows=examined.images.rows,
+        robust=np.array(metrics["robust"], dtype=bool),
+        receipts=tuple(str(receipt.path) for receipt in receipts),
+        done_now=done_now,
+    )
+
+
+def _to_receipt(reference: list[Ref[_Task]]) -> Artifact:
+    """Runs in a process of its own."""
+    task = reference[0].get()
+    measure = _measure_checks if isinstance(task.work, _Examined) else _measure_training
+    with cpu_threads(1):
+        return Store(Path(task.root)).make(
+            task.kind,
+            task.name,
+            lambda directory: measure(task.work, directory, task.device),  # pyright: ignore[reportArgumentType]
+            config=task.work.size if isinstance(task.work, _Examined) else {"part": task.work.part},
+            inputs={"images": task.work.images.fingerprint},
+            device=task.device,
+        )
+
+
+def _measure_checks(work: _Examined, directory: Path, device: str) -> dict:
+    images = work.images
+    examination = run_checks(
+        Examined(
+            model=work.subject.model.to(device),
+            images=torch.from_numpy(images.images),
+            labels=torch.from_numpy(images.labels),
+            rows=images.rows,
+            threat=work.threat,
+            undefended=work.undefended and work.undefended.model.to(device),
+            others=tuple(other.model.to(device) for other in work.others),
+            broken_by=work.broken_by,
+            flags=work.flags,
+        ),
+        work.size,
+    )
+    adversarial = {f"{number} {result.name}": result.adversarial for number, result in enumerate(examination.results)}
+    np.savez_compressed(directory / "attacks.npz", **adversarial)  # pyright: ignore[reportArgumentType]
+    return {
+        "checks": [asdict(check) for check in examination.checks],
+        "curves": [curve.as_json() for curve in examination.curves],
+        "attacks": {result.name: _counts(result.accuracy) for result in examination.results},
+        "robust": examination.robust.tolist(),
+    }
+
+
+def _measure_training(work: _Training, directory: Path, device: str) -> dict:
+    images, setup = work.images, work.setup
+    mask = pgd_mask(
+        _trained(work, directory, device),
+        torch.from_numpy(images.images),
+        torch.from_numpy(images.labels),
+        setup.config.threat,
+        config=ABLATION_ATTACK,
+        rows=images.rows,
+    )
+    return {"part": work.part, "share": work.share, "robust": _counts(Accuracy.from_mask(mask))}
+
+
+def _trained(work: _Training, directory: Path, device: str) -> nn.Module:
+    setup = work.setup
+    if work.part == ALONE:
+        return setup.classifier.to(device)
+    if work.part == UNTRAINED:
+        return setup.build().to(device)
+    run = setup.root / "ablations" / work.fingerprint
+    return train_part(work.part, setup, share=work.share, run=run)  # pyright: ignore[reportArgumentType]
+
+
+def _counts(accuracy: Accuracy) -> dict[str, int]:
+    return {"correct": accuracy.correct, "images": accuracy.images}

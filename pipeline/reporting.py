@@ -1,0 +1,181 @@
+"""What a report says of a run, or of any model: the figures, pictures and origins of `stages.report.Contents`."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.artifacts import Store
+from pipeline.evaluation import Evaluation, in_order, worst_of
+from pipeline.examination import Checked
+from pipeline.plan import Plan
+from pipeline.search import search_fingerprint
+from stages.data.splits import Split
+from stages.evaluation.accuracy import Accuracy, predict
+from stages.evaluation.evidence import Row, Table
+from stages.evaluation.published import FIELD, PAPER, Setting, beside
+from stages.fingerprint import canonical
+from stages.rap.attack import AttackProcess, attack, draw_start
+from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
+from stages.report import Artifact, Attacked, Broken, Contents, Pictures, TrajectoryPictures
+from stages.threads import cpu_threads
+from stages.training.rounds import Setup
+
+GALLERY = 8  # images in the pictures
+STEPWISE = 2  # of them, step by step
+
+
+def headline(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
+    """The images that stood every attack of the evaluations, and everything that the checks tried."""
+    worst = worst_of(evaluations)
+    stood = dict(zip(checked.rows.tolist(), checked.robust.tolist(), strict=True))
+    return Accuracy.from_mask(worst.robust_mask & np.array([stood.get(row, True) for row in worst.rows.tolist()]))
+
+
+def run_contents(
+    plan: Plan,
+    setup: Setup,
+    models: tuple[RobustClassifier, nn.Module],
+    found: dict[str, dict[str, Evaluation]],
+    checked: Checked,
+    results: dict,
+) -> Contents:
+    """The contents of a run's report; ``models`` are the robust classifier and the undefended one."""
+    robust, classifier = models
+    test, threat = plan.data.test, plan.recipe.threat
+    auto, pgd = found["robust"]["autoattack"], found["robust"]["pgd"]
+    alone = found["undefended"]
+    names = {"autoattack": f"AutoAttack {results['autoattack']}", "pgd": f"PGD-{results['pgd_steps']}"}
+    pictures, trajectories = gallery(robust, classifier, test, setup.config.attack)
+    return Contents(
+        title=plan.run.name,
+        data=plan.data.name,
+        threat=threat,
+        description=f"{results['classifier']['architecture']} behind a U-Net of {results['adapter_parameters']:,} "
+        "parameters",
+        clean=worst_of([auto, pgd]).clean,
+        headline=headline([auto, pgd], checked),
+        worst_of=(*names.values(), *checked.attacks),
+        undefended_clean=worst_of(list(alone.values())).clean,
+        undefended_headline=worst_of(list(alone.values())).robust,
+        attacks=(
+            *(
+                Attacked(name=name, robust=found["robust"][key].robust, undefended=alone[key].robust)
+                for key, name in names.items()
+            ),
+            *(Attacked(name=name, robust=accuracy) for name, accuracy in checked.attacks.items()),
+        ),
+        checks=checked.checks,
+        flags=auto.flags,
+        notes=notes_on(plan.data.name, auto),
+        broken=(
+            Broken(model="robust classifier", images=len(auto.rows), by=auto.broken_by),
+            Broken(model="classifier alone", images=len(alone["autoattack"].rows), by=alone["autoattack"].broken_by),
+        ),
+        curves=checked.curves,
+        tables=field_tables(plan.data.name, threat, auto, results["classifier"]["architecture"]),
+        classes=tuple(plan.data.classes),
+        pictures=pictures,
+        trajectories=trajectories,
+        training=tuple(setup.journal.lines()),
+        shipped_version=results["shipped"]["version"],
+        alarms=tuple(results["alarms"]),
+        search=results["search"] if results["search"]["trials"] else {},
+        recipe=canonical(plan.recipe),  # pyright: ignore[reportArgumentType]
+        lineage=tuple(lineage([*_origins(plan, setup), *auto.receipts, *pgd.receipts, *checked.receipts])),
+        seconds={name: float(value) for name, value in results["seconds"].items()},
+    )
+
+
+def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:
+    """What a reader should know about the figures."""
+    half = 100 * (auto.robust.interval[1] - auto.robust.interval[0]) / 2
+    notes = [f"{len(auto.rows)} images know the robust accuracy to about ±{half:.0f} points."]
+    if "JPEG" in data:
+        notes.append(f"The images are {data}: a copy that went through JPEG, not the benchmark's own.")
+    return tuple(notes)
+
+
+def field_tables(data: str, threat: ThreatModel, auto: Evaluation, classifier: str) -> tuple[Table, ...]:
+    """The paper's and the field's tables for this data set and ball, with our row; none where nobody published any."""
+    ball = f"{threat.norm} {_fraction(threat.radius)}"
+    ours = Setting(data=data, threat=ball, attack="AutoAttack standard", images=len(auto.rows), classifier=classifier)
+    row = Row(name="ours", values=("none", auto.clean, auto.robust))
+    published = [PAPER["1"], PAPER["2"], *FIELD.values()]
+    name = data.split(" (")[0]
+    return tuple(
+        beside(table, [row], ours) for table in published if (table.setting.data, table.setting.threat) == (name, ball)
+    )
+
+
+def _fraction(radius: float) -> str:
+    """8/255 rather than 0.0313725."""
+    levels = 255 * radius
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 and radius < 0.05 else f"{radius:g}"
+
+
+def gallery(
+    robust: RobustClassifier, classifier: nn.Module, test: Split, process: AttackProcess
+) -> tuple[Pictures, tuple[TrajectoryPictures, ...]]:
+    """Test images under the attack process (Alg. 1) against the whole robust classifier, and two of them stepwise."""
+    chosen = test.take(in_order(test)[:GALLERY])
+    labels = torch.from_numpy(chosen.labels)
+    with cpu_threads(1):
+        start = draw_start(process, 0, chosen.rows, chosen.images.shape[1:])
+        states = attack(robust, torch.from_numpy(chosen.images), labels, process, start).levels
+        clean = process.lattice.to_float(process.lattice.from_bytes(torch.from_numpy(chosen.images)))
+        adversarial = process.lattice.to_float(states[-1])
+        name = f"{process.steps} steps of the attack process"
+        with torch.no_grad():
+            pictures = Pictures(
+                attack=name,
+                clean=clean.numpy(),
+                adversarial=adversarial.numpy(),
+                labels=chosen.labels,
+                clean_predictions=predict(classifier, clean),
+                adversarial_predictions=predict(classifier, adversarial),
+                restored=robust.purify(adversarial).numpy(),
+                restored_predictions=predict(robust, adversarial),
+                restored_clean=robust.purify(clean).numpy(),
+                restored_clean_predictions=predict(robust, clean),
+            )
+            stepwise = tuple(
+                TrajectoryPictures(
+                    name=f"{name} against the robust classifier",
+                    clean=clean[i].numpy(),
+                    label=int(chosen.labels[i]),
+                    states=process.lattice.to_float(states[:, i]).numpy(),
+                    predictions=predict(robust, process.lattice.to_float(states[:, i])),
+                    restored=robust.purify(process.lattice.to_float(states[:, i])).numpy(),
+                )
+                for i in range(min(STEPWISE, len(chosen)))
+            )
+    return pictures, stepwise
+
+
+def _origins(plan: Plan, setup: Setup) -> list[str]:
+    store = Store(plan.root)
+    names = [("classifier", plan.classifier_fingerprint)]
+    if plan.recipe.search.trials:
+        names.append(("search", search_fingerprint(plan.setup(setup.classifier), plan.recipe)))
+    return [str(artifact.path) for kind, name in names if (artifact := store.get(kind, name))]
+
+
+def lineage(paths: Iterable[str]) -> Iterable[Artifact]:
+    """The artifacts behind the figures, as their manifests name them."""
+    for path in dict.fromkeys(paths):
+        manifest = json.loads((Path(path) / "manifest.json").read_text())
+        origin = manifest["provenance"]
+        yield Artifact(
+            kind=manifest["kind"],
+            fingerprint=manifest["fingerprint"],
+            commit=origin["commit"] or "",
+            created=origin["created"],
+            device=origin["device"],
+            seconds=float(origin["seconds"]),
+            packages={"python": origin["python"], **origin["packages"]},
+        )
