@@ -22,6 +22,11 @@ TINY = {
     "evaluation.chunk": 4,
     "evaluation.batch": 4,
     "evaluation.pgd-images": 64,
+    "checks.size.images": 8,
+    "checks.size.steps": 12,
+    "checks.size.short-steps": 6,
+    "checks.size.queries": 30,
+    "checks.ablation-images": 32,
 }
 
 
