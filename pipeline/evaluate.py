@@ -33,7 +33,7 @@ from pipeline.evaluation import (
 )
 from pipeline.findings import Findings, compare_with, read_results, write_findings
 from pipeline.recipe import EvaluationConfig
-from pipeline.subjects import behind, check_subject, load_subject, split_of
+from pipeline.subjects import behind, check_subject, classifier_name, load_subject, split_of
 from pipeline.tables import DATA, IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.workers import Place, place_for_tasks
 from stages.data.datasets import DataConfig, load_data
@@ -198,7 +198,7 @@ def run(command: EvaluateCommand, say: Say) -> tuple[Findings, Path]:
     config = replace(command.evaluation, images=images, pgd_images=max(images, IMAGES_UNSET))
     for each in models.values():
         check_subject(each, test, classes=classes, threat=threat, random=config.version == "rand")
-    known = getattr(getattr(model, "classifier", model), "__class__", type(model)).__name__
+    known = classifier_name(model)
     root = Path(command.root).expanduser().absolute()
     if command.table == "4.5":
         table = speed_table(model, to_float(torch.from_numpy(test.images[:64])), data=data.name, classifier=known)

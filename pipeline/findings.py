@@ -95,6 +95,8 @@ class Findings:
             lines += ["", name] if len(self.evaluations) > 1 else [""]
             clean = dict.fromkeys(each.clean for each in evaluations.values())
             lines += [_line("clean", accuracy) for accuracy in clean]
+            if self.screening:  # whose own interval is the one that holds
+                continue
             lines += [_line(f"{key}, {ball_text(each.threat)}", each.robust) for key, each in evaluations.items()]
             for ball, worst in self.headlines(name).items():
                 lines.append(_line(f"worst of all in {ball_text(ball)}", worst.robust))

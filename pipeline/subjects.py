@@ -12,6 +12,7 @@ from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.contract import check_images, check_model
 from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
+from stages.nets.wrn import WideResNet
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
 from stages.shipped import load_model
@@ -84,3 +85,9 @@ def behind(model: nn.Module, classifier: nn.Module) -> dict[str, nn.Module]:
         raise ValueError("--behind puts another classifier behind the model's adapter, but --model has no adapter")
     alone = classifier.classifier if isinstance(classifier, RobustClassifier) else classifier
     return {"AT": alone, "RAP": model, "RAP+AT": model.with_classifier(alone)}
+
+
+def classifier_name(model: nn.Module) -> str:
+    """The classifier's architecture in the words of the paper's tables, else the name of its class."""
+    classifier = model.classifier if isinstance(model, RobustClassifier) else model
+    return "WRN-28-10" if isinstance(classifier, WideResNet) else type(classifier).__name__

@@ -106,7 +106,7 @@ _LINF = Published(
         threat="Linf 8/255",
         attack="AutoAttack standard",
         images=512,
-        classifier="wrn-28-10",
+        classifier="WRN-28-10",
     ),
 )
 _L2 = Published(
@@ -159,7 +159,7 @@ _MNIST = Published(
         data="MNIST",
         threat="L2 1.5, Linf 0.3",
         attack="DeepFool-50 (overshoot 0.02), BIM-20 (step 2/255), FGSM, Gaussian noise",
-        classifier="cnn",
+        classifier="CNN",
     ),
 )
 _TRANSFER = Published(
@@ -216,7 +216,7 @@ _SPEED = Published(
         columns=("images/s",),
         rows=_paper((f"{RAP}, without the adapter", 7.54), (f"{RAP}, 1 reverse step", 7.35)),
     ),
-    setting=Setting(data="CIFAR-10", classifier="wrn-28-10", hardware="A6000, which other programs used too"),
+    setting=Setting(data="CIFAR-10", classifier="WRN-28-10", hardware="A6000, which other programs used too"),
 )
 
 PAPER: dict[str, Published] = {

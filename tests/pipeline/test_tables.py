@@ -52,7 +52,7 @@ def test_our_rows_fill_the_papers_columns(table: str) -> None:
 def test_table_3_reports_bim_as_the_paper_ran_it_and_to_the_edge() -> None:
     plan = measurements_of("3", images=10, chunk=5, seed=0)
     found = {"model": {each.name: evaluation(each, 1 if each.name.endswith("edge") else 5) for each in plan}}
-    rows = with_our_rows("3", found, data="MNIST", classifier="cnn").rows[-2:]
+    rows = with_our_rows("3", found, data="MNIST", classifier="CNN").rows[-2:]
     shares = [[value.value for value in row.values if isinstance(value, Accuracy)] for row in rows]
     assert shares == [[0.9, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [0.9, 0.5, 0.5, 0.1, 0.5, 0.5, 0.1]]
     assert [row.setting for row in rows] == ["", "BIM with steps of 2.5 radius / 20, which reach the edge"]

@@ -29,7 +29,7 @@ def test_our_row_stands_beside_the_papers_and_says_what_differs():
     table = beside(PAPER["1"], [OURS], ours)
     assert table.rows[:-1] == PAPER["1"].table.rows
     assert table.rows[-1].values == OURS.values
-    assert table.rows[-1].setting == "images 128 instead of 512; classifier cnn instead of wrn-28-10"
+    assert table.rows[-1].setting == "images 128 instead of 512; classifier cnn instead of WRN-28-10"
 
 
 def test_figures_on_other_data_stay_out_of_the_leaderboard():
