@@ -31,9 +31,11 @@ from pipeline.evaluation import (
     parts,
     subject_of,
 )
+from pipeline.examination import Origin, examine
 from pipeline.findings import Findings, compare_with, read_results, write_findings
-from pipeline.recipe import EvaluationConfig
-from pipeline.subjects import behind, check_subject, classifier_name, load_subject, split_of
+from pipeline.recipe import ChecksConfig, EvaluationConfig
+from pipeline.reporting import model_contents
+from pipeline.subjects import behind, check_subject, classifier_name, load_subject, split_of, undefended_of
 from pipeline.tables import DATA, IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.workers import Place, place_for_tasks
 from stages.data.datasets import DataConfig, load_data
@@ -41,12 +43,14 @@ from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attack
 from stages.evaluation.screening import Screening, ScreeningConfig, screen
 from stages.fingerprint import fingerprint
 from stages.rap.threat import Norm, ThreatModel
 
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
+CHECKS = CheckSize()
 Say = Callable[[str], None]
 
 
@@ -60,6 +64,7 @@ def evaluate_model(
     version: str = "standard",
     attacks: Sequence[str | Attack] = (),
     quick: bool = False,
+    checks: CheckSize | None = CHECKS,
     root: str | Path = "rap-runs",
     data_root: str | None = None,
     workers: WorkersConfig | None = None,
@@ -69,7 +74,8 @@ def evaluate_model(
 
     ``data`` is a data set that the project knows, of which the test images are taken, or (images, labels): uint8 or
     floats in [0, 1] that were 8-bit images. ``attacks`` are functions (model, images, labels, threat) -> images, or
-    "module:function". With ``quick`` only a screening is made, without Ray.
+    "module:function". With ``quick`` only a screening is made, without Ray. ``checks`` is the size of the checks that
+    follow, None for none of them (nor are there any in L1).
 
     Raises ValueError, before any work, for a model, data or a radius that an attack could not judge.
     """
@@ -87,7 +93,9 @@ def evaluate_model(
     if quick:
         return quick_findings(model, test, threat, images, ScreeningConfig(), root=Path(root), data=named, say=say)
     measurements = [*final_measurements(config, threat), *own_measurements(given, threat, config)]
-    return find({"model": model}, test, measurements, given, root=Path(root), workers=place, data=named, say=say)
+    return find(
+        {"model": model}, test, measurements, given, checks, root=Path(root), workers=place, data=named, say=say
+    )
 
 
 def find(
@@ -95,13 +103,17 @@ def find(
     test: Split,
     measurements: Sequence[Measurement],
     functions: Sequence[tuple[FunctionConfig, Attack]],
+    checks: CheckSize | None,
     *,
     root: Path,
     workers: WorkersConfig,
     data: str,
     say: Say,
 ) -> Findings:
-    """Every model under every measurement, on a Ray session that starts only if something is left to attack."""
+    """Every model under every measurement, on a Ray session that starts only if something is left to attack.
+
+    ``checks`` is the size of the checks on the first model, after AutoAttack; None for none.
+    """
     root = root.expanduser().absolute()
     subjects = {name: subject_of(model, test.images) for name, model in models.items()}
     began = time.perf_counter()
@@ -120,7 +132,22 @@ def find(
             progress=say,
             functions={config.path: function for config, function in functions},
         )
+        name, first = next(iter(subjects.items()))
+        auto, checked = found[name].get("autoattack"), None
+        if checks is not None and auto is not None and auto.threat.norm != "L1":
+            checked = examine(
+                first,
+                test,
+                auto.threat,
+                ChecksConfig(size=checks),
+                auto=auto,
+                origin=Origin(undefended=undefended_of(first.model, test)),
+                root=root,
+                workers=start,
+                say=say,
+            )
     return Findings(
+        checked=checked,
         data=data,
         test=test.fingerprint,
         evaluations=found,
@@ -209,16 +236,21 @@ def run(command: EvaluateCommand, say: Say) -> tuple[Findings, Path]:
         found = quick_findings(model, test, threat, images, command.screening, root=root, data=data.name, say=say)
     elif command.table:
         planned = measurements_of(command.table, images=images, chunk=config.chunk, seed=config.seed)
-        found = find(models, test, planned, given, root=root, workers=command.workers, data=data.name, say=say)
+        found = find(models, test, planned, given, None, root=root, workers=command.workers, data=data.name, say=say)
         table = with_our_rows(command.table, found.evaluations, data=data.name, classifier=known)
         found = replace(found, tables=(table,))
     else:
         planned = [*final_measurements(config, threat), *own_measurements(given, threat, config)]
-        found = find(models, test, planned, given, root=root, workers=command.workers, data=data.name, say=say)
+        size = None if command.skip_checks else command.checks
+        found = find(models, test, planned, given, size, root=root, workers=command.workers, data=data.name, say=say)
     if other is not None:
         found = replace(found, comparison=compare_with(found, other))
     key = fingerprint("evaluation", 1, models=found.fingerprints, test=found.test, command=asdict(command.identity))
-    return found, root / "evaluations" / (command.name or f"{name}-{key[:8]}")
+    directory = root / "evaluations" / (command.name or f"{name}-{key[:8]}")
+    if found.checked is not None:
+        contents = model_contents(model, found, test, title=directory.name, classes=data.classes, classifier=known)
+        found = replace(found, contents=contents)
+    return found, directory
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from pipeline.recipe import EvaluationConfig
 from pipeline.tables import TableName
 from stages.data.datasets import DataConfig, DataName
 from stages.evaluation.autoattack import Version
+from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.claim import ClaimConfig
 from stages.evaluation.screening import ScreeningConfig
 from stages.rap.threat import Norm, ThreatModel
@@ -51,6 +52,9 @@ class EvaluateCommand:
     quick: bool = False
     """Screen only: APGD-CE and targeted APGD, until the interval is narrow enough; a minute, without Ray."""
     screening: ScreeningConfig = field(default_factory=ScreeningConfig)
+    checks: CheckSize = field(default_factory=CheckSize)
+    skip_checks: bool = False
+    """Leave out the checks, and the report with them."""
     compare: str | None = None
     """Another evaluation's directory, or its results.json, to compare with image by image."""
     chunk: int = 64

@@ -4,7 +4,7 @@ Each task leaves a receipt, so that a killed examination repeats only what was r
 attacks and trains nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import nn
 
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
-from pipeline.evaluation import Evaluation, Subject, in_order
+from pipeline.evaluation import Evaluation, Subject, in_order, worst_of
 from pipeline.recipe import ChecksConfig
 from pipeline.workers import Place
 from stages.data.splits import Split
@@ -177,8 +177,24 @@ def examine(
         tasks = [put(_Task(str(root), work, place.device)) for work in missing]
         for _, receipt in run_tasks(_to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus):
             receipts[receipt.manifest["fingerprint"]] = receipt
+            say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]
     return _checked(examined, found, _told(found[1:], origin, config), done_now=len(missing))
+
+
+def _line(receipt: Artifact) -> str:
+    metrics = receipt.metrics
+    if receipt.manifest["kind"] == "ablation":
+        return f"{metrics['part']}, {100 * metrics['share']:g} % of the rounds: PGD-20 {Accuracy(**metrics['robust'])}"
+    verdicts = [check["verdict"] for check in metrics["checks"]]
+    return f"checks 1 to 16 and 20: {verdicts.count('fail')} fail, {verdicts.count('warn')} warn"
+
+
+def headline(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
+    """The images that stood every attack of the evaluations, and everything that the checks tried."""
+    worst = worst_of(evaluations)
+    stood = dict(zip(checked.rows.tolist(), checked.robust.tolist(), strict=True))
+    return Accuracy.from_mask(worst.robust_mask & np.array([stood.get(row, True) for row in worst.rows.tolist()]))
 
 
 def _trainings(setup: Setup | None, test: Split, config: ChecksConfig) -> Iterator[_Training]:

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.evaluation import Evaluation, worst_of
-from pipeline.results import write_results
+from pipeline.examination import Checked, headline
+from pipeline.results import checks_text, write_results
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.claim import ClaimConfig, radius_text, robustbench_claim
 from stages.evaluation.comparison import Comparison
 from stages.evaluation.evidence import Table
 from stages.evaluation.screening import Screening
 from stages.rap.threat import ThreatModel
+from stages.report import Contents, write_report
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +33,10 @@ class Findings:
     screening: Screening | None = None
     tables: tuple[Table, ...] = ()
     comparison: Comparison | None = None
+    checked: Checked | None = None
+    """The checks on the first model, in the first ball."""
+    contents: Contents | None = None
+    """What the report will say."""
 
     def headlines(self, model: str | None = None) -> dict[ThreatModel, Evaluation]:
         """For each ball, the worst case of every attack that was run on the images, image by image.
@@ -43,8 +49,12 @@ class Findings:
 
     @property
     def headline(self) -> Accuracy:
-        """Robust accuracy in the worst case over every attack, in the first ball."""
-        return next(iter(self.headlines().values())).robust
+        """Robust accuracy in the worst case over every attack, those of the checks included, in the first ball."""
+        ball, worst = next(iter(self.headlines().items()))
+        if self.checked is None:
+            return worst.robust
+        evaluations = next(iter(self.evaluations.values())).values()
+        return headline([each for each in evaluations if each.threat == ball], self.checked)
 
     @property
     def clean(self) -> Accuracy:
@@ -87,6 +97,8 @@ class Findings:
             "screening": self.screening and self.screening.as_json(),
             "tables": [_table_json(table) for table in self.tables],
             "comparison": self.comparison and self.comparison.as_json(),
+            "headline": self.headline.as_json() if self.evaluations else None,
+            "checks": [asdict(check) for check in self.checked.checks] if self.checked else [],
         }
 
     def __str__(self) -> str:
@@ -103,6 +115,9 @@ class Findings:
                 lines += [f"  AutoAttack warns: {flag}" for flag in worst.flags]
                 if worst.unverified:
                     lines.append(f"  WARNING: {worst.unverified} verdicts did not pass the second look")
+        if self.checked:
+            lines += ["", _line("worst of all, the checks' attacks included", self.headline)]
+            lines += ["", checks_text([asdict(check) for check in self.checked.checks])]
         if self.screening:
             lines += ["", f"screening: {self.screening}"]
         for table in self.tables:
@@ -154,7 +169,8 @@ def _paired(ours: Evaluation, theirs: dict[str, list]) -> Comparison:
 
 
 def write_findings(found: Findings, directory: Path, claim: ClaimConfig) -> dict[str, Path]:
-    """Write results.json, and claim.json where AutoAttack ran; returns what was written, by name."""
+    """Write results.json, claim.json where AutoAttack ran, and the report where there were checks; returns what was
+    written, by name."""
     directory.mkdir(parents=True, exist_ok=True)
     written = {"results": directory / "results.json"}
     write_results(written["results"], found.as_json())
@@ -162,6 +178,8 @@ def write_findings(found: Findings, directory: Path, claim: ClaimConfig) -> dict
     if claimed is not None:
         written["claim"] = directory / "claim.json"
         write_results(written["claim"], claimed)
+    if found.contents is not None:
+        written["report"] = write_report(found.contents, directory / "report").page
     return written
 
 

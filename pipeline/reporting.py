@@ -4,18 +4,19 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from pipeline.artifacts import Store
 from pipeline.evaluation import Evaluation, in_order, worst_of
-from pipeline.examination import Checked
+from pipeline.examination import Checked, headline
+from pipeline.findings import Findings
 from pipeline.plan import Plan
 from pipeline.search import search_fingerprint
 from stages.data.splits import Split
-from stages.evaluation.accuracy import Accuracy, predict
+from stages.evaluation.accuracy import device_of, predict, to_float
 from stages.evaluation.evidence import Row, Table
+from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.published import FIELD, PAPER, Setting, beside
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackProcess, attack, draw_start
@@ -27,13 +28,6 @@ from stages.training.rounds import Setup
 
 GALLERY = 8  # images in the pictures
 STEPWISE = 2  # of them, step by step
-
-
-def headline(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
-    """The images that stood every attack of the evaluations, and everything that the checks tried."""
-    worst = worst_of(evaluations)
-    stood = dict(zip(checked.rows.tolist(), checked.robust.tolist(), strict=True))
-    return Accuracy.from_mask(worst.robust_mask & np.array([stood.get(row, True) for row in worst.rows.tolist()]))
 
 
 def run_contents(
@@ -91,6 +85,68 @@ def run_contents(
     )
 
 
+def model_contents(
+    model: nn.Module,
+    found: Findings,
+    test: Split,
+    *,
+    title: str,
+    classes: Sequence[str],
+    classifier: str | None,
+) -> Contents:
+    """The contents of the report on any model that was checked, in the ball of its first evaluation."""
+    assert found.checked is not None
+    evaluations = next(iter(found.evaluations.values()))
+    auto, checked = evaluations["autoattack"], found.checked
+    inside = {name: each for name, each in evaluations.items() if each.threat == auto.threat}
+    worst = worst_of(list(inside.values()))
+    return Contents(
+        title=title,
+        data=found.data,
+        threat=auto.threat,
+        description=classifier or type(model).__name__,
+        clean=worst.clean,
+        headline=found.headline,
+        worst_of=(*inside, *checked.attacks),
+        attacks=tuple(
+            Attacked(name=name, robust=accuracy)
+            for name, accuracy in {**{name: each.robust for name, each in inside.items()}, **checked.attacks}.items()
+        ),
+        checks=checked.checks,
+        flags=auto.flags,
+        notes=notes_on(found.data, auto),
+        broken=(Broken(model="model", images=len(auto.rows), by=auto.broken_by),),
+        curves=checked.curves,
+        tables=field_tables(found.data, auto.threat, auto, classifier),
+        classes=tuple(classes),
+        pictures=pictures_of(model, test, auto.threat),
+        lineage=tuple(lineage([*(path for each in inside.values() for path in each.receipts), *checked.receipts])),
+        seconds={"evaluation": found.seconds},
+    )
+
+
+def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
+    """Test images and what PGD-40 makes of them, for a model of which nothing else is known."""
+    chosen = test.take(in_order(test)[:GALLERY])
+    clean, device = to_float(torch.from_numpy(chosen.images)), device_of(model)
+    adversarial, _ = pgd(
+        model,
+        clean.to(device),
+        torch.from_numpy(chosen.labels).to(device),
+        threat,
+        config=PGDConfig(steps=40),
+        rows=chosen.rows,
+    )
+    return Pictures(
+        attack="PGD-40",
+        clean=clean.numpy(),
+        adversarial=adversarial.cpu().numpy(),
+        labels=chosen.labels,
+        clean_predictions=predict(model, clean),
+        adversarial_predictions=predict(model, adversarial.cpu()),
+    )
+
+
 def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:
     """What a reader should know about the figures."""
     half = 100 * (auto.robust.interval[1] - auto.robust.interval[0]) / 2
@@ -100,7 +156,7 @@ def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def field_tables(data: str, threat: ThreatModel, auto: Evaluation, classifier: str) -> tuple[Table, ...]:
+def field_tables(data: str, threat: ThreatModel, auto: Evaluation, classifier: str | None) -> tuple[Table, ...]:
     """The paper's and the field's tables for this data set and ball, with our row; none where nobody published any."""
     ball = f"{threat.norm} {_fraction(threat.radius)}"
     ours = Setting(data=data, threat=ball, attack="AutoAttack standard", images=len(auto.rows), classifier=classifier)

@@ -59,7 +59,7 @@ def table(results: dict) -> str:
         "",
         "percent of test images, with 95 % interval and number of images",
     ]
-    lines += ["", _checks(results["checks"])]
+    lines += ["", checks_text(results["checks"])]
     if robust["flags"]:
         lines += ["", "AutoAttack's own flags:", *(f"  {flag}" for flag in robust["flags"])]
     if robust["unverified"]:
@@ -79,7 +79,7 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def _checks(checks: list[dict]) -> str:
+def checks_text(checks: list[dict]) -> str:
     """How many checks passed, and what the others say."""
     verdicts = ("pass", "warn", "fail", "not applicable")
     found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in verdicts}

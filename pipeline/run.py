@@ -17,9 +17,9 @@ from pipeline.classifier import classifier_of
 from pipeline.command import fail, parse
 from pipeline.costs import describe_costs
 from pipeline.evaluation import Evaluation, Subject, evaluate, final_measurements, subject_of, worst_of
-from pipeline.examination import Checked, Origin, examine
+from pipeline.examination import Checked, Origin, examine, headline
 from pipeline.plan import ClaimedError, Plan, claimed, make_plan
-from pipeline.reporting import headline, run_contents
+from pipeline.reporting import run_contents
 from pipeline.results import shard_summary, table, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.evaluation import Subject, subject_of
 from stages import randomness
 from stages.data.datasets import ImageData
 from stages.data.splits import Split
@@ -74,6 +75,13 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
     except ValueError as error:
         said = str(error).replace("classifier.factory", "--model").replace("classifier.weights", "--weights")
         raise ValueError(said) from error
+
+
+def undefended_of(model: nn.Module, test: Split) -> Subject | None:
+    """The classifier behind the adapter of one of our models; nothing is known of another."""
+    if not isinstance(model, RobustClassifier) or model.adapter is None:
+        return None
+    return subject_of(model.classifier, test.images)
 
 
 def behind(model: nn.Module, classifier: nn.Module) -> dict[str, nn.Module]:

@@ -54,6 +54,7 @@ def evaluated(model: nn.Module, test: Split, root: Path, *measurements: Measurem
         test,
         [*measurements, *own],
         given,
+        None,
         root=root,
         workers=WorkersConfig(),
         data="digits",
@@ -250,6 +251,7 @@ def small() -> list[str]:
     return [
         *("--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--version", "custom"),
         *("--attacks", "apgd-ce", "--images", "12", "--chunk", "12", "--pgd-steps", "2"),
+        *("--checks.images", "4", "--checks.steps", "4", "--checks.short-steps", "2", "--checks.queries", "10"),
     ]
 
 
@@ -258,6 +260,12 @@ def test_the_command_prints_and_writes_what_it_found_and_compares(
 ) -> None:
     root = ["--root", str(tmp_path)]
     assert main([*small, *root, "--name", "one", "--claim.name", "A linear model"]) == 0
+    results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
+    assert [check["number"] for check in results["checks"]] == list(range(1, 21))
+    assert results["headline"]["correct"] <= results["models"]["model"]["headlines"][0]["robust"]["correct"]
+    assert {check["verdict"] for check in results["checks"] if check["number"] in (17, 18, 19)} == {"not applicable"}
+    page = (tmp_path / "evaluations/one/report/index.html").read_text()
+    assert f"{100 * results['headline']['value']:.1f} %" in page
     assert "worst of all in Linf 0.1" in capsys.readouterr().out
     results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
     (worst,) = results["models"]["model"]["headlines"]
