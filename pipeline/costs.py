@@ -57,13 +57,17 @@ def stages(plan: Plan) -> list[Stage]:
     size = schedule.config.rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
     cost = (
         f"{schedule.attack_steps:,} attack steps, {schedule.updates:,} updates, up to {size / 1e6:,.0f} MB; about "
-        f"{schedule.attack_steps * step:,.0f} s of attack and {schedule.updates * update:,.0f} s of training"
+        f"{duration(schedule.attack_steps * step)} of attack and {duration(schedule.updates * update)} of training"
     )
     pending = "pending on the classifier" if not built else "pending on the search" if trials else "pending on v_0"
     lines.append(Stage("rounds", setup.versions.fingerprint(0) or pending, state, cost))
     images = recipe.evaluation.images
-    cost = f"{images} images, {images * AUTOATTACK_PASSES * step:,.0f} s of attack if every one survives"
-    lines.append(Stage("evaluation", f"pending on v_{schedule.config.rounds}", "to do", cost))
+    cost = f"{images} images, {duration(images * AUTOATTACK_PASSES * step)} of attack if every one survives"
+    pending = f"pending on v_{schedule.config.rounds}"
+    lines.append(Stage("evaluation", pending, "to do", cost))
+    rounds, checks = round(recipe.checks.budget * schedule.config.rounds), recipe.checks.size
+    cost = f"20 checks on {checks.images} images, {f'4 trainings of {rounds} rounds' if rounds else 'no trainings'}"
+    lines.append(Stage("checks", pending, "to do", cost))
     return lines
 
 
@@ -78,6 +82,18 @@ def describe_costs(plan: Plan) -> str:
         "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration",
     ]
     return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in a unit that people read.
+
+    >>> duration(45), duration(5_000_000)
+    ('45 s', '58 days')
+    """
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 3 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
 
 
 def untrained_setup(plan: Plan) -> Setup:
