@@ -190,7 +190,7 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
         judge=JudgeConfig(images=512, every=20),
         search=SearchConfig(trials=8, rounds=30),
         evaluation=EvaluationConfig(images=512, chunk=128, batch=128),
-        checks=ChecksConfig(others=0),  # another WRN-28-10 costs an hour
+        checks=ChecksConfig(others=0),  # another WRN-28-10 costs as much as the first
         augment=True,
     )
 

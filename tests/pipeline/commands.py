@@ -26,7 +26,8 @@ TINY = {
     "checks.size.steps": 12,
     "checks.size.short-steps": 6,
     "checks.size.queries": 30,
-    "checks.ablation-images": 32,
+    "checks.others": 0,
+    "checks.budget": 0,
 }
 
 

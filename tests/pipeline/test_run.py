@@ -33,6 +33,9 @@ def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tu
     assert results["robust"]["unverified"] == results["undefended"]["unverified"] == 0
     assert results["trajectories"]["generated"] > 0
     assert {trial["trial"] for trial in results["search"]["trials"]} == {0, 1}
+    assert [check["number"] for check in results["checks"]] == list(range(1, 21))
+    assert results["robust"]["headline"]["value"] <= results["robust"]["autoattack"]["value"]
+    assert Path(results["paths"]["report"]).read_text().count("<img") > 10
 
 
 def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]) -> None:
@@ -53,7 +56,7 @@ def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> N
     again = run(command(root))
     assert again.returncode == 0, again.stderr
     after = results_of(root)
-    assert after["trajectories"]["generated"] == after["chunks_attacked_now"] == 0
+    assert after["trajectories"]["generated"] == after["chunks_attacked_now"] == after["checks_done_now"] == 0
     assert {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()} == rows
     assert after["robust"] == before["robust"]
     assert "training the classifier" not in again.stdout
