@@ -22,7 +22,7 @@ class CheckSize:
     """Steps of the long attacks; check 4 takes twice as many."""
     short_steps: int = 20
     """Steps of the short attacks, on which curves rest."""
-    restarts: int = 3
+    restarts: int = 10
     """Restarts of the strongest PGD of check 3."""
     queries: int = 500
     """Queries of Square, where AutoAttack's verdicts are not given."""
