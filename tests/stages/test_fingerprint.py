@@ -82,7 +82,7 @@ def test_fingerprints_do_not_change_from_one_version_to_the_next():
         [[Path("x")]],
         {"a": {"b": np.float32(1)}},
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_hashed_without_doubt_is_refused(value):
     with pytest.raises(TypeError, match="cannot fingerprint"):
