@@ -18,6 +18,12 @@ from stages.trajectories.cache import TrajectoryCache
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+# for tests of what comes before the evaluation
+BRIEFLY = [
+    *("--evaluation.version", "custom", "--evaluation.attacks", "apgd-ce", "--evaluation.images=2"),
+    *("--evaluation.pgd-images=8", "--checks.size.images=2"),
+]
+
 
 def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tuple[Path, str]) -> None:
     root, printed = finished
@@ -71,6 +77,7 @@ def chosen_attack(root: Path) -> list[str]:
 
 def test_a_killed_driver_is_resumed_to_the_same_weights(finished: tuple[Path, str], tmp_path: Path) -> None:
     flags = chosen_attack(finished[0])
+    flags = [*flags, *BRIEFLY]
     started = command(tmp_path, *flags)
     with subprocess.Popen(started, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
         assert driver.stdout is not None
@@ -92,7 +99,7 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(finished: tuple[Path, st
 def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(finished: tuple[Path, str]) -> None:
     """With overlap, the first two rounds attack v_0, which a learning rate does not change."""
     root, _ = finished
-    flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root)]
+    flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
     ended = run(command(root, *flags))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     shards = json.loads((root / "runs" / "slower" / "results.json").read_text())["trajectories"]
@@ -102,7 +109,7 @@ def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(fin
 def test_a_new_adapter_starts_from_another_runs_shards(finished: tuple[Path, str]) -> None:
     root, _ = finished
     source = next(path.parent.name for path in root.glob("runs/digits-*/results.json"))
-    flags = ["--name=reuse", f"--train.from-cache={source}", "--schedule.rounds=2", *chosen_attack(root)]
+    flags = ["--name=reuse", f"--train.from-cache={source}", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
     ended = run(command(root, *flags))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads((root / "runs" / "reuse" / "results.json").read_text())["from_cache"]
