@@ -38,9 +38,13 @@ def build(contents: Contents) -> list[Section]:
     return [section for section in made if section.blocks or section.name == "checks"]
 
 
+AT_A_GLANCE = 4  # attacks in the overview
+
+
 def glance(contents: Contents) -> Chart:
-    """The headline, the clean accuracy and every attack, beside the classifier alone."""
-    rows = _accuracies(contents)
+    """The headline, the clean accuracy and the first attacks, beside the classifier alone; the table has them all."""
+    first, *attacks, last = _accuracies(contents)
+    rows = [first, *attacks[:AT_A_GLANCE], last]
     undefended = any(alone for _, _, alone in rows)
     says = "; ".join(f"{name}: {_pair(robust, alone)}" for name, robust, alone in rows)
     return Chart(name="glance", title="At a glance", says=says, svg=charts.glance(rows, undefended))
