@@ -5,9 +5,9 @@ attacks and trains nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -74,10 +74,11 @@ class Origin:
     """The training, from which checks 17 and 18 leave something out."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Examined:
     """What a task needs of the model, as it is put in the object store."""
 
+    kind: ClassVar[str] = "checks"
     subject: Subject
     images: Split
     threat: ThreatModel
@@ -103,10 +104,11 @@ class _Examined:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Training:
     """A training of checks 17 and 18, and the images on which it is measured."""
 
+    kind: ClassVar[str] = "ablation"
     setup: Setup
     part: str
     share: float
@@ -132,14 +134,6 @@ class _Task:
     root: str
     work: _Examined | _Training
     device: str
-    name: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.work.fingerprint)
-
-    @property
-    def kind(self) -> str:
-        return "checks" if isinstance(self.work, _Examined) else "ablation"
 
 
 def examine(
@@ -169,7 +163,7 @@ def examine(
     )
     works: list[_Examined | _Training] = [examined, *_trainings(origin.setup, test, config)]
     store = Store(root)
-    receipts = {work.fingerprint: store.get(_Task("", work, "").kind, work.fingerprint) for work in works}
+    receipts = {work.fingerprint: store.get(work.kind, work.fingerprint) for work in works}
     missing = [work for work in works if receipts[work.fingerprint] is None]
     if missing:
         place = workers()
@@ -243,8 +237,8 @@ def _to_receipt(reference: list[Ref[_Task]]) -> Artifact:
     measure = _measure_checks if isinstance(task.work, _Examined) else _measure_training
     with cpu_threads(1):
         return Store(Path(task.root)).make(
-            task.kind,
-            task.name,
+            task.work.kind,
+            task.work.fingerprint,
             lambda directory: measure(task.work, directory, task.device),  # pyright: ignore[reportArgumentType]
             config=task.work.size if isinstance(task.work, _Examined) else {"part": task.work.part},
             inputs={"images": task.work.images.fingerprint},
@@ -281,7 +275,7 @@ def _measure_checks(work: _Examined, directory: Path, device: str) -> dict:
 def _measure_training(work: _Training, directory: Path, device: str) -> dict:
     images, setup = work.images, work.setup
     mask = pgd_mask(
-        _trained(work, directory, device),
+        _trained(work, device),
         torch.from_numpy(images.images),
         torch.from_numpy(images.labels),
         setup.config.threat,
@@ -291,12 +285,12 @@ def _measure_training(work: _Training, directory: Path, device: str) -> dict:
     return {"part": work.part, "share": work.share, "robust": _counts(Accuracy.from_mask(mask))}
 
 
-def _trained(work: _Training, directory: Path, device: str) -> nn.Module:
-    setup = work.setup
+def _trained(work: _Training, device: str) -> nn.Module:
+    setup = replace(work.setup, device=device)
     if work.part == ALONE:
         return setup.classifier.to(device)
     if work.part == UNTRAINED:
-        return setup.build().to(device)
+        return setup.build()
     run = setup.root / "ablations" / work.fingerprint
     return train_part(work.part, setup, share=work.share, run=run)  # pyright: ignore[reportArgumentType]
 

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.artifacts import Store
 from pipeline.evaluation import Evaluation, in_order, worst_of
 from pipeline.examination import Checked, headline
-from pipeline.findings import Findings
+from pipeline.findings import Findings, ball_text
 from pipeline.plan import Plan
 from pipeline.search import search_fingerprint
 from stages.data.splits import Split
@@ -158,7 +158,7 @@ def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:
 
 def field_tables(data: str, threat: ThreatModel, auto: Evaluation, classifier: str | None) -> tuple[Table, ...]:
     """The paper's and the field's tables for this data set and ball, with our row; none where nobody published any."""
-    ball = f"{threat.norm} {_fraction(threat.radius)}"
+    ball = ball_text(threat)
     ours = Setting(data=data, threat=ball, attack="AutoAttack standard", images=len(auto.rows), classifier=classifier)
     row = Row(name="ours", values=("none", auto.clean, auto.robust))
     published = [PAPER["1"], PAPER["2"], *FIELD.values()]
@@ -166,12 +166,6 @@ def field_tables(data: str, threat: ThreatModel, auto: Evaluation, classifier: s
     return tuple(
         beside(table, [row], ours) for table in published if (table.setting.data, table.setting.threat) == (name, ball)
     )
-
-
-def _fraction(radius: float) -> str:
-    """8/255 rather than 0.0313725."""
-    levels = 255 * radius
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 and radius < 0.05 else f"{radius:g}"
 
 
 def gallery(

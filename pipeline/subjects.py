@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.evaluation import Subject, subject_of
-from stages import randomness
+from pipeline.evaluation import Subject, in_order, subject_of
 from stages.data.datasets import ImageData
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
@@ -44,7 +43,7 @@ def check_subject(
     of the model, labels that are no classes, a radius in another unit. Raises ValueError.
     """
     check_radius(threat, int(np.prod(test.images.shape[1:])))
-    chosen = randomness.permutation(len(test), "evaluation")[:SAMPLE]
+    chosen = in_order(test)[:SAMPLE]
     bytes_, labels = torch.from_numpy(test.images[chosen]), torch.from_numpy(test.labels)
     pixels = to_float(bytes_)
     if classes is None:

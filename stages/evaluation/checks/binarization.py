@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from stages import randomness
 from stages.evaluation.accuracy import device_of, evaluating, to_float
-from stages.evaluation.checks.case import Case, Outcome
+from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import exceeds
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.evidence import Check, Verdict
@@ -49,14 +49,16 @@ def check_binarization(case: Case) -> Outcome:
     examined = case.examined.first(case.size.binarized)
     layer = last_linear(examined)
     if layer is None:
-        return _not_applicable("the model has no linear layer that is run once and gives its classes")
+        return not_applicable(13, NAME, "the model has no linear layer that is run once and gives its classes")
     device = device_of(examined.model)
     clean = to_float(examined.images).to(device)
     with evaluating(examined.model):
         readouts = binarize(examined, layer, clean, case.size)
         images = int(readouts.separable.sum())
         if 2 * images < len(clean):
-            return _not_applicable(f"only {images} of {len(clean)} images have features that a readout can separate")
+            return not_applicable(
+                13, NAME, f"only {images} of {len(clean)} images have features that a readout can separate"
+            )
         found = attack_readouts(examined, layer, clean, readouts, case.size)
         lucky = _try_random(examined, layer, clean, readouts, case.size)
     missed = int((readouts.separable & ~found).sum())
@@ -207,7 +209,3 @@ def _listening(layer: nn.Linear) -> Iterator[list[Tensor]]:
         yield heard
     finally:
         handle.remove()
-
-
-def _not_applicable(reason: str) -> Outcome:
-    return Outcome(check=Check(13, NAME, "not applicable", "not run", images=0, says=f"Not judged: {reason}."))

@@ -23,6 +23,12 @@ class Outcome:
     results: tuple[AttackResult, ...] = ()
 
 
+def not_applicable(number: int, name: str, reason: str) -> Outcome:
+    """A check that was not run, and why."""
+    says = f"Not judged: {reason}."
+    return Outcome(check=Check(number, name, "not applicable", "not run", images=0, says=says))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
     """How the model answers, apart from what it answers."""

@@ -13,7 +13,7 @@ from stages import randomness
 from stages.evaluation.accuracy import Accuracy, finite_logits
 from stages.evaluation.attacks import Attack, AttackResult
 from stages.evaluation.checks.attacking import attack_examined, attack_white_box
-from stages.evaluation.checks.case import Case, Outcome
+from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
 from stages.evaluation.evidence import Check, Curve, Verdict
 from stages.evaluation.pgd import PGDConfig, draw_starts, project
@@ -205,7 +205,7 @@ def check_undefended(case: Case) -> Outcome:
     """
     model = case.examined.undefended
     if model is None:
-        return Outcome(check=_not_applicable(12, "undefended classifier", "no undefended classifier was given"))
+        return not_applicable(12, "undefended classifier", "no undefended classifier was given")
     attack = attack_white_box(replace(case.examined, model=model), case.size)
     robust = np.logical_and.reduce([result.robust for result in attack.results])
     left = int(robust.sum())
@@ -283,7 +283,3 @@ def _on_border(
     length = np.abs(drawn) if threat.norm == "Linf" else np.linalg.norm(drawn, axis=1, keepdims=True)
     noise = torch.from_numpy(threat.radius * drawn / length).to(images).reshape(images.shape)
     return project(images + noise, images, threat)
-
-
-def _not_applicable(number: int, name: str, reason: str) -> Check:
-    return Check(number, name, "not applicable", "not run", images=0, says=f"Not judged: {reason}.")

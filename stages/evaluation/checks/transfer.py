@@ -7,7 +7,7 @@ from pyautoattack.square import SquareAttack
 from stages.evaluation.accuracy import device_of, evaluating
 from stages.evaluation.attacks import Attack, AttackResult
 from stages.evaluation.checks.attacking import ascend, attack_examined, fixed_seed, submit
-from stages.evaluation.checks.case import Case, Outcome
+from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
 from stages.evaluation.checks.examined import CheckSize, Examined, on_device
 from stages.evaluation.checks.surrogates import surrogates_of
@@ -74,15 +74,7 @@ def check_transfer(case: Case) -> Outcome:
     if case.examined.undefended is not None:
         sources = {"undefended classifier": case.examined.undefended, **sources}
     if not sources:
-        check = Check(
-            8,
-            "transfer",
-            "not applicable",
-            "not run",
-            images=0,
-            says="Not judged: no undefended classifier and none of another seed was given.",
-        )
-        return Outcome(check=check)
+        return not_applicable(8, "transfer", "no undefended classifier and none of another seed was given")
     config = PGDConfig(steps=case.size.steps, seed=case.size.seed)
     results = tuple(
         submit(case.examined, case.size, f"transfer from {name}", ascend(model, case.examined, case.size, config))
