@@ -12,7 +12,7 @@ from stages import randomness
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.autoattack import SQUARE_ALONE
 from stages.evaluation.checks.attacking import fixed_seed, loss_gradient
-from stages.evaluation.checks.case import Case, Outcome
+from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import exceeds
 from stages.evaluation.checks.examined import Examined, on_device
 from stages.evaluation.checks.surrogates import straight_through
@@ -58,8 +58,7 @@ def check_gradient(case: Case) -> Outcome:
     try:
         comparison = compare_gradients(examined, directions=case.size.directions, seed=case.size.seed)
     except RuntimeError as error:  # PyTorch's error where types do not meet
-        says = f"Not judged: the model cannot be run in float64 ({error})."
-        return Outcome(check=Check(2, "gradient", "not applicable", "not run", images=0, says=says))
+        return not_applicable(2, "gradient", f"the model cannot be run in float64 ({error})")
     stalled = int((comparison.zero | zero_gradients(examined, case.size.seed)).sum())
     wrong, far = int((~comparison.agrees).sum()), int((~comparison.agrees_at_grey_level).sum())
     verdict: Verdict = "warn" if stalled else "pass"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
 from stages.evaluation.attacks import AttackResult, worst_case
 from stages.evaluation.checks.attacking import ascend, submit
-from stages.evaluation.checks.case import Case, Outcome
+from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.examined import Examined, clean_of
 from stages.evaluation.checks.strength import RADIUS
 from stages.evaluation.evidence import Check, Curve
@@ -130,8 +130,7 @@ def check_purifier(case: Case) -> Outcome:
     purify = getattr(model, "purify", None)
     if purify is None or not examined.others or getattr(model, "adapter", purify) is None:
         reason = "the model does not restore images" if examined.others else "no unseen classifier was given"
-        says = f"Not judged: {reason}."
-        return Outcome(check=Check(20, "purifier or classifier", "not applicable", "not run", images=0, says=says))
+        return not_applicable(20, "purifier or classifier", reason)
     config = PGDConfig(steps=case.size.steps, seed=case.size.seed)
     states = ascend(model, examined, case.size, config)
     restored = _purified(model, states, case.size.batch)
