@@ -17,7 +17,7 @@ from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from torch.distributed import DistError
 
-from cluster.session import check_room
+from cluster.session import check_room, describe
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def run_training(
 def _fit(loop: Loop, config: Mapping[str, Any], scaling: ScalingConfig, storage: Path, name: str) -> None:
     # A name of its own for every fit: Ray must not take this one for the continuation of an older one.
     attempt = f"{name}-{uuid.uuid4().hex[:8]}"
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         _enter,
         train_loop_config={"loop": loop, "config": dict(config)},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
@@ -103,6 +103,21 @@ def _fit(loop: Loop, config: Mapping[str, Any], scaling: ScalingConfig, storage:
             trainer.fit()
     finally:
         shutil.rmtree(storage / attempt, ignore_errors=True)
+
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer that ends in time on a local cluster.
+
+    Ray's cleaner of placement groups asks the dashboard whether the controller lives. A local session has no
+    dashboard, so it never learns anything, and every training waits 12 s for it at the end. Such a session's
+    placement groups end with it.
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()
+        if not describe().is_local:
+            return callbacks
+        return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def _enter(arguments: dict[str, Any]) -> None:

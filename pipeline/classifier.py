@@ -1,6 +1,6 @@
-"""The base classifier as an artifact: trained once for a recipe, in a task of its own, or taken as it came."""
+"""Base classifiers as artifacts: trained once for a recipe, each in a task of its own, or taken as they came."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,25 +15,36 @@ from stages.nets.classifiers import build_classifier, check_classifier
 from stages.training.classifier import clean_accuracy, train_classifier
 
 
-def classifier_of(plan: Plan, workers: Callable[[], Workers], say: Callable[[str], None]) -> tuple[nn.Module, float]:
-    """The base classifier in eval mode on the CPU, and its accuracy on the hold-out."""
+def classifiers_of(
+    plans: Sequence[Plan], workers: Callable[[], Workers], say: Callable[[str], None]
+) -> list[tuple[nn.Module, float]]:
+    """The base classifier of each plan in eval mode on the CPU, and its accuracy on the hold-out; trained side by
+    side where they are not there."""
+    artifacts = [Store(plan.root).get("classifier", plan.classifier_fingerprint) for plan in plans]
+    untrained = [i for i, plan in enumerate(plans) if plan.external is None and artifacts[i] is None]
+    if untrained:
+        place, config, images = workers(), plans[0].recipe.classifier, len(plans[0].classifier_split)
+        more = f", and {len(plans) - 1} from other seeds for checks 8 and 20" if len(plans) > 1 else ""
+        say(f"training the classifier ({config.architecture}) on {images} images{more}")
+        work = [(i, put(plans[i]), place.device) for i in untrained]
+        for (i, *_), artifact in run_tasks(_train, work, cpus=max(place.cpus, config.threads), gpus=place.gpus):
+            artifacts[i] = artifact
+    return [_checked(plan, artifact) for plan, artifact in zip(plans, artifacts, strict=True)]
+
+
+def _checked(plan: Plan, artifact: Artifact | None) -> tuple[nn.Module, float]:
     images, labels = torch.from_numpy(plan.data.holdout.images), torch.from_numpy(plan.data.holdout.labels)
-    if plan.external is not None:
-        return plan.external, clean_accuracy(plan.external, images, labels=labels)
-    artifact = Store(plan.root).get("classifier", plan.classifier_fingerprint)
     if artifact is None:
-        place = workers()
-        say(f"training the classifier ({plan.recipe.classifier.architecture}) on {len(plan.classifier_split)} images")
-        ((_, artifact),) = run_tasks(
-            _train, [(put(plan), place.device)], cpus=max(place.cpus, plan.recipe.classifier.threads), gpus=place.gpus
-        )
+        assert plan.external is not None
+        return plan.external, clean_accuracy(plan.external, images, labels=labels)
     classifier = _load(plan, artifact)
     check_classifier(classifier, classes=len(plan.data.classes), images=images[:200], labels=labels[:200])
     return classifier, artifact.metrics["holdout_accuracy"]
 
 
-def _train(work: tuple[Ref[Plan], str]) -> Artifact:
-    plan, device = work[0].get(), work[1]
+def _train(work: tuple[int, Ref[Plan], str]) -> Artifact:
+    _, reference, device = work
+    plan = reference.get()
     holdout = plan.data.holdout
 
     def build() -> nn.Module:

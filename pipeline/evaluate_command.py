@@ -7,7 +7,7 @@ import tyro
 
 from pipeline.command import WorkersConfig, decimal, fail
 from pipeline.recipe import EvaluationConfig
-from pipeline.tables import TableName
+from pipeline.tables import DATA, TableName
 from stages.data.datasets import DataConfig, DataName
 from stages.evaluation.autoattack import Version
 from stages.evaluation.checks.examined import CheckSize
@@ -100,8 +100,9 @@ class EvaluateCommand:
 
     @property
     def data_config(self) -> DataConfig:
-        """Where data are looked for; the data set's name is yet to be filled in."""
-        return DataConfig(root=self.data_root)
+        """The data set, by default the table's, and where it is looked for."""
+        name = self.data or (DATA.get(self.table, "cifar10") if self.table else "digits")
+        return DataConfig(name=name, root=self.data_root)
 
     @property
     def evaluation(self) -> EvaluationConfig:

@@ -1,7 +1,7 @@
 """What an evaluation found: as text, as results.json, as a claim, and beside another evaluation's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +63,22 @@ class Findings:
 
     def claim(self, config: ClaimConfig) -> dict[str, object] | None:
         """RobustBench's claim JSON; None without the standard AutoAttack."""
-        for evaluations in self.evaluations.values():
-            auto = next((each for name, each in evaluations.items() if name.lower().startswith("autoattack")), None)
-            if auto is not None:
-                worst = self.headlines()[auto.threat]
-                remark = "" if "JPEG" not in self.data else f"The images are {self.data}, not the benchmark's."
-                return robustbench_claim(
-                    config,
-                    dataset=self.data.lower().replace("-", ""),
-                    threat=auto.threat,
-                    clean=auto.clean,
-                    autoattack=auto.robust,
-                    headline=worst.robust,
-                    flags=auto.flags,
-                    remark=remark,
-                )
-        return None
+        evaluations = next(iter(self.evaluations.values()), {})
+        auto = next((each for name, each in evaluations.items() if name.lower().startswith("autoattack")), None)
+        if auto is None:
+            return None
+        worst = {ball: each.robust for ball, each in self.headlines().items()}
+        worst[next(iter(worst))] = self.headline  # which the checks' attacks join
+        return robustbench_claim(
+            config,
+            dataset=self.data.lower().replace("-", ""),
+            threat=auto.threat,
+            clean=auto.clean,
+            autoattack=auto.robust,
+            headline=worst[auto.threat],
+            flags=auto.flags,
+            remark="" if "JPEG" not in self.data else f"The images are {self.data}, not the benchmark's.",
+        )
 
     def as_json(self) -> dict[str, object]:
         """Everything, as results.json holds it."""
@@ -144,18 +144,27 @@ def read_results(path: Path, *, test: str) -> dict[str, Any]:
     return other
 
 
-def compare_with(found: Findings, other: dict[str, Any]) -> Comparison:
+def compare_with(found: Findings, other: Mapping[str, Any]) -> Comparison:
     """Our headline against that of another evaluation in the same ball, on the images that both have.
 
     Raises ValueError where they have no ball or no image in common.
     """
-    for ball, ours in found.headlines().items():
+    ball, theirs = common_ball(list(found.headlines()), other)
+    return _paired(found.headlines()[ball], theirs["images"])
+
+
+def common_ball(balls: Sequence[ThreatModel], other: Mapping[str, Any]) -> tuple[ThreatModel, dict[str, Any]]:
+    """The first of our balls in which another evaluation was made too, and its headline there.
+
+    Raises ValueError where there is none.
+    """
+    for ball in balls:
         for theirs in other["headlines"]:
             if theirs["threat"] == asdict(ball):
-                return _paired(ours, theirs["images"])
-    balls = ", ".join(ball_text(ThreatModel(**theirs["threat"])) for theirs in other["headlines"])
-    mine = ", ".join(map(ball_text, found.headlines()))
-    raise ValueError(f"the other model was attacked within {balls}, this one within {mine}: use one ball")
+                return ball, theirs
+    known = ", ".join(ball_text(ThreatModel(**theirs["threat"])) for theirs in other["headlines"])
+    mine = ", ".join(dict.fromkeys(map(ball_text, balls)))
+    raise ValueError(f"the other model was attacked within {known}, this one within {mine}: use one ball")
 
 
 def _paired(ours: Evaluation, theirs: dict[str, list]) -> Comparison:

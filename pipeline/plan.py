@@ -77,6 +77,16 @@ class Plan:
             "classifier", 1, config=config, data=self.classifier_split.fingerprint, seed=self.recipe.seed
         )
 
+    @cached_property
+    def others(self) -> tuple["Plan", ...]:
+        """The same from other seeds, whose classifiers checks 8 and 20 ask for; none where the classifier came with
+        its weights."""
+        recipe, count = self.recipe, self.recipe.checks.others if self.external is None else 0
+        return tuple(
+            replace(self, command=replace(self.command, recipe=replace(recipe, seed=recipe.seed + number)))
+            for number in range(1, count + 1)
+        )
+
     def setup(self, classifier: nn.Module) -> Setup:
         """The loop of the recipe as it stands, around a base classifier."""
         return Setup(

@@ -9,12 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.pool import Pool, Ref, put
+from cluster.pool import Pool, put
 from cluster.trainer import run_training
-from stages.training import rounds
+from pipeline.generators import GeneratorWorker
+from pipeline.workers import LoopWorkers
 from stages.training.journal import Journal
 from stages.training.rounds import Setup, run_rounds
 from stages.trajectories.cache import TrajectoryCache
@@ -22,32 +22,6 @@ from stages.trajectories.generate import Unit
 from stages.trajectories.ledger import LedgerRow
 
 POLL = 0.02  # seconds between looks at a file that another process will rename into place
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopWorkers:
-    """Who does the work of a loop, and with what; none of it changes the result."""
-
-    generators: int
-    generator_cpus: float
-    generator_gpus: float
-    trainer_cpus: float
-    trainer_gpus: float
-
-
-class GeneratorWorker:
-    """A generator actor: it keeps the loop's setup and the weights of the last version that it attacked."""
-
-    def __init__(self) -> None:
-        self.generator: rounds.Generator | None = None
-
-    def generate(self, unit: Unit, refs: list[Ref]) -> LedgerRow:
-        """Make and commit the unit's shard. ``refs`` hold the setup and the version's weights."""
-        setup, weights = refs
-        if self.generator is None:
-            loop = setup.get()
-            self.generator = rounds.Generator(loop, TrajectoryCache(loop.root))
-        return self.generator.generate(unit, weights.get)
 
 
 def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], None]) -> None:

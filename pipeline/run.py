@@ -6,14 +6,15 @@ generated again, and what is complete starts no Ray.
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 
 import numpy as np
+from torch import nn
 
 from pipeline.cached import weights_from_cache
-from pipeline.classifier import classifier_of
+from pipeline.classifier import classifiers_of
 from pipeline.command import fail, parse
 from pipeline.costs import describe_costs
 from pipeline.evaluation import Evaluation, Subject, evaluate, final_measurements, subject_of, worst_of
@@ -23,7 +24,7 @@ from pipeline.reporting import run_contents
 from pipeline.results import shard_summary, table, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
-from pipeline.workers import Session, Workers
+from pipeline.workers import Session
 from stages.evaluation.checks.explanations import SelectionFacts
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackConfig
@@ -42,7 +43,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
         workers = Session(plan.command.workers, recipe, stack)
 
         with timed(seconds, "classifier"):
-            classifier, holdout_accuracy = classifier_of(plan, workers, say)
+            (classifier, holdout_accuracy), *others = classifiers_of([plan, *plan.others], workers, say)
             say(f"classifier: {holdout_accuracy:.1%} on the hold-out")
 
         setup = plan.setup(classifier)
@@ -81,7 +82,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 recipe.threat,
                 recipe.checks,
                 auto=found["robust"]["autoattack"],
-                origin=origin_of(plan, setup, subjects["undefended"], workers, say),
+                origin=origin_of(plan, setup, subjects["undefended"], [other for other, _ in others]),
                 root=plan.root,
                 workers=workers,
                 say=say,
@@ -96,16 +97,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
     return results
 
 
-def origin_of(
-    plan: Plan, setup: Setup, undefended: Subject, workers: Callable[[], Workers], say: Callable[[str], None]
-) -> Origin:
+def origin_of(plan: Plan, setup: Setup, undefended: Subject, others: Sequence[nn.Module]) -> Origin:
     """What the checks may know of how the robust classifier came about."""
-    data, others = plan.data, []
-    if plan.external is None:
-        for number in range(1, plan.recipe.checks.others + 1):
-            recipe = replace(plan.recipe, seed=plan.recipe.seed + number)
-            other, _ = classifier_of(replace(plan, command=replace(plan.command, recipe=recipe)), workers, say)
-            others.append(subject_of(other, data.test.images))
+    data = plan.data
     trained = (data.train, plan.classifier_split) if plan.external is None else (data.train,)
     rows = np.concatenate([split.rows for split in trained])
     selection = SelectionFacts(
@@ -116,7 +110,12 @@ def origin_of(
         images=len(data.holdout),
         external_weights=plan.external is not None,
     )
-    return Origin(undefended=undefended, others=tuple(others), selection=selection, setup=setup)
+    return Origin(
+        undefended=undefended,
+        others=tuple(subject_of(other, data.test.images) for other in others),
+        selection=selection,
+        setup=setup,
+    )
 
 
 def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:

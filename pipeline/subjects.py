@@ -1,6 +1,7 @@
 """What is evaluated: models and images of any origin, and what is refused about them before any work is done."""
 
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -78,9 +79,14 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
 
 def undefended_of(model: nn.Module, test: Split) -> Subject | None:
     """The classifier behind the adapter of one of our models; nothing is known of another."""
-    if not isinstance(model, RobustClassifier) or model.adapter is None:
-        return None
-    return subject_of(model.classifier, test.images)
+    return subject_of(model.classifier, test.images) if _has_adapter(model) else None
+
+
+def with_adapter(model: nn.Module, purpose: str) -> RobustClassifier:
+    """The model, which has an adapter. Raises ValueError, with the purpose, for one that has none."""
+    if not _has_adapter(model):
+        raise ValueError(f"{purpose}, and --model has no adapter: give a saved model (RUN/model) that has one")
+    return model
 
 
 def behind(model: nn.Module, classifier: nn.Module) -> dict[str, nn.Module]:
@@ -88,10 +94,13 @@ def behind(model: nn.Module, classifier: nn.Module) -> dict[str, nn.Module]:
 
     Raises ValueError for a model without an adapter.
     """
-    if not isinstance(model, RobustClassifier) or model.adapter is None:
-        raise ValueError("--behind puts another classifier behind the model's adapter, but --model has no adapter")
+    defended = with_adapter(model, "--behind puts another classifier behind the model's adapter")
     alone = classifier.classifier if isinstance(classifier, RobustClassifier) else classifier
-    return {"AT": alone, "RAP": model, "RAP+AT": model.with_classifier(alone)}
+    return {"AT": alone, "RAP": defended, "RAP+AT": defended.with_classifier(alone)}
+
+
+def _has_adapter(model: nn.Module) -> TypeGuard[RobustClassifier]:
+    return isinstance(model, RobustClassifier) and model.adapter is not None
 
 
 def classifier_name(model: nn.Module) -> str:

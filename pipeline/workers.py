@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from cluster.session import Cluster, session
 from pipeline.command import WorkersConfig
 from pipeline.recipe import Recipe
-from pipeline.rounds import LoopWorkers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +15,17 @@ class Place:
     device: str
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopWorkers:
+    """Who does the work of a loop, and with what; none of it changes the result."""
+
+    generators: int
+    generator_cpus: float
+    generator_gpus: float
+    trainer_cpus: float
+    trainer_gpus: float
 
 
 @dataclass(frozen=True, kw_only=True)

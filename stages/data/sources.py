@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from sklearn.datasets import load_digits
 
 from stages.data.download import download_cifar10, download_mnist
 from stages.data.formats import DataError, read_binary_batch, read_idx, read_idx_labels, read_python_batch
@@ -54,6 +53,8 @@ def whole_split(images: UInt8[np.ndarray, "image channel height width"], labels:
 
 def read_digits() -> Source:
     """scikit-learn's 1,797 digits of 8x8 pixels; rows count in its order, for train and test alike."""
+    from sklearn.datasets import load_digits  # takes over a second, which every worker would wait for
+
     levels, labels = (np.asarray(array) for array in load_digits(return_X_y=True))
     pixels = np.rint(levels * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 .. 16
     whole = whole_split(pixels.reshape(-1, 1, 8, 8), labels.astype(np.int64))

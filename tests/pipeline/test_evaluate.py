@@ -14,9 +14,10 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from pipeline.command import WorkersConfig
-from pipeline.evaluate import evaluate_model, find, main, own_measurements
+from pipeline.evaluate import evaluate_model, main
 from pipeline.evaluation import parts, subject_of, worst_of
 from pipeline.findings import Findings
+from pipeline.measuring import find, own_measurements
 from pipeline.recipe import EvaluationConfig
 from pipeline.subjects import split_of
 from stages.data.datasets import DataConfig, load_data
@@ -138,7 +139,6 @@ import sys
 sys.path[:0] = {paths!r}
 import evaluated_models
 from pathlib import Path
-from pipeline.evaluate import *
 from test_evaluate import AUTO, evaluated
 from stages.data.datasets import DataConfig, load_data
 test = load_data(DataConfig(name="digits")).test
@@ -202,6 +202,10 @@ REFUSED = {
         ["--model", "evaluated_models:build", "--data", "digits", "--table", "6", "--behind", "evaluated_models:build"],
         "no adapter",
     ),
+    "Section 4.5 without an adapter": (
+        ["--model", "evaluated_models:build", "--data", "digits", "--table", "4.5"],
+        "with and without its adapter, and --model has no adapter",
+    ),
     "nothing to compare with": (
         ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--compare", "nowhere"],
         "no results of an evaluation",
@@ -218,6 +222,25 @@ def test_wrong_use_is_refused_before_any_work(case: str, tmp_path: Path, capsys:
     said = " ".join(capsys.readouterr().err.split())
     assert message in said
     assert not (tmp_path / "root").exists()
+
+
+def test_another_ball_is_refused_before_the_attack(
+    model: nn.Module, test: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = {"threat": {"norm": "Linf", "radius": 0.3}, "images": {"rows": [], "broken_by": []}}
+    other = {"test": test.fingerprint, "data": "digits", "models": {"model": {"headlines": [theirs]}}}
+    (tmp_path / "results.json").write_text(json.dumps(other))
+    flags = ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--root", str(tmp_path / "root")]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--compare", str(tmp_path)])
+    assert ended.value.code == 2
+    assert "attacked within Linf 0.3, this one within Linf 0.1" in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_screening_takes_no_attacks_of_ones_own(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match="leave out attacks"):
+        evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, attacks=["my:attack"])
 
 
 def test_a_model_in_train_mode_and_labels_out_of_range_are_refused(model: nn.Module, test: Split) -> None:

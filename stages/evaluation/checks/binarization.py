@@ -25,7 +25,7 @@ from stages.rap.threat import ThreatModel
 NAME = "binarization test"
 INSIDE = 0.95  # of the radius: the inner points leave a shell to the border point
 CLOSE = 0.9  # of the way from the last inner point to the border point: little room is left for luck
-MISSED = 0.05  # share of known adversaries that an attack may miss and still pass, as in the paper
+MISSED = 0.05  # share of known adversaries that an attack may miss and still pass
 RIDGE = 1.0  # of the features' mean variance: no readout hangs on features that hardly vary
 
 

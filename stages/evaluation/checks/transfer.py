@@ -38,7 +38,8 @@ def check_square(case: Case) -> Outcome:
 
     New breaks, by Square here or in AutoAttack, are a warning and count in the headline; on robust MNIST networks they
     are normal. The check fails where Square is the stronger attack beyond chance, the mark of masked gradients (Carlini
-    et al. 2019, Section 5.8). Of a randomised model, new breaks are compared with those of the same PGD run again.
+    et al. 2019, Sections 4.4 and 5.4). New breaks of a
+    randomised model are compared with those of the same PGD run again.
     """
     square = case.square
     white_box = np.logical_and.reduce([result.robust for result in case.white_box.results])

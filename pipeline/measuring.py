@@ -1,0 +1,143 @@
+"""Measures models, whoever trained them: under every attack on Ray, or by a quick screening without it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cluster.session import session
+from pipeline.artifacts import Store
+from pipeline.chunks import Chunk, commit_chunk, verdict_of
+from pipeline.command import WorkersConfig
+from pipeline.evaluation import evaluate, merge, parts, subject_of
+from pipeline.examination import Origin, examine
+from pipeline.findings import Findings
+from pipeline.recipe import ChecksConfig, EvaluationConfig
+from pipeline.subjects import undefended_of
+from pipeline.workers import Place, place_for_tasks
+from stages.data.splits import Split
+from stages.evaluation.accuracy import to_float
+from stages.evaluation.attacks import Attack
+from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.checks.examined import CheckSize
+from stages.evaluation.measurement import FunctionConfig, Measurement
+from stages.evaluation.screening import Screening, ScreeningConfig, screen
+from stages.rap.threat import ThreatModel
+
+Say = Callable[[str], None]
+
+
+def find(
+    models: Mapping[str, nn.Module],
+    test: Split,
+    measurements: Sequence[Measurement],
+    functions: Sequence[tuple[FunctionConfig, Attack]],
+    checks: CheckSize | None,
+    *,
+    root: Path,
+    workers: WorkersConfig,
+    data: str,
+    say: Say,
+) -> Findings:
+    """Every model under every measurement, on a Ray session that starts only if something is left to attack.
+
+    ``checks`` is the size of the checks on the first model, after AutoAttack; None for none.
+    """
+    root = root.expanduser().absolute()
+    subjects = {name: subject_of(model, test.images) for name, model in models.items()}
+    began = time.perf_counter()
+    with ExitStack() as stack:
+
+        @cache
+        def start() -> Place:
+            return place_for_tasks(stack.enter_context(session(cpus=workers.cpus)), workers)
+
+        found = evaluate(
+            subjects,
+            test,
+            measurements,
+            root=root,
+            workers=start,
+            progress=say,
+            functions={config.path: function for config, function in functions},
+        )
+        name, first = next(iter(subjects.items()))
+        auto, checked = found[name].get("autoattack"), None
+        if checks is not None and auto is not None and auto.threat.norm != "L1":
+            checked = examine(
+                first,
+                test,
+                auto.threat,
+                ChecksConfig(size=checks),
+                auto=auto,
+                origin=Origin(undefended=undefended_of(first.model, test)),
+                root=root,
+                workers=start,
+                say=say,
+            )
+    return Findings(
+        checked=checked,
+        data=data,
+        test=test.fingerprint,
+        evaluations=found,
+        fingerprints={name: subject.fingerprint for name, subject in subjects.items()},
+        seconds=time.perf_counter() - began,
+    )
+
+
+def quick_findings(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    images: int,
+    config: ScreeningConfig,
+    *,
+    root: Path,
+    data: str,
+    say: Say,
+) -> Findings:
+    """A screening, batch after batch in this process: the order of the batches must not depend on their verdicts."""
+    root, began = root.expanduser().absolute(), time.perf_counter()
+    subject = subject_of(model, test.images)
+    with torch.no_grad():
+        classes = model(to_float(torch.from_numpy(test.images[:1]))).shape[1]
+    strongest = "apgd-t" if classes > 3 else "apgd-dlr" if classes == 3 else "fab"
+    attack = AutoAttackConfig(version="custom", attacks=("apgd-ce", strongest))
+    plan = Measurement(name="screening", attack=attack, threat=threat, images=images, chunk=64)
+    chunks = (
+        Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part)
+        for part in parts(test, plan)
+    )
+    receipts, attacked = [], 0
+
+    def verdicts():  # noqa: ANN202 - a generator of ChunkVerdicts, each attacked when it is asked for
+        nonlocal attacked
+        for chunk in chunks:
+            attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
+            receipts.append(commit_chunk(chunk, model, device="cpu", functions={}))
+            yield verdict_of(receipts[-1])
+
+    screening: Screening = screen(verdicts(), config, progress=say)
+    evaluation = merge(receipts, threat, attacked_now=attacked)
+    return Findings(
+        data=data,
+        test=test.fingerprint,
+        evaluations={"model": {"screening": evaluation}},
+        fingerprints={"model": subject.fingerprint},
+        seconds=time.perf_counter() - began,
+        screening=screening,
+    )
+
+
+def own_measurements(
+    given: Sequence[tuple[FunctionConfig, Attack]], threat: ThreatModel, config: EvaluationConfig
+) -> list[Measurement]:
+    """One's own attacks on the images of AutoAttack, so that they join the headline."""
+    return [
+        Measurement(name=each.path, attack=each, threat=threat, images=config.images, chunk=config.chunk)
+        for each, _ in given
+    ]
