@@ -19,8 +19,8 @@ import ray
 ENVIRONMENT = {
     # A train worker's report waits until the controller polls: 0.1 s a report instead of 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # Workers are forked from a process that has imported torch: 0.2 s a worker instead of 1.5 s.
-    "RAY_preload_python_modules": "torch",
+    # A train worker that dies starts again from its checkpoint, whether it was told before or not.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # Relative paths mean the same in a train worker or trial as in the driver.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -23,7 +23,5 @@ def ray_session() -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as environment:
         # Workers find the test modules, which pytest imports by adding their folders to sys.path.
         environment.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        # Most workers in tests are short-lived and compute nothing: import torch only where it is used.
-        environment.setenv("RAY_preload_python_modules", "")
         with session(cpus=2) as cluster:
             yield cluster

@@ -54,7 +54,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "object-store-memory": 300_000_000,
     }
     program = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_preload_python_modules": "torch"}
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as output:
         started = subprocess.Popen(
