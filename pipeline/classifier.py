@@ -24,7 +24,7 @@ def classifiers_of(
     untrained = [i for i, plan in enumerate(plans) if plan.external is None and artifacts[i] is None]
     if untrained:
         place, config, images = workers(), plans[0].recipe.classifier, len(plans[0].classifier_split)
-        more = f", and {len(plans) - 1} from other seeds for checks 8 and 20" if len(plans) > 1 else ""
+        more = f", and {len(plans) - 1} more of other seeds for checks 8 and 20" if len(plans) > 1 else ""
         say(f"training the classifier ({config.architecture}) on {images} images{more}")
         work = [(i, put(plans[i]), place.device) for i in untrained]
         for (i, *_), artifact in run_tasks(_train, work, cpus=max(place.cpus, config.threads), gpus=place.gpus):

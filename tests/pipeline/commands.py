@@ -30,6 +30,12 @@ TINY = {
     "checks.budget": 0,
 }
 
+# For tests of what comes before the evaluation.
+BRIEFLY = [
+    *("--evaluation.version", "custom", "--evaluation.attacks", "apgd-ce", "--evaluation.images=2"),
+    *("--evaluation.pgd-images=8", "--checks.size.images=2"),
+]
+
 
 def command(root: Path, *flags: str) -> list[str]:
     tiny = [f"--{name}={value}" for name, value in TINY.items()]

@@ -1,28 +1,21 @@
 """The command as a user runs it, in processes of its own: to the end, again, and killed in the middle."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import TINY, command, last_version, results_of, run
+from commands import BRIEFLY, TINY, command, last_version, results_of, run
+from heads import running_head, submit
 
 from stages.data.datasets import DataConfig, load_data
 from stages.shipped import load_model
 from stages.trajectories.cache import TrajectoryCache
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-# for tests of what comes before the evaluation
-BRIEFLY = [
-    *("--evaluation.version", "custom", "--evaluation.attacks", "apgd-ce", "--evaluation.images=2"),
-    *("--evaluation.pgd-images=8", "--checks.size.images=2"),
-]
 
 
 def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tuple[Path, str]) -> None:
@@ -118,35 +111,25 @@ def test_a_new_adapter_starts_from_another_runs_shards(finished: tuple[Path, str
     assert found["disagreement"] == pytest.approx(found["stored"]["value"] - found["fresh"]["value"])
 
 
-@pytest.mark.skipif(
-    "RAP_DATA_ROOT" not in os.environ, reason="RAP_DATA_ROOT is not set: it names the folder of CIFAR-10"
-)
-def test_real_cifar10_goes_through_every_stage(tmp_path: Path) -> None:
-    small = {
-        **TINY,
-        "data.train-images": 128,
-        "data.holdout-images": 200,
-        "classifier.architecture": "cnn",
-        "classifier.images": 3000,
-        "classifier.epochs": 2,
-        "classifier.learning-rate": 0.05,
-        "classifier.batch": 64,
-        "adapter.size": "tiny-half",
-        "attack.precision": "float32",
-        "attack.batch": 64,
-        "train.precision": "float32",
-        "schedule.rounds": 3,
-        "search.trials": 0,
-        "evaluation.images": 1,
-        "evaluation.pgd-images": 16,
-    }
-    flags = [f"--{name}={value}" for name, value in small.items()]
-    ended = run([sys.executable, "-m", "pipeline.run", "cifar10-linf", *flags, "--root", str(tmp_path)])
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    results = json.loads(next(tmp_path.glob("runs/*/results.json")).read_text())
-    assert results["data"] == "CIFAR-10 (JPEG q75)"
-    assert results["trajectories"]["generated"] == 6
-    assert results["robust"]["unverified"] == 0
-    assert results["undefended"]["clean"]["value"] > 0.1
-    model = load_model(results["paths"]["model"])
-    assert model.purify(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_head(tmp_path_factory.mktemp("head") / "log") as address:
+        yield address
+
+
+def test_a_job_publishes_the_bytes_of_the_command(head: str, finished: tuple[Path, str], tmp_path: Path) -> None:
+    flags = [f"--{name}={value}" for name, value in TINY.items() if name != "workers.cpus"]
+    done = submit(head, *flags, "--root", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "AutoAttack standard" in done.stdout
+    assert last_version(tmp_path) == last_version(finished[0])
+    ours, theirs = results_of(tmp_path), results_of(finished[0])
+    assert (ours["robust"], ours["undefended"]) == (theirs["robust"], theirs["undefended"])
+
+
+def test_a_job_with_bad_input_fails_with_its_message(head: str, tmp_path: Path) -> None:
+    done = submit(head, "mnist", "--data.root", str(tmp_path / "nowhere"), "--root", str(tmp_path / "root"))
+    assert done.returncode != 0
+    assert "error: " in done.stdout
+    assert str(tmp_path / "nowhere") in done.stdout
+    assert not (tmp_path / "root").exists()

@@ -1,4 +1,4 @@
-"""The command as a job on a running head: the same bytes as on this machine alone."""
+"""A Ray head of the tests' own, and jobs for it."""
 
 import os
 import socket
@@ -7,13 +7,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from commands import TINY, last_version, results_of
-
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PROJECT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds for a head to start, or to end
@@ -39,8 +36,8 @@ def wait_for(url: str, log: Path) -> None:
     pytest.fail(f"no head after {PATIENCE} s:\n{log.read_text()}")
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@contextmanager
+def running_head(log: Path) -> Iterator[str]:
     """A head of two CPUs beside whatever else runs on this machine; its dashboard's address."""
     port, dashboard, agent, client, metrics = free_ports(5)
     flags = {
@@ -55,7 +52,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     program = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--disable-usage-stats"]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as output:
         started = subprocess.Popen(
             [*program, *(f"--{name}={value}" for name, value in flags.items())],
@@ -85,21 +81,3 @@ def submit(address: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         stdin=subprocess.DEVNULL,
     )
-
-
-def test_a_job_publishes_the_bytes_of_the_command(head: str, finished: tuple[Path, str], tmp_path: Path) -> None:
-    flags = [f"--{name}={value}" for name, value in TINY.items() if name != "workers.cpus"]
-    done = submit(head, *flags, "--root", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "AutoAttack standard" in done.stdout
-    assert last_version(tmp_path) == last_version(finished[0])
-    ours, theirs = results_of(tmp_path), results_of(finished[0])
-    assert (ours["robust"], ours["undefended"]) == (theirs["robust"], theirs["undefended"])
-
-
-def test_a_job_with_bad_input_fails_with_its_message(head: str, tmp_path: Path) -> None:
-    done = submit(head, "mnist", "--data.root", str(tmp_path / "nowhere"), "--root", str(tmp_path / "root"))
-    assert done.returncode != 0
-    assert "error: " in done.stdout
-    assert str(tmp_path / "nowhere") in done.stdout
-    assert not (tmp_path / "root").exists()

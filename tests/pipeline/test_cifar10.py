@@ -1,0 +1,46 @@
+"""The CIFAR-10 preset on real images, at a size for tests."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import BRIEFLY, TINY, run
+
+from stages.shipped import load_model
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.mark.skipif(
+    "RAP_DATA_ROOT" not in os.environ, reason="RAP_DATA_ROOT is not set: it names the folder of CIFAR-10"
+)
+def test_real_cifar10_goes_through_every_stage(tmp_path: Path) -> None:
+    small = {
+        **TINY,
+        "data.train-images": 128,
+        "data.holdout-images": 200,
+        "classifier.architecture": "cnn",
+        "classifier.images": 2000,
+        "classifier.epochs": 2,
+        "classifier.learning-rate": 0.05,
+        "classifier.batch": 64,
+        "adapter.size": "tiny-half",
+        "attack.precision": "float32",
+        "attack.batch": 64,
+        "train.precision": "float32",
+        "schedule.rounds": 3,
+        "search.trials": 0,
+    }
+    flags = [*(f"--{name}={value}" for name, value in small.items()), *BRIEFLY]
+    ended = run([sys.executable, "-m", "pipeline.run", "cifar10-linf", *flags, "--root", str(tmp_path)])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = json.loads(next(tmp_path.glob("runs/*/results.json")).read_text())
+    assert results["data"] == "CIFAR-10 (JPEG q75)"
+    assert results["trajectories"]["generated"] == 6
+    assert results["robust"]["unverified"] == 0
+    assert results["undefended"]["clean"]["value"] > 0.1
+    model = load_model(results["paths"]["model"])
+    assert model.purify(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
