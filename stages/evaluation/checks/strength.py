@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,29 +26,32 @@ FEWEST = 5  # discordant images from which on a sign test can tell two attacks a
 
 
 def check_order(case: Case) -> Outcome:
-    """Check 3: FGSM, PGD of few steps, of many, and with restarts break more and more, image by image.
+    """Check 3: FGSM, PGD of few steps, of many, with restarts, and AutoAttack break more and more, image by image.
 
     Of each neighbouring pair, fails where the weaker attack wins more images than it loses beyond chance, and warns
     where it alone breaks more than the tolerated share of images: the stronger attack then misses what is there. Of a
-    randomised model, luck does that too, and it does not warn.
+    randomised model, luck does that too, and it does not warn. AutoAttack takes part where its verdicts are given for
+    all images.
     """
     attack = case.white_box
-    pairs = [(attack.fgsm, attack.short), (attack.short, attack.long), (attack.long, attack.restarted)]
+    order = {result.name: result.robust for result in (attack.fgsm, attack.short, attack.long, attack.restarted)}
+    if len(case.examined.broken_by) == case.images:
+        order["AutoAttack"] = np.array([by is None for by in case.examined.broken_by])
+    accuracies = {name: Accuracy.from_mask(mask) for name, mask in order.items()}
     counts = {
-        f"{weak.name} > {strong.name}": (alone(weak.robust, strong.robust), alone(strong.robust, weak.robust))
-        for weak, strong in pairs
+        f"{weak} > {strong}": (alone(order[weak], order[strong]), alone(order[strong], order[weak]))
+        for weak, strong in pairwise(order)
     }
     verdict: Verdict = "pass"
     if not case.behaviour.random and any(exceeds(weaker, case.images) for weaker, _ in counts.values()):
         verdict = "warn"
     if any(outnumbers(weaker, stronger) for weaker, stronger in counts.values()):
         verdict = "fail"
-    order = (attack.fgsm, attack.short, attack.long, attack.restarted)
     check = Check(
         3,
         "stronger attacks break more",
         verdict,
-        ", ".join(f"{result.name} {100 * result.accuracy.value:.1f} %" for result in order),
+        ", ".join(f"{name} {100 * accuracy.value:.1f} %" for name, accuracy in accuracies.items()),
         images=case.images,
         says={
             "pass": "Each attack breaks what the weaker one before it breaks.",
@@ -55,7 +59,7 @@ def check_order(case: Case) -> Outcome:
             "fail": "A weaker attack is the stronger one: gradients lead astray, and the accuracy is overestimated.",
         }[verdict],
         evidence={
-            **{result.name: result.accuracy.as_json() for result in order},
+            **{name: accuracy.as_json() for name, accuracy in accuracies.items()},
             "broken by the weaker, the stronger alone": {name: list(pair) for name, pair in counts.items()},
         },
     )

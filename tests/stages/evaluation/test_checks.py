@@ -216,6 +216,17 @@ def test_a_stronger_attack_that_breaks_less_fails(case):
     assert check_order(with_results(case, **standing | {"fgsm": 15})).check.verdict == "fail"
 
 
+def test_autoattack_that_misses_what_pgd_finds_fails(case):
+    attacked = with_results(case, fgsm=30, short=20, long=20, restarted=20)
+
+    def judged(standing: int):
+        verdicts = tuple(None if place < standing else "apgd-ce" for place in range(64))
+        return check_order(replace(attacked, examined=replace(attacked.examined, broken_by=verdicts))).check
+
+    assert [judged(standing).verdict for standing in (18, 22, 23, 25)] == ["pass", "pass", "warn", "fail"]
+    assert judged(18).figure.endswith("PGD-4 x 2 31.2 %, AutoAttack 28.1 %")
+
+
 def test_an_attack_that_has_not_converged_fails(case):
     assert check_iterations(with_results(case, long=20, doubled=16)).check.verdict == "pass"
     assert check_iterations(with_results(case, long=20, doubled=15)).check.verdict == "fail"
