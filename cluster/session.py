@@ -22,7 +22,7 @@ ENVIRONMENT = {
     # A train worker that dies starts again from its checkpoint, whether it was told before or not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # glibc hands large tensors back to the system after every use, and the next one costs a page fault for each 4 KiB:
-    # a quarter of an attack's time on MNIST. Here freed memory is kept, in one arena, since Ray trains in a thread.
+    # see tests/benchmarks/freed_memory.py. Here freed memory is kept, in one arena, since Ray trains in a thread.
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",

@@ -27,7 +27,15 @@ from pipeline.findings import Findings, common_ball, compare_with, read_results,
 from pipeline.measuring import Say, find, own_measurements, quick_findings
 from pipeline.recipe import EvaluationConfig
 from pipeline.reporting import model_contents
-from pipeline.subjects import behind, check_subject, classifier_name, load_subject, split_of, with_adapter
+from pipeline.subjects import (
+    behind,
+    check_subject,
+    classifier_name,
+    has_adapter,
+    load_subject,
+    split_of,
+    with_adapter,
+)
 from pipeline.tables import IMAGES, measurements_of, speed_table, with_our_rows
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.evaluation.accuracy import to_float
@@ -40,6 +48,7 @@ from stages.rap.threat import Norm, ThreatModel
 
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
 CHECKS = CheckSize()
+BESIDE = ("1", "2", "3", "4")  # tables that show what the classifier does without its adapter
 SPEED = "Section 4.5 compares a model with and without its adapter"
 
 
@@ -97,7 +106,7 @@ class Prepared:
     data: ImageData
     model: nn.Module
     models: Mapping[str, nn.Module]
-    """All that are attacked: the model, with --behind beside two others."""
+    """All that are attacked: the model, in a table beside its classifier alone, with --behind beside two others."""
     threat: ThreatModel
     images: int
     planned: Sequence[Measurement]
@@ -111,11 +120,13 @@ def prepare(command: EvaluateCommand) -> Prepared:
     data = load_data(command.data_config)
     model, trained = load_subject(command.model, command.weights, data)
     threat = command.threat(trained)
-    models = {"model": model}
+    models: dict[str, nn.Module] = {"model": model}
     if command.behind:
         models = behind(model, load_subject(command.behind, None, data)[0])
     if command.table == "4.5":
         with_adapter(model, SPEED)
+    elif command.table in BESIDE and has_adapter(model):
+        models["classifier alone"] = model.classifier
     functions = [function_attack(path) for path in command.attack]
     images = command.images or (IMAGES if command.table else IMAGES_UNSET)
     config = replace(command.evaluation, images=images, pgd_images=max(images, IMAGES_UNSET))

@@ -79,12 +79,12 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
 
 def undefended_of(model: nn.Module, test: Split) -> Subject | None:
     """The classifier behind the adapter of one of our models; nothing is known of another."""
-    return subject_of(model.classifier, test.images) if _has_adapter(model) else None
+    return subject_of(model.classifier, test.images) if has_adapter(model) else None
 
 
 def with_adapter(model: nn.Module, purpose: str) -> RobustClassifier:
     """The model, which has an adapter. Raises ValueError, with the purpose, for one that has none."""
-    if not _has_adapter(model):
+    if not has_adapter(model):
         raise ValueError(f"{purpose}, and --model has no adapter: give a saved model (RUN/model) that has one")
     return model
 
@@ -99,7 +99,8 @@ def behind(model: nn.Module, classifier: nn.Module) -> dict[str, nn.Module]:
     return {"AT": alone, "RAP": defended, "RAP+AT": defended.with_classifier(alone)}
 
 
-def _has_adapter(model: nn.Module) -> TypeGuard[RobustClassifier]:
+def has_adapter(model: nn.Module) -> TypeGuard[RobustClassifier]:
+    """Whether it is one of our models, with an adapter in front of its classifier."""
     return isinstance(model, RobustClassifier) and model.adapter is not None
 
 

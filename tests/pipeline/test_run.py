@@ -11,6 +11,8 @@ import torch
 from commands import BRIEFLY, TINY, command, last_version, results_of, run
 from heads import running_head, submit
 
+from pipeline.evaluate import prepare
+from pipeline.evaluate_command import EvaluateCommand
 from stages.data.datasets import DataConfig, load_data
 from stages.shipped import load_model
 from stages.trajectories.cache import TrajectoryCache
@@ -46,6 +48,13 @@ def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]
         clean = data.test.images[data.test.positions(verdict["rows"])] / np.float32(255)
         assert np.abs(verdict["adversarial"] - clean).max() <= 0.2 + 1e-6
         assert 0 <= verdict["adversarial"].min() <= verdict["adversarial"].max() <= 1
+
+
+def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Path, str]) -> None:
+    model = results_of(finished[0])["paths"]["model"]
+    prepared = prepare(EvaluateCommand(model=model, table="3", data="digits"))
+    assert list(prepared.models) == ["model", "classifier alone"]
+    assert prepared.models["classifier alone"] is prepared.model.classifier
 
 
 def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> None:
