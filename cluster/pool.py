@@ -61,6 +61,7 @@ class _Call:
     item: Any
     arguments: tuple
     deaths: int = 0
+    """Of actors that had it in hand."""
 
 
 @dataclass
@@ -177,14 +178,26 @@ class Pool:
         return _Slot(actor, started=actor.prepare.remote(self._worker))
 
     def _feed(self, method: str, work: _Work) -> None:
-        """Submit until every actor that has started has enough, or there is no more work."""
+        """Submit until every actor that has started has enough, or there is no more work.
+
+        A call that an actor may have died on has the next one for itself, so that another death is surely its own.
+        """
         while slot := self._idlest():
             if (call := work.take()) is None:
+                return
+            if call.deaths and slot.calls:
+                work.put_back([call])
                 return
             slot.calls[slot.actor.call.remote(method, call.arguments)] = call
 
     def _idlest(self) -> _Slot | None:
-        free = [slot for slot in self._slots if slot.is_ready and len(slot.calls) < self._max_in_flight]
+        free = [
+            slot
+            for slot in self._slots
+            if slot.is_ready
+            and len(slot.calls) < self._max_in_flight
+            and not any(call.deaths for call in slot.calls.values())
+        ]
         return min(free, key=lambda slot: len(slot.calls), default=None)
 
     def _collect(self, method: str, work: _Work) -> Iterator[tuple[Any, Any]]:
@@ -237,11 +250,13 @@ class Pool:
             except RayError:
                 lost.append(call)
         self._replace(slot)
-        # An actor works in order: the first lost call is the one that it died on, the others only waited.
-        lost[0].deaths += 1
-        if lost[0].deaths > self._retries:
+        # Any of them: the answer of a completed call may be lost with its actor, so the first is not surely the one.
+        for call in lost:
+            call.deaths += 1
+        worst = max(lost, key=lambda call: call.deaths)
+        if worst.deaths > self._retries:
             raise PoolError(
-                f"{self._name}: gave up {lost[0].item!r} after {lost[0].deaths} actors died on it: {death}"
+                f"{self._name}: gave up {worst.item!r} after {worst.deaths} actors died on it: {death}"
             ) from death
         work.put_back(lost)
 
