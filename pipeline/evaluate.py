@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.command import WorkersConfig, fail
 from pipeline.evaluate_command import EvaluateCommand, parse
-from pipeline.evaluation import (
-    final_measurements,
-)
+from pipeline.evaluation import final_measurements
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
 from pipeline.measuring import Say, find, own_measurements, quick_findings
 from pipeline.recipe import EvaluationConfig
