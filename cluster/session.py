@@ -46,6 +46,10 @@ ENVIRONMENT = {
 """Defaults that the environment may override; set before Ray starts, since its processes inherit them."""
 
 
+class PlacementError(ValueError):
+    """The processors asked for cannot be had: no such device, more workers than fit, or a cluster of another size."""
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGTERM arrived. Like Ctrl-C, it passes every ``except Exception`` and runs every ``finally``."""
 
@@ -71,11 +75,11 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
     not interrupted by a second one; the block is then left by Interrupted. (Inside the block it may
     still be a plain KeyboardInterrupt: a signal during a call into Ray comes out of it as that.)
 
-    Raises ValueError when ``cpus`` is given for a cluster that runs already.
+    Raises PlacementError when ``cpus`` is given for a cluster that runs already.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address and cpus is not None:
-        raise ValueError(
+        raise PlacementError(
             f"cpus is {cpus}, but RAY_ADDRESS names a running cluster ({address}), whose size is its own: "
             "leave cpus unset, or unset RAY_ADDRESS to start a local cluster"
         )
@@ -105,13 +109,13 @@ def describe() -> Cluster:
 
 
 def check_room(what: str, *, count: int = 1, cpus: float, gpus: float = 0) -> None:
-    """Raise ValueError when a local cluster can never hold ``count`` workers: they would wait for ever.
+    """Raise PlacementError when a local cluster can never hold ``count`` workers: they would wait for ever.
 
     Other clusters are not checked, since they may grow.
     """
     cluster = describe()
     if cluster.is_local and (count * cpus > cluster.cpus or count * gpus > cluster.gpus):
-        raise ValueError(
+        raise PlacementError(
             f"{what} needs {count} x ({cpus:g} CPUs, {gpus:g} GPUs), but this machine's session has "
             f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs: ask for fewer or smaller workers, or run on a cluster"
         )

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cluster.session import PlacementError
 from pipeline.command import WorkersConfig, fail
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.evaluation import final_measurements
@@ -213,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error))
     try:
         found, directory = run(prepared, say)
+    except PlacementError as error:
+        fail(str(error))
     except KeyboardInterrupt:
         say("interrupted; no finished chunk is lost, and the same command goes on from here")
         return 130

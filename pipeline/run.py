@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from torch import nn
 
+from cluster.session import PlacementError
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
 from pipeline.command import fail, parse
@@ -244,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
     try:
         results = run(plan, say)
-    except ClaimedError as error:
+    except (ClaimedError, PlacementError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")

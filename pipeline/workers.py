@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cluster.session import Cluster, session
+from cluster.session import Cluster, PlacementError, session
 from pipeline.command import WorkersConfig
 from pipeline.recipe import Recipe
 
@@ -50,9 +50,12 @@ class Session:
 
 
 def place_for_tasks(cluster: Cluster, config: WorkersConfig) -> Place:
-    """One GPU for a task where the cluster has any, else one CPU. Raises ValueError where CUDA is asked for in vain."""
+    """One GPU for a task where the cluster has any, else one CPU.
+
+    Raises PlacementError where CUDA is asked for in vain.
+    """
     if config.device == "cuda" and not cluster.gpus:
-        raise ValueError("workers.device is cuda, but the cluster has no GPU: use auto or cpu, or add GPU nodes")
+        raise PlacementError("the device is cuda, but the cluster has no GPU: use auto or cpu, or add GPU nodes")
     if cluster.gpus and config.device != "cpu":
         return Place(device="cuda", cpus=1, gpus=1)
     return Place(device="cpu", cpus=1, gpus=0)
@@ -61,7 +64,7 @@ def place_for_tasks(cluster: Cluster, config: WorkersConfig) -> Place:
 def divide(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> Workers:
     """Divide a cluster. On CPUs the train workers come first and generators fill the rest; with GPUs each has one.
 
-    A single CPU or GPU is shared by halves. Raises ValueError where CUDA is asked for and there is no GPU.
+    A single CPU or GPU is shared by halves. Raises PlacementError where CUDA is asked for and there is no GPU.
     """
     place, trainers = place_for_tasks(cluster, config), recipe.train.workers
     if place.device == "cuda":

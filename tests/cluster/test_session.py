@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cluster.session import Interrupted, check_room, session
+from cluster.session import Interrupted, PlacementError, check_room, session
 
 WAITING = """
 import sys, threading
@@ -63,6 +63,8 @@ def test_a_session_inside_another_joins_it_and_restores_the_handler(ray_session)
         assert signal.getsignal(signal.SIGTERM) is not handler
     assert signal.getsignal(signal.SIGTERM) is handler
     check_room("a test", count=2, cpus=1)
+    with pytest.raises(PlacementError, match=r"a test needs 3 x \(1 CPUs, 0 GPUs\), but .* session has 2 CPUs"):
+        check_room("a test", count=3, cpus=1)
 
 
 @pytest.mark.ray
@@ -105,5 +107,5 @@ def test_a_session_may_be_opened_in_a_thread(ray_session):
 
 def test_a_size_for_a_running_cluster_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(ValueError, match="leave cpus unset"), session(cpus=3):
+    with pytest.raises(PlacementError, match="leave cpus unset"), session(cpus=3):
         pass
