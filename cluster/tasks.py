@@ -1,4 +1,4 @@
-"""Work in plain tasks, each in a process of its own.
+"""Work in plain tasks, in processes that Ray starts for them.
 
 >>> dict(run_tasks(abs, [-1, 2], cpus=1))  # doctest: +SKIP
 {2: 2, -1: 1}
@@ -28,21 +28,23 @@ def run_tasks(
     *,
     cpus: float,
     gpus: float = 0,
+    fresh: bool = True,
     in_flight: int = 64,
     retries: int = 3,
 ) -> Generator[tuple[Item, Result], None, None]:
-    """Call a function for every item, each call in a fresh process; yield (item, result) as they complete.
+    """Call a function for every item in processes of their own; yield (item, result) as they complete.
 
-    What one call leaves in its process (threads, random state, GPU memory) cannot reach another. At
-    most ``in_flight`` items are submitted at once; how many run is up to ``cpus`` and ``gpus``. A call
-    whose process died is begun again up to ``retries`` times.
+    A ``fresh`` process is one that no other call has used: what a call leaves (threads, random state) cannot
+    reach another. Otherwise a call may follow another, which spares it the imports; on GPUs, whose memory is
+    given back when a process ends, it never does. At most ``in_flight`` items are submitted at once; how many
+    run is up to ``cpus`` and ``gpus``. A call whose process died is begun again up to ``retries`` times.
 
     Raises the function's own exception as itself, and PoolError, which names the item, when its
     processes keep dying.
     """
     name = getattr(function, "__name__", "task")
     check_room(name, cpus=cpus, gpus=gpus)
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=retries)(_call)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1 if fresh or gpus else 0, max_retries=retries)(_call)
     source = iter(items)
     running: dict[ObjectRef, Item] = {}
     try:

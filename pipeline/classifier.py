@@ -27,7 +27,8 @@ def classifiers_of(
         more = f", and {len(plans) - 1} more of other seeds for checks 8 and 20" if len(plans) > 1 else ""
         say(f"training the classifier ({config.architecture}) on {images} images{more}")
         work = [(i, put(plans[i]), place.device) for i in untrained]
-        for (i, *_), artifact in run_tasks(_train, work, cpus=max(place.cpus, config.threads), gpus=place.gpus):
+        cpus = max(place.cpus, config.threads)
+        for (i, *_), artifact in run_tasks(_train, work, cpus=cpus, gpus=place.gpus, fresh=False):
             artifacts[i] = artifact
     return [_checked(plan, artifact) for plan, artifact in zip(plans, artifacts, strict=True)]
 

@@ -169,7 +169,9 @@ def examine(
         place = workers()
         say(f"20 checks on the model, {len(missing) - (examined in missing)} trainings that explain it")
         tasks = [put(_Task(str(root), work, place.device)) for work in missing]
-        for _, receipt in run_tasks(_to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus):
+        for _, receipt in run_tasks(
+            _to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus, fresh=False
+        ):
             receipts[receipt.manifest["fingerprint"]] = receipt
             say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]
@@ -232,7 +234,6 @@ def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Chec
 
 
 def _to_receipt(reference: list[Ref[_Task]]) -> Artifact:
-    """Runs in a process of its own."""
     task = reference[0].get()
     measure = _measure_checks if isinstance(task.work, _Examined) else _measure_training
     with cpu_threads(1):

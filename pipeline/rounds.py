@@ -12,7 +12,6 @@ from contextlib import closing
 from pathlib import Path
 
 from cluster.pool import Pool, put
-from cluster.trainer import run_training
 from pipeline.generators import GeneratorWorker
 from pipeline.workers import LoopWorkers
 from stages.training.journal import Journal
@@ -86,6 +85,8 @@ class _Trainer(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        from cluster.trainer import run_training  # takes seconds, and a run that is complete trains nothing
+
         try:
             run_training(
                 _train,

@@ -8,10 +8,9 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from cluster.pool import Ref, put
-from cluster.tuner import TrialResult
-from cluster.tuner import search as tune
 from pipeline.artifacts import Store
 from pipeline.recipe import Recipe
 from pipeline.workers import Workers
@@ -20,6 +19,9 @@ from stages.randomness import permutation
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import Lattice, default_denominator
 from stages.training.rounds import Setup, run_serially
+
+if TYPE_CHECKING:
+    from cluster.tuner import TrialResult
 
 RUNGS = 3  # judgements of a trial; after the first, ASHA ends those that are not among the better half
 
@@ -111,6 +113,8 @@ def _tune(
     setup: Setup, recipe: Recipe, tried: list[AttackConfig], name: str, place: Workers, say: Callable[[str], None]
 ) -> list[dict]:
     """Every trial as it stands in results: its attack, how far it came, and the judge's verdicts."""
+    from cluster.tuner import search as tune  # takes seconds, and a worker that reads a plan searches nothing
+
     shared = put((setup, recipe, tried, place.device))
     results = tune(
         partial(_trial, [shared], name),
@@ -159,7 +163,7 @@ def describe(attack: AttackConfig) -> str:
     return f"T = {attack.steps}, step size {attack.step_size or 0:g}, noise scale {attack.noise_scale or 0:g}"
 
 
-def _record(result: TrialResult, tried: list[AttackConfig]) -> dict:
+def _record(result: "TrialResult", tried: list[AttackConfig]) -> dict:
     number = result.config["trial"]
     last = result.rungs[-1] if result.rungs else {}
     return {

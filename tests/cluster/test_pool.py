@@ -138,6 +138,12 @@ def test_every_task_has_a_fresh_process():
     assert len(set(processes.values())) == 2
 
 
+def test_tasks_that_need_none_share_processes():
+    processes = dict(run_tasks(process_of, range(20), cpus=1, in_flight=2, fresh=False))
+    assert len(processes) == 20
+    assert len(set(processes.values())) < 20
+
+
 def test_a_killed_task_is_begun_again(tmp_path):
     assert [n for _, n in run_tasks(die_in_task, [(3, tmp_path, 1)], cpus=1)] == [9]
 
