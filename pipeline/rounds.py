@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 
-from cluster.pool import Pool, put
+from cluster.pool import Pool, Ref, put
 from pipeline.generators import GeneratorWorker
 from pipeline.workers import LoopWorkers
 from stages.training.journal import Journal
@@ -30,10 +30,11 @@ def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], N
     """
     stop = setup.run / "stop"
     stop.unlink(missing_ok=True)
-    trainer = _Trainer(setup, workers, stop, progress)
+    shared = put(setup)
+    trainer = _Trainer(setup, shared, workers, stop, progress)
     trainer.start()
     try:
-        with closing(_generate(setup, workers, trainer)) as rows:
+        with closing(_generate(setup, shared, workers, trainer)) as rows:
             for _ in rows:
                 trainer.follow()
         while trainer.is_alive():
@@ -48,13 +49,15 @@ def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], N
         raise trainer.error
 
 
-def _generate(setup: Setup, workers: LoopWorkers, trainer: "_Trainer") -> Generator[LedgerRow, None, None]:
+def _generate(
+    setup: Setup, shared: Ref[Setup], workers: LoopWorkers, trainer: "_Trainer"
+) -> Generator[LedgerRow, None, None]:
     """Every round's missing units through the pool, each round as soon as its version is published.
 
     Ends early when the train worker has failed. With overlap a round is generated while the one before it is
     trained on; never more, since the next version is not there.
     """
-    cache, shared = TrajectoryCache(setup.root), put(setup)
+    cache = TrajectoryCache(setup.root)
     with Pool(
         GeneratorWorker,
         size=workers.generators,
@@ -77,9 +80,11 @@ def _generate(setup: Setup, workers: LoopWorkers, trainer: "_Trainer") -> Genera
 class _Trainer(threading.Thread):
     """The train worker's run, beside the main thread; keeps its error for whoever asks."""
 
-    def __init__(self, setup: Setup, workers: LoopWorkers, stop: Path, progress: Callable[[dict], None]) -> None:
+    def __init__(
+        self, setup: Setup, shared: Ref[Setup], workers: LoopWorkers, stop: Path, progress: Callable[[dict], None]
+    ) -> None:
         super().__init__(name="trainer", daemon=True)
-        self.setup, self.workers, self.stop, self.progress = setup, workers, stop, progress
+        self.setup, self.shared, self.workers, self.stop, self.progress = setup, shared, workers, stop, progress
         self.journal = Journal(setup.run)
         self.told = max((line["round"] for line in self.journal.lines()), default=-1)
         self.error: BaseException | None = None
@@ -90,7 +95,7 @@ class _Trainer(threading.Thread):
         try:
             run_training(
                 _train,
-                {"setup": put(self.setup), "stop": str(self.stop)},
+                {"setup": self.shared, "stop": str(self.stop)},
                 workers=self.setup.config.train.workers,
                 cpus=self.workers.trainer_cpus,
                 gpus=self.workers.trainer_gpus,

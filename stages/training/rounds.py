@@ -9,7 +9,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -68,6 +68,10 @@ class Setup:
     run: Path
     initial: dict[str, Tensor] | None = None
     device: str = "cpu"
+
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone: a schedule that was begun belongs to its process (another's arrays are read-only there)."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -1,6 +1,7 @@
 """The serial loop: interrupted anywhere and run again, it publishes what an undisturbed one does."""
 
 import math
+import pickle
 import shutil
 from dataclasses import replace
 from functools import cache as remembered
@@ -154,6 +155,17 @@ def test_a_stop_before_the_first_update_publishes_the_first_weights_only(tmp_pat
     run_serially(setup, stopped=after(0))
     assert set(published(setup)) == {"0"}
     assert setup.journal.lines() == []
+
+
+def test_a_setup_is_sent_without_the_schedule_that_was_begun(tmp_path):
+    """Arrays arrive read-only, as from Ray's object store."""
+    setup = setup_of(tmp_path, CONFIGS["adapter, overlap 1"])
+    first = setup.schedule.round(0)
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(setup, protocol=5, buffer_callback=buffers.append)
+    arrived: Setup = pickle.loads(sent, buffers=[bytes(buffer) for buffer in buffers])
+    assert (arrived.schedule.round(0).positions == first.positions).all()
+    assert (arrived.schedule.round(1).made == setup.schedule.round(1).made).all()
 
 
 def test_given_first_weights_are_version_0(undisturbed, tmp_path):
