@@ -21,12 +21,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     # A train worker that dies starts again from its checkpoint, whether it was told before or not.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # glibc hands large tensors back to the system after every use, and the next one costs a page fault for each 4 KiB:
-    # see tests/benchmarks/freed_memory.py. Here freed memory is kept, in one arena, since Ray trains in a thread.
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "67108864",
-    "MALLOC_ARENA_MAX": "1",
     # Relative paths mean the same in a train worker or trial as in the driver.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

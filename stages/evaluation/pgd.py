@@ -44,7 +44,7 @@ class PGDConfig:
     by logits of 100 and more."""
     random_start: bool = True
     """Start uniformly in the ball instead of at the clean image."""
-    batch: int = 256
+    batch: int = 128
     """Images attacked together."""
     seed: int = 0
     """Seed of the random starts, together with restart and row."""
