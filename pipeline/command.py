@@ -36,7 +36,8 @@ class Command:
     root: str = "rap-runs"
     """Folder of all results: the store, the ledger and the runs. On a cluster, one that every node sees."""
     name: str | None = None
-    """Name of the run; unset: the preset and a hash of the recipe, so the same command resumes its own run."""
+    """Name of the run; unset: the preset and a hash of what is trained, so the same command goes on with its own run,
+    and one that only evaluates otherwise takes the model that is there."""
     dry_run: bool = False
     """Print the stages, whether they are built, and what the rest costs; do nothing."""
     paper: bool = False

@@ -173,9 +173,18 @@ def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:
-    """The hash of a recipe, without the places where data are looked for."""
+    """The hash of what a run trains."""
+    return fingerprint("recipe", 2, recipe=_trained(recipe))
+
+
+def _trained(recipe: Recipe) -> dict[str, object]:
+    """The recipe in JSON as far as it decides what is trained: not where data lie, nor how the model is examined."""
     data = replace(recipe.data, root=None, download=False)
-    return fingerprint("recipe", 1, recipe=replace(recipe, data=data))
+    return {
+        name: canonical(value)
+        for name, value in vars(replace(recipe, data=data)).items()
+        if name not in ("evaluation", "checks")
+    }
 
 
 class ClaimedError(ValueError):
@@ -212,12 +221,12 @@ def _keep_recipe(plan: Plan) -> None:
     kept = {"fingerprint": recipe_fingerprint(plan.recipe), "preset": plan.command.preset}
     if not path.exists():
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({**kept, "recipe": canonical(plan.recipe)}, indent=1))
+        temporary.write_text(json.dumps({**kept, "recipe": _trained(plan.recipe)}, indent=1))
         temporary.replace(path)
         return
     found = json.loads(path.read_text())
     if found["fingerprint"] != kept["fingerprint"]:
-        changed = _changed(found["recipe"], canonical(plan.recipe))
+        changed = _changed(found["recipe"], _trained(plan.recipe))
         raise ClaimedError(
             f"{plan.run} was begun with another recipe ({'; '.join(changed[:5]) or 'of another version'}); use "
             "another --name for this one (committed shards are shared all the same), or the same flags as before"

@@ -114,10 +114,12 @@ def _flags(config: object, prefix: str = "--") -> list[str]:
     return found
 
 
-def test_paths_do_not_change_the_recipe() -> None:
-    one, other = parse([]).recipe, parse(["--data.root", "/elsewhere"]).recipe
-    assert recipe_fingerprint(one) == recipe_fingerprint(other)
-    assert recipe_fingerprint(one) != recipe_fingerprint(parse(["--seed", "1"]).recipe)
+def test_a_run_is_named_by_what_it_trains() -> None:
+    default = recipe_fingerprint(parse([]).recipe)
+    for same in (["--data.root", "/elsewhere"], ["--evaluation.images", "360"], ["--checks.budget", "1"]):
+        assert recipe_fingerprint(parse(same).recipe) == default
+    for other in (["--seed", "1"], ["--schedule.rounds", "7"], ["--judge.images", "9"]):
+        assert recipe_fingerprint(parse(other).recipe) != default
 
 
 def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
