@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -76,6 +77,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 workers=workers,
                 progress=say,
             )
+        model = save(plan, robust, shipped, found["robust"]["autoattack"])
+        say(f"model: {model}")
         with timed(seconds, "checks"):
             checked = examine(
                 subjects["robust"],
@@ -127,6 +130,20 @@ def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
 
 
+def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) -> Path:
+    """Save the model with what is known of it, before the checks, which may take longer than all the rest."""
+    directory = plan.run / "model"
+    save_model(
+        directory,
+        robust,
+        classifier=plan.recipe.classifier,
+        inputs=plan.network,
+        threat=plan.recipe.threat,
+        notes={"data": plan.data.name, "shipped": shipped, "autoattack": auto.robust.as_json()},
+    )
+    return directory
+
+
 def committed(setup: Setup) -> set[str]:
     """The shards that are committed at this moment."""
     return {row.fingerprint for row in TrajectoryCache(setup.root).ledger.rows()}
@@ -163,9 +180,8 @@ def collect(
     before: set[str],
     seconds: dict[str, float],
 ) -> dict:
-    """Save the model, and put together what results.json holds."""
+    """What results.json holds."""
     recipe, lines = plan.recipe, setup.journal.lines()
-    model, results = plan.run / "model", plan.run / "results.json"
     verdicts = {
         name: {
             "clean": evaluations["pgd"].clean.as_json(),
@@ -179,14 +195,6 @@ def collect(
         for name, evaluations in found.items()
     }
     verdicts["robust"]["headline"] = headline(list(found["robust"].values()), checked).as_json()
-    save_model(
-        model,
-        robust,
-        classifier=recipe.classifier,
-        inputs=plan.network,
-        threat=recipe.threat,
-        notes={"data": plan.data.name, "shipped": shipped, "autoattack": verdicts["robust"]["autoattack"]},
-    )
     return {
         "run": plan.run.name,
         "data": plan.data.name,
@@ -210,8 +218,8 @@ def collect(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "paths": {
             "run": str(plan.run),
-            "model": str(model),
-            "results": str(results),
+            "model": str(plan.run / "model"),
+            "results": str(plan.run / "results.json"),
             "metrics": str(plan.run / "metrics.jsonl"),
             "store": str(plan.root / "store"),
         },
