@@ -45,6 +45,11 @@ class Plan:
         return self.command.recipe
 
     @property
+    def model(self) -> Path:
+        """Where the saved model lies."""
+        return self.run / "model"
+
+    @property
     def network(self) -> dict[str, object]:
         """The arguments of `build_classifier` beside its config."""
         data = self.data

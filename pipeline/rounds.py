@@ -90,9 +90,9 @@ class _Trainer(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        from cluster.trainer import run_training  # takes seconds, and a run that is complete trains nothing
-
         try:
+            from cluster.trainer import run_training  # takes seconds, and a run that is complete trains nothing
+
             run_training(
                 _train,
                 {"setup": self.shared, "stop": str(self.stop)},

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -77,8 +76,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 workers=workers,
                 progress=say,
             )
-        model = save(plan, robust, shipped, found["robust"]["autoattack"])
-        say(f"model: {model}")
+        save(plan, robust, shipped, found["robust"]["autoattack"])
+        say(f"model: {plan.model}")
         with timed(seconds, "checks"):
             checked = examine(
                 subjects["robust"],
@@ -130,18 +129,16 @@ def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
 
 
-def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) -> Path:
+def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) -> None:
     """Save the model with what is known of it, before the checks, which may take longer than all the rest."""
-    directory = plan.run / "model"
     save_model(
-        directory,
+        plan.model,
         robust,
         classifier=plan.recipe.classifier,
         inputs=plan.network,
         threat=plan.recipe.threat,
         notes={"data": plan.data.name, "shipped": shipped, "autoattack": auto.robust.as_json()},
     )
-    return directory
 
 
 def committed(setup: Setup) -> set[str]:
@@ -218,7 +215,7 @@ def collect(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "paths": {
             "run": str(plan.run),
-            "model": str(plan.run / "model"),
+            "model": str(plan.model),
             "results": str(plan.run / "results.json"),
             "metrics": str(plan.run / "metrics.jsonl"),
             "store": str(plan.root / "store"),
