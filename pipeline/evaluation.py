@@ -29,7 +29,7 @@ from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 from stages.threads import cpu_threads
 
-PGD_CHUNK = 250  # images of a chunk under an attack that costs a hundredth of AutoAttack
+PGD_CHUNK = 500  # images of a chunk under an attack that costs a hundredth of AutoAttack
 PROBES = 4  # images whose answers are part of a model's name
 
 

@@ -90,11 +90,18 @@ def pgd(
         raise ValueError("this PGD is for Linf and L2 balls; in L1 use AutoAttack, whose steps are made for it")
     adversaries, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     with evaluating(model):
-        for first in range(0, len(images), config.batch):
-            part = slice(first, first + config.batch)
-            adversaries[part], broken[part] = _attack_batch(
-                model, images[part], labels[part], threat, config, rows[part]
-            )
+        for part in torch.arange(len(images)).split(config.batch):
+            broken[part] = _misclassified(model, images[part], labels[part])
+        # Restarts of few images share batches: small ones cost nearly twice as much an image.
+        restarts, tried = (runs.ravel() for runs in np.indices((config.restarts, len(images))))
+        while len(left := np.flatnonzero(~broken.numpy(force=True)[tried])):
+            restarts, tried = restarts[left], tried[left]
+            now, restart = tried[: config.batch], restarts[: config.batch]
+            start = _starts(images[now], threat, config, rows=rows[now], restarts=restart)
+            states, wrong = _climb(model, start, images[now], labels[now], threat, config)
+            chosen = _one_of_each(now, wrong.numpy(force=True))
+            adversaries[now[chosen]], broken[now[chosen]] = states[chosen], wrong[chosen]
+            restarts, tried = restarts[config.batch :], tried[config.batch :]
     return adversaries, broken
 
 
@@ -137,26 +144,30 @@ def _uniform_in_ball(
     return direction / np.linalg.norm(direction) * (threat.radius * share)
 
 
-def _attack_batch(
-    model: nn.Module,
+def _starts(
     clean: Float[Tensor, "image channel height width"],
-    labels: Int64[Tensor, " image"],
     threat: ThreatModel,
     config: PGDConfig,
+    *,
     rows: Int64[np.ndarray, " image"],
-) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
-    adversaries = clean.clone()
-    broken = _misclassified(model, clean, labels)
-    for restart in range(config.restarts):
-        standing = (~broken).nonzero()[:, 0]
-        if not len(standing):
-            break
-        centre, start = clean[standing], clean[standing]
-        if config.random_start:
-            chosen = rows[standing.numpy(force=True)]
-            start = draw_starts(centre, threat, rows=chosen, restart=restart, seed=config.seed)
-        adversaries[standing], broken[standing] = _climb(model, start, centre, labels[standing], threat, config)
-    return adversaries, broken
+    restarts: Int64[np.ndarray, " image"],
+) -> Float[Tensor, "image channel height width"]:
+    """Where each image starts in a restart of its own."""
+    start = clean.clone()
+    if config.random_start:
+        for restart in np.unique(restarts):
+            here = np.flatnonzero(restarts == restart)
+            start[here] = draw_starts(clean[here], threat, rows=rows[here], restart=int(restart), seed=config.seed)
+    return start
+
+
+def _one_of_each(images: Int64[np.ndarray, " run"], wrong: Bool[np.ndarray, " run"]) -> Int64[np.ndarray, " image"]:
+    """For each image, its first run whose state is wrong, or else its last run."""
+    chosen: dict[int, int] = {}
+    for run, image in enumerate(images.tolist()):
+        if image not in chosen or not wrong[chosen[image]]:
+            chosen[image] = run
+    return np.array(list(chosen.values()))
 
 
 def _climb(
@@ -167,7 +178,7 @@ def _climb(
     threat: ThreatModel,
     config: PGDConfig,
 ) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
-    """One restart; an image stops where it is first misclassified, and costs nothing from then on."""
+    """One run each; an image stops where it is first misclassified, and costs nothing from then on."""
     states, broken = start.clone(), torch.zeros_like(labels, dtype=torch.bool)
     standing = torch.arange(len(labels), device=labels.device)
     for _ in range(config.steps):
