@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from pipeline.run import main
+
 TINY = {
     "workers.cpus": 2,
     "data.train-images": 160,
@@ -19,8 +21,8 @@ TINY = {
     "judge.every": 4,
     "checkpoint-rounds": 3,
     "evaluation.images": 8,
-    "evaluation.chunk": 4,
-    "evaluation.batch": 4,
+    "evaluation.chunk": 8,
+    "evaluation.batch": 8,
     "evaluation.pgd-images": 64,
     "checks.size.images": 8,
     "checks.size.steps": 12,
@@ -37,17 +39,25 @@ BRIEFLY = [
 ]
 
 
+def flags_of(settings: dict[str, object]) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
 def command(root: Path, *flags: str) -> list[str]:
-    tiny = [f"--{name}={value}" for name, value in TINY.items()]
-    return [sys.executable, "-m", "pipeline.run", *tiny, "--root", str(root), *flags]
+    return [sys.executable, "-m", "pipeline.run", *flags_of(TINY), "--root", str(root), *flags]
 
 
 def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
-def results_of(root: Path) -> dict:
-    (path,) = root.glob("runs/digits-*/results.json")
+def run_here(root: Path, *arguments: str) -> None:
+    """The command in this process, on the session that is open: the same code, without a Ray and imports of its own."""
+    assert main([*arguments, "--root", str(root)]) == 0
+
+
+def results_of(root: Path, name: str = "digits-*") -> dict:
+    (path,) = root.glob(f"runs/{name}/results.json")
     return json.loads(path.read_text())
 
 

@@ -1,13 +1,11 @@
 """The CIFAR-10 preset on real images, at a size for tests."""
 
-import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import BRIEFLY, TINY, run
+from commands import BRIEFLY, TINY, flags_of, results_of, run_here
 
 from stages.shipped import load_model
 
@@ -17,7 +15,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 @pytest.mark.skipif(
     "RAP_DATA_ROOT" not in os.environ, reason="RAP_DATA_ROOT is not set: it names the folder of CIFAR-10"
 )
-def test_real_cifar10_goes_through_every_stage(tmp_path: Path) -> None:
+def test_real_cifar10_goes_through_every_stage(ray_session: object, tmp_path: Path) -> None:
     small = {
         **TINY,
         "data.train-images": 128,
@@ -34,10 +32,8 @@ def test_real_cifar10_goes_through_every_stage(tmp_path: Path) -> None:
         "schedule.rounds": 3,
         "search.trials": 0,
     }
-    flags = [*(f"--{name}={value}" for name, value in small.items()), *BRIEFLY]
-    ended = run([sys.executable, "-m", "pipeline.run", "cifar10-linf", *flags, "--root", str(tmp_path)])
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    results = json.loads(next(tmp_path.glob("runs/*/results.json")).read_text())
+    run_here(tmp_path, "cifar10-linf", *flags_of(small), *BRIEFLY)
+    results = results_of(tmp_path, "cifar10-linf-*")
     assert results["data"] == "CIFAR-10 (JPEG q75)"
     assert results["trajectories"]["generated"] == 6
     assert results["robust"]["unverified"] == 0
