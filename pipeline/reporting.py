@@ -12,6 +12,7 @@ from pipeline.evaluation import Evaluation, in_order, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.findings import Findings, ball_text
 from pipeline.plan import Plan
+from pipeline.results import describe_model
 from pipeline.search import search_fingerprint
 from stages.data.splits import Split
 from stages.evaluation.accuracy import device_of, predict, to_float
@@ -49,8 +50,7 @@ def run_contents(
         title=plan.run.name,
         data=plan.data.name,
         threat=threat,
-        description=f"{results['classifier']['architecture']} behind a U-Net of {results['adapter_parameters']:,} "
-        "parameters",
+        description=describe_model(results),
         clean=worst_of([auto, pgd]).clean,
         headline=headline([auto, pgd], checked),
         worst_of=(*names.values(), *checked.attacks),

@@ -42,14 +42,21 @@ def write_results(path: Path, results: dict) -> None:
     temporary.replace(path)
 
 
+def describe_model(results: dict) -> str:
+    """The robust classifier in a few words."""
+    trained = results["recipe"]["train"]["what"]
+    classifier = results["classifier"]["architecture"] + (", itself trained on attacks" if trained != "adapter" else "")
+    parameters = results["adapter_parameters"]
+    return f"{classifier}, behind a U-Net of {parameters:,} parameters" if parameters else classifier
+
+
 def table(results: dict) -> str:
     """The short table that ends a run."""
     robust, undefended = results["robust"], results["undefended"]
     threat, shards = results["threat"], results["trajectories"]
     ball = f"{threat['norm']} {threat['radius']:.4g}"
     lines = [
-        f"{results['data']}, {ball}, {results['classifier']['architecture']} behind a U-Net of "
-        f"{results['adapter_parameters']:,} parameters",
+        f"{results['data']}, {ball}, {describe_model(results)}",
         "",
         f"{'':34}{'robust classifier':>28}{'classifier alone':>28}",
         _row("clean", robust["clean"], undefended["clean"]),

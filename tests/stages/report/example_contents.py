@@ -28,7 +28,7 @@ def least(**changes) -> Contents:
 def everything(**changes) -> Contents:
     """A report with every section."""
     given = {
-        "description": "cnn behind a U-Net of 103,473 parameters",
+        "description": "cnn, behind a U-Net of 103,473 parameters",
         "undefended_clean": Accuracy(127, 128),
         "undefended_headline": Accuracy(4, 128),
         "attacks": (
