@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.run import main
@@ -39,7 +40,7 @@ BRIEFLY = [
 ]
 
 
-def flags_of(settings: dict[str, object]) -> list[str]:
+def flags_of(settings: Mapping[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
