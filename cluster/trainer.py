@@ -15,6 +15,7 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from torch.distributed import DistError
 
 from cluster.session import check_room, describe
@@ -99,7 +100,7 @@ def _fit(loop: Loop, config: Mapping[str, Any], scaling: ScalingConfig, storage:
         ),
     )
     try:
-        with _kept_sigint():
+        with _kept_sigint(), _no_leftovers():
             trainer.fit()
     finally:
         shutil.rmtree(storage / attempt, ignore_errors=True)
@@ -109,8 +110,8 @@ class _Trainer(TorchTrainer):
     """TorchTrainer without the actors that a local session has no use for.
 
     The cleaner of placement groups asks the dashboard whether the controller lives: without a dashboard it never
-    learns, and every training waits 12 s for it at the end. The other serves Ray Data's data sets, of which there are
-    none. A session's placement groups end with it.
+    learns, and every training waits 12 s for it at the end; `_no_leftovers` does its work. The other serves Ray Data's
+    data sets, of which there are none.
     """
 
     def _create_default_callbacks(self) -> list:
@@ -148,6 +149,26 @@ def _own_exception(error: Exception, workers: int) -> BaseException | None:
 def _is_echo(failure: BaseException) -> bool:
     """Whether it may be what a worker sees of another's death: a collective that lost its peer."""
     return type(failure) is RuntimeError or isinstance(failure, DistError)
+
+
+@contextmanager
+def _no_leftovers() -> Iterator[None]:
+    """What a failed training reserved is free for the next start.
+
+    Where a train worker dies before its loop begins, or the controller dies, nobody gives their CPUs back, and another
+    start would wait for them for ever. In a local session only this training makes placement groups meanwhile.
+    """
+    if not describe().is_local:  # where Ray's own cleaner does it
+        yield
+        return
+    before = placement_group_table().keys()
+    try:
+        yield
+    except BaseException:
+        for name, group in placement_group_table().items():
+            if name not in before and group["state"] != "REMOVED":
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
+        raise
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
+from ray.util.placement_group import placement_group_table
 
 from cluster.trainer import TrainContext, TrainingFailed, run_training
 
@@ -35,7 +36,7 @@ def fail(context: TrainContext, config: dict) -> None:
 
 
 def die(context: TrainContext, config: dict) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    _die()
 
 
 def test_a_killed_worker_of_two_starts_the_loop_again_from_a_thread(tmp_path):
@@ -64,6 +65,35 @@ def test_the_exception_of_the_loop_is_raised_as_itself_after_one_start(tmp_path)
         train(fail, {"starts": str(tmp_path)}, tmp_path / "ray")
     assert type(caught.value) is KeyError
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+class Deadly:
+    """Kills the train worker that receives it, while it starts."""
+
+    def __init__(self, victims: Path) -> None:
+        self.victims = victims
+
+    def __reduce__(self):
+        return _receive, (self.victims,)
+
+
+def _receive(victims: Path) -> None:
+    if "RayTrainWorker" in Path("/proc/self/cmdline").read_text():  # the controller receives it, too
+        (victims / str(os.getpid())).touch()
+        _die()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_before_its_loop_begins_leaves_its_cpus_to_the_next_start(tmp_path):
+    (tmp_path / "victims").mkdir()
+    config = {"deadly": Deadly(tmp_path / "victims")}
+    with pytest.raises(TrainingFailed, match="died in each of 2 starts"):
+        train(die, config, tmp_path / "ray", cpus=2, max_failures=1)
+    assert len(list((tmp_path / "victims").iterdir())) == 2
+    assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 
 
 def test_a_worker_that_dies_in_every_start_is_given_up(tmp_path):
