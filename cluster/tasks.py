@@ -18,6 +18,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+ALONE = {"env_vars": {"RAP_FRESH_PROCESS": "1"}}
+"""An environment of its own: Ray gives a used process to any other task, but only of the same environment."""
+
+
 class PoolError(RuntimeError):
     """Work was given up because the processes that did it kept dying."""
 
@@ -28,7 +32,7 @@ def run_tasks(
     *,
     cpus: float,
     gpus: float = 0,
-    fresh: bool = True,
+    fresh: bool | Callable[[Item], bool] = True,
     in_flight: int = 64,
     retries: int = 3,
 ) -> Generator[tuple[Item, Result], None, None]:
@@ -36,21 +40,24 @@ def run_tasks(
 
     A ``fresh`` process is one that no other call has used: what a call leaves (threads, random state) cannot
     reach another. Otherwise a call may follow another, which spares it the imports; on GPUs, whose memory is
-    given back when a process ends, it never does. At most ``in_flight`` items are submitted at once; how many
-    run is up to ``cpus`` and ``gpus``. A call whose process died is begun again up to ``retries`` times.
+    given back when a process ends, it never does. ``fresh`` may be a question, asked of each item. At most
+    ``in_flight`` items are submitted at once; how many run is up to ``cpus`` and ``gpus``. A call whose process
+    died is begun again up to ``retries`` times.
 
     Raises the function's own exception as itself, and PoolError, which names the item, when its
     processes keep dying.
     """
     name = getattr(function, "__name__", "task")
     check_room(name, cpus=cpus, gpus=gpus)
-    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1 if fresh or gpus else 0, max_retries=retries)(_call)
+    shared = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_call)
+    alone = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, max_calls=1, runtime_env=ALONE)(_call)
     source = iter(items)
     running: dict[ObjectRef, Item] = {}
     try:
         while True:
             for item in islice(source, in_flight - len(running)):
-                running[task.remote(function, item)] = item
+                is_fresh = gpus > 0 or (fresh(item) if callable(fresh) else fresh)
+                running[(alone if is_fresh else shared).remote(function, item)] = item
             if not running:
                 return
             done, _ = ray.wait(list(running))

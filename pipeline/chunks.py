@@ -1,6 +1,6 @@
 """The work of one evaluation chunk, in the process that attacks it: attack, verify, commit.
 
-Apart from what fans it out, since every chunk has a fresh process, which imports this module and little else.
+Apart from what fans it out, since most chunks have a fresh process, which imports this module and little else.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from pipeline.artifacts import Artifact, Store
 from stages.data.splits import Split
 from stages.evaluation.attacks import Attack
 from stages.evaluation.measurement import AttackConfig, attack_images, identity, kind_of
+from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.verdict import ChunkVerdict, verify_chunk
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
@@ -39,6 +40,11 @@ class Chunk:
     def kind(self) -> str:
         return kind_of(self.attack)
 
+    @property
+    def needs_fresh_process(self) -> bool:
+        """Whether the attack may leave something behind in its process, as AutoAttack's counters; PGD here does not."""
+        return not isinstance(self.attack, PGDConfig)
+
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(
@@ -57,7 +63,7 @@ class Chunk:
 def attack_to_receipt(
     work: tuple[tuple[str, str], Chunk, str, list[Ref[tuple[nn.Module, dict[str, Attack]]]]],
 ) -> Artifact:
-    """Attack one chunk and commit what was found. Runs in a process of its own."""
+    """Attack one chunk and commit what was found. Runs in a worker process."""
     _, chunk, device, (reference,) = work
     model, functions = reference.get()
     return commit_chunk(chunk, model.to(device), device=device, functions=functions)

@@ -1,7 +1,7 @@
 """Evaluation, fanned out in evaluation chunks: any named attack, each chunk with its receipt, each verified again.
 
-A chunk is attacked in a fresh process and leaves an artifact, so a killed evaluation repeats only what was
-running, and the same evaluation again attacks nothing.
+A chunk leaves an artifact, so a killed evaluation repeats only what was running, and the same evaluation again attacks
+nothing.
 """
 
 import time
@@ -123,7 +123,14 @@ def evaluate(
             for chunk in members
             if chunk.fingerprint in board.missing
         ]
-        for (group, chunk, *_), receipt in run_tasks(attack_to_receipt, work, cpus=place.cpus, gpus=place.gpus):
+        done = run_tasks(
+            attack_to_receipt,
+            work,
+            cpus=place.cpus,
+            gpus=place.gpus,
+            fresh=lambda item: item[1].needs_fresh_process,
+        )
+        for (group, chunk, *_), receipt in done:
             progress(board.take(group, chunk, receipt))
     return {
         name: {measurement.name: board.merge((name, measurement.name)) for measurement in measurements}

@@ -144,6 +144,15 @@ def test_tasks_that_need_none_share_processes():
     assert len(set(processes.values())) < 20
 
 
+def test_a_fresh_process_has_not_served_tasks_that_need_none():
+    """Ray would give it to them, and a process that had served others to this one."""
+    tasks = run_tasks(process_of, range(8), cpus=1, in_flight=1, fresh=lambda number: number in (3, 4))
+    processes = dict(tasks)
+    shared = {processes[number] for number in (0, 1, 2, 5, 6, 7)}
+    assert len(shared) < 6
+    assert len({processes[3], processes[4]} - shared) == 2
+
+
 def test_a_killed_task_is_begun_again(tmp_path):
     assert [n for _, n in run_tasks(die_in_task, [(3, tmp_path, 1)], cpus=1)] == [9]
 

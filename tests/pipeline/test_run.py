@@ -1,5 +1,6 @@
 """The command as a user runs it, in processes of its own: to the end, again, and killed in the middle."""
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -74,13 +75,14 @@ def chosen_attack(root: Path) -> list[str]:
     """Flags for the attack that a run's search chose, without a search."""
     attack = results_of(root)["attack"]
     lengths = [f"--attack.{name.replace('_', '-')}={attack[name]}" for name in ("steps", "step_size", "noise_scale")]
-    return [*lengths, "--search.trials=0", *BRIEFLY]
+    return [*lengths, "--search.trials=0"]
 
 
 def test_a_killed_driver_is_resumed_to_the_same_weights(
     finished: tuple[Path, str], ray_session: object, tmp_path: Path
 ) -> None:
-    flags = chosen_attack(finished[0])
+    flags = [*chosen_attack(finished[0]), *BRIEFLY]
+    shutil.copytree(finished[0] / "store" / "classifier", tmp_path / "store" / "classifier")
     started = command(tmp_path, *flags)
     with subprocess.Popen(started, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
         assert driver.stdout is not None
@@ -103,7 +105,7 @@ def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(
 ) -> None:
     """With overlap, the first two rounds attack v_0, which a learning rate does not change."""
     root, _ = finished
-    flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root)]
+    flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
     run_here(root, *flags_of(TINY), *flags)
     shards = results_of(root, "slower")["trajectories"]
     assert (shards["shards"], shards["generated"]) == (4, 0)
@@ -114,7 +116,7 @@ def test_a_new_adapter_starts_from_another_runs_shards(
 ) -> None:
     root, _ = finished
     source = results_of(root)["run"]
-    flags = ["--name=reuse", f"--train.from-cache={source}", "--schedule.rounds=2", *chosen_attack(root)]
+    flags = ["--name=reuse", f"--train.from-cache={source}", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
     run_here(root, *flags_of(TINY), *flags)
     found = results_of(root, "reuse")["from_cache"]
     assert "foreign weights" in capsys.readouterr().out
@@ -130,7 +132,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_a_job_publishes_the_bytes_of_the_command(head: str, finished: tuple[Path, str], tmp_path: Path) -> None:
     flags = flags_of({name: value for name, value in TINY.items() if name != "workers.cpus"})
-    done = submit(head, *flags, "--root", str(tmp_path))
+    done = submit(head, *flags, *chosen_attack(finished[0]), "--root", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "AutoAttack standard" in done.stdout
     assert last_version(tmp_path) == last_version(finished[0])
