@@ -7,12 +7,19 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
+from pipeline.artifacts import ArtifactError
 from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
+from stages.training.versions import VersionMismatchError
+from stages.trajectories.ledger import LedgerError
+from stages.trajectories.shards import ShardError
 
 USAGE = "python -m pipeline.run [digits|mnist|cifar10-linf|cifar10-l2] [--flags]"
 FRACTION = re.compile(r"^(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 # An explicit flag fixes what the search would otherwise try.
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
+
+DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
+"""Files that are not what was written, which each message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,12 @@ def fail(message: str) -> NoReturn:
     """End with exit code 2 and a message: nothing was done."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def stop(error: Exception) -> int:
+    """Say why a command ended in the middle; its exit code. Nothing committed is lost."""
+    print(f"error: {error}", file=sys.stderr)
+    return 1
 
 
 def decimal(argument: str) -> str:

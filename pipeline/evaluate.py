@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.session import PlacementError
-from pipeline.command import WorkersConfig, fail
+from pipeline.command import DAMAGE, WorkersConfig, fail, stop
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.evaluation import final_measurements
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
@@ -201,7 +201,7 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0, 2 for input that was refused before any work, 130 when it was interrupted."""
+    """The command. Returns 0, 1 for damaged files, 2 for input that was refused before any work, 130 for Ctrl-C."""
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -216,6 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         found, directory = run(prepared, say)
     except PlacementError as error:
         fail(str(error))
+    except DAMAGE as error:
+        return stop(error)
     except KeyboardInterrupt:
         say("interrupted; no finished chunk is lost, and the same command goes on from here")
         return 130

@@ -16,7 +16,7 @@ from torch import nn
 from cluster.session import PlacementError
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
-from pipeline.command import fail, parse
+from pipeline.command import DAMAGE, fail, parse, stop
 from pipeline.costs import describe_costs
 from pipeline.evaluation import Evaluation, Subject, evaluate, final_measurements, subject_of, worst_of
 from pipeline.examination import Checked, Origin, examine, headline
@@ -233,7 +233,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0, 2 for input that was refused before any work, 130 when it was interrupted."""
+    """The command. Returns 0, 1 for damaged files, 2 for input that was refused before any work, 130 for Ctrl-C."""
     began = time.perf_counter()
 
     def say(text: str) -> None:
@@ -252,6 +252,8 @@ def main(argv: list[str] | None = None) -> int:
         results = run(plan, say)
     except (ClaimedError, PlacementError) as error:
         fail(str(error))
+    except DAMAGE as error:
+        return stop(error)
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")
         return 130

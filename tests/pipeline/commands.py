@@ -28,7 +28,13 @@ TINY = {
     "checks.size.images": 8,
     "checks.size.steps": 12,
     "checks.size.short-steps": 6,
+    "checks.size.restarts": 2,
     "checks.size.queries": 30,
+    "checks.size.draws": 5,
+    "checks.size.radii": 2,
+    "checks.size.gradient-images": 4,
+    "checks.size.binarized": 4,
+    "checks.size.inner": 16,
     "checks.others": 0,
     "checks.budget": 0,
 }

@@ -14,6 +14,7 @@ from heads import running_head, submit
 
 from pipeline.evaluate import prepare
 from pipeline.evaluate_command import EvaluateCommand
+from pipeline.run import main
 from stages.data.datasets import DataConfig, load_data
 from stages.shipped import load_model
 from stages.trajectories.cache import TrajectoryCache
@@ -69,6 +70,22 @@ def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> N
     assert {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()} == rows
     assert after["robust"] == before["robust"]
     assert "training the classifier" not in again.stdout
+
+
+def test_a_damaged_receipt_is_named_and_not_used(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = finished
+    receipt = next(root.glob("store/autoattack/*/verdict.npz"))
+    content = receipt.read_bytes()
+    receipt.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert main([*flags_of(TINY), "--root", str(root)]) == 1
+    finally:
+        receipt.write_bytes(content)
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {receipt.parent}: verdict.npz: found")
+    assert "run the same command again" in said
 
 
 def chosen_attack(root: Path) -> list[str]:
