@@ -41,7 +41,8 @@ DATA = DataConfig(name="digits")
 
 @cache
 def trained(epochs: int = 8) -> nn.Module:
-    """The digits preset's classifier, trained for a few seconds."""
+    """The digits preset's classifier, trained for a few seconds; without gradients for its weights, which the official
+    code would compute and throw away, so that both do the same work."""
     data, config = load_data(DATA), ClassifierConfig(epochs=epochs, batch=64)
 
     def build() -> nn.Module:
@@ -50,7 +51,7 @@ def trained(epochs: int = 8) -> nn.Module:
     state = train_classifier(config, data.train, seed=0, build=build, device="cpu", progress=lambda line: None)
     model = build()
     model.load_state_dict(state)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def measurement(images: int, chunk: int) -> Measurement:
