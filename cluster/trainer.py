@@ -164,8 +164,10 @@ def _no_leftovers() -> Iterator[None]:
     before = placement_group_table().keys()
     try:
         yield
-    except BaseException:
-        for name, group in placement_group_table().items():
+    except (TrainingFailedError, RayError):
+        # Without a session, which may just have ended, asking for the table would start another one.
+        left = placement_group_table() if ray.is_initialized() else {}
+        for name, group in left.items():
             if name not in before and group["state"] != "REMOVED":
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))
         raise

@@ -1,4 +1,5 @@
-"""The command as a user runs it, in processes of its own: to the end, again, and killed in the middle."""
+"""The command as a user runs it: to the end and again, killed, as a job, each in processes of its own; reuse in this
+one."""
 
 import shutil
 import signal
