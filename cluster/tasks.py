@@ -12,6 +12,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.lines import Lines, Teller
 from cluster.session import check_room
 
 Item = TypeVar("Item")
@@ -27,7 +28,7 @@ class PoolError(RuntimeError):
 
 
 def run_tasks(
-    function: Callable[[Item], Result],
+    function: Callable[..., Result],
     items: Iterable[Item],
     *,
     cpus: float,
@@ -35,6 +36,7 @@ def run_tasks(
     fresh: bool | Callable[[Item], bool] = True,
     in_flight: int = 64,
     retries: int = 3,
+    say: Callable[[str], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Call a function for every item in processes of their own; yield (item, result) as they complete.
 
@@ -42,7 +44,8 @@ def run_tasks(
     reach another. Otherwise a call may follow another, which spares it the imports; on GPUs, whose memory is
     given back when a process ends, it never does. ``fresh`` may be a question, asked of each item. At most
     ``in_flight`` items are submitted at once; how many run is up to ``cpus`` and ``gpus``. A call whose process
-    died is begun again up to ``retries`` times.
+    died is begun again up to ``retries`` times. With ``say`` the function gets another argument, a function that has
+    the driver say a line, one every 10 s at most.
 
     Raises the function's own exception as itself, and PoolError, which names the item, when its
     processes keep dying.
@@ -53,25 +56,33 @@ def run_tasks(
     alone = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, max_calls=1, runtime_env=ALONE)(_call)
     source = iter(items)
     running: dict[ObjectRef, Item] = {}
+    lines = Lines(say) if say else None
+    telling = [lines.teller] if lines else []
     try:
         while True:
             for item in islice(source, in_flight - len(running)):
                 is_fresh = gpus > 0 or (fresh(item) if callable(fresh) else fresh)
-                running[(alone if is_fresh else shared).remote(function, item)] = item
+                running[(alone if is_fresh else shared).remote(function, item, *telling)] = item
             if not running:
                 return
-            done, _ = ray.wait(list(running))
+            awaited = lines.awaited if lines else []
+            done, _ = ray.wait([*awaited, *running])
             for ref in done:
+                if lines and ref in awaited:
+                    lines.read()
+                    continue
                 item = running.pop(ref)
                 yield item, _get(ref, f"{name} of {item!r}")
     finally:
+        if lines:
+            lines.close()
         for ref in running:
             if ray.is_initialized():
                 ray.cancel(ref, force=True)
 
 
-def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    return function(item)
+def _call(function: Callable[..., Result], item: object, *tell: Teller) -> Result:
+    return function(item, *tell)
 
 
 def _get(ref: "ObjectRef[Result]", doing: str) -> Result:

@@ -37,17 +37,18 @@ def weights_from_cache(
             [(put(setup), name, shards, place.device)],
             cpus=max(place.cpus, setup.config.train.threads),
             gpus=place.gpus,
+            say=say,
         )
     say(artifact.metrics["note"])
     return load_file(artifact.path / "weights.safetensors"), artifact.metrics
 
 
-def _train(work: tuple[Ref[Setup], str, list[str], str]) -> Artifact:
+def _train(work: tuple[Ref[Setup], str, list[str], str], tell: Callable[[str], None]) -> Artifact:
     reference, name, shards, device = work
     setup = reference.get()
 
     def write(directory: Path) -> dict:
-        result = train_on_cache(setup, shards, passes=setup.config.train.cache_passes)
+        result = train_on_cache(setup, shards, passes=setup.config.train.cache_passes, progress=tell)
         save_file({key: value.contiguous() for key, value in result.weights.items()}, directory / "weights.safetensors")
         note = (
             f"the cached adversaries attacked {result.foreign_weights} foreign weights versions: on the stored ones "

@@ -28,7 +28,7 @@ def classifiers_of(
         say(f"training the classifier ({config.architecture}) on {images} images{more}")
         work = [(i, put(plans[i]), place.device) for i in untrained]
         cpus = max(place.cpus, config.threads)
-        for (i, *_), artifact in run_tasks(_train, work, cpus=cpus, gpus=place.gpus, fresh=False):
+        for (i, *_), artifact in run_tasks(_train, work, cpus=cpus, gpus=place.gpus, fresh=False, say=say):
             artifacts[i] = artifact
     return [_checked(plan, artifact) for plan, artifact in zip(plans, artifacts, strict=True)]
 
@@ -43,8 +43,8 @@ def _checked(plan: Plan, artifact: Artifact | None) -> tuple[nn.Module, float]:
     return classifier, artifact.metrics["holdout_accuracy"]
 
 
-def _train(work: tuple[int, Ref[Plan], str]) -> Artifact:
-    _, reference, device = work
+def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Artifact:
+    number, reference, device = work
     plan = reference.get()
     holdout = plan.data.holdout
 
@@ -58,7 +58,7 @@ def _train(work: tuple[int, Ref[Plan], str]) -> Artifact:
             seed=plan.recipe.seed,
             build=build,
             device=device,
-            progress=lambda line: None,
+            progress=lambda line: tell(line if number == 0 else f"{line}, from seed {plan.recipe.seed}"),
         )
         save_file({name: value.contiguous() for name, value in state.items()}, directory / "weights.safetensors")
         classifier = build()

@@ -170,7 +170,7 @@ def examine(
         say(f"20 checks on the model, {len(missing) - (examined in missing)} trainings that explain it")
         tasks = [put(_Task(str(root), work, place.device)) for work in missing]
         for _, receipt in run_tasks(
-            _to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus, fresh=False
+            _to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus, fresh=False, say=say
         ):
             receipts[receipt.manifest["fingerprint"]] = receipt
             say(_line(receipt))
@@ -233,21 +233,21 @@ def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Chec
     )
 
 
-def _to_receipt(reference: list[Ref[_Task]]) -> Artifact:
+def _to_receipt(reference: list[Ref[_Task]], tell: Callable[[str], None]) -> Artifact:
     task = reference[0].get()
     measure = _measure_checks if isinstance(task.work, _Examined) else _measure_training
     with cpu_threads(1):
         return Store(Path(task.root)).make(
             task.work.kind,
             task.work.fingerprint,
-            lambda directory: measure(task.work, directory, task.device),  # pyright: ignore[reportArgumentType]
+            lambda directory: measure(task.work, directory, task.device, tell),  # pyright: ignore[reportArgumentType]
             config=task.work.size if isinstance(task.work, _Examined) else {"part": task.work.part},
             inputs={"images": task.work.images.fingerprint},
             device=task.device,
         )
 
 
-def _measure_checks(work: _Examined, directory: Path, device: str) -> dict:
+def _measure_checks(work: _Examined, directory: Path, device: str, tell: Callable[[str], None]) -> dict:
     images = work.images
     examination = run_checks(
         Examined(
@@ -262,6 +262,7 @@ def _measure_checks(work: _Examined, directory: Path, device: str) -> dict:
             flags=work.flags,
         ),
         work.size,
+        progress=lambda name: tell(f"checks on the model: {name}"),
     )
     adversarial = {f"{number} {result.name}": result.adversarial for number, result in enumerate(examination.results)}
     np.savez_compressed(directory / "attacks.npz", **adversarial)  # pyright: ignore[reportArgumentType]
@@ -273,10 +274,10 @@ def _measure_checks(work: _Examined, directory: Path, device: str) -> dict:
     }
 
 
-def _measure_training(work: _Training, directory: Path, device: str) -> dict:
+def _measure_training(work: _Training, directory: Path, device: str, tell: Callable[[str], None]) -> dict:
     images, setup = work.images, work.setup
     mask = pgd_mask(
-        _trained(work, device),
+        _trained(work, device, tell),
         torch.from_numpy(images.images),
         torch.from_numpy(images.labels),
         setup.config.threat,
@@ -286,14 +287,14 @@ def _measure_training(work: _Training, directory: Path, device: str) -> dict:
     return {"part": work.part, "share": work.share, "robust": _counts(Accuracy.from_mask(mask))}
 
 
-def _trained(work: _Training, device: str) -> nn.Module:
+def _trained(work: _Training, device: str, tell: Callable[[str], None]) -> nn.Module:
     setup = replace(work.setup, device=device)
     if work.part == ALONE:
         return setup.classifier.to(device)
     if work.part == UNTRAINED:
         return setup.build()
     run = setup.root / "ablations" / work.fingerprint
-    return train_part(work.part, setup, share=work.share, run=run)  # pyright: ignore[reportArgumentType]
+    return train_part(work.part, setup, share=work.share, run=run, progress=tell)  # pyright: ignore[reportArgumentType]
 
 
 def _counts(accuracy: Accuracy) -> dict[str, int]:

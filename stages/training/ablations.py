@@ -23,12 +23,15 @@ Part = Literal["defence", "adversarial training", "denoising only", "vanilla adv
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
-def train_part(part: Part, setup: Setup, *, share: float, run: Path) -> RobustClassifier:
+def train_part(
+    part: Part, setup: Setup, *, share: float, run: Path, progress: Callable[[str], None] = lambda line: None
+) -> RobustClassifier:
     """The robust classifier of a training with ``share`` of the setup's rounds, in eval mode on its device.
 
     "defence" is the setup's own training, "adversarial training" trains the classifier with the adapter, "denoising
     only" gives the adapter noise of the attack's start in place of adversaries, and "vanilla adversaries" gives it
-    adversaries of the classifier without it. The first two keep their journal below ``run``.
+    adversaries of the classifier without it. The first two keep their journal below ``run``. ``progress`` gets a line
+    a round or an update.
     """
     rounds = max(1, round(share * setup.config.schedule.rounds))
     config = replace(setup.config, schedule=replace(setup.config.schedule, rounds=rounds))
@@ -37,13 +40,16 @@ def train_part(part: Part, setup: Setup, *, share: float, run: Path) -> RobustCl
         config = replace(config, train=replace(config.train, what="both"))
     short = replace(setup, config=config, run=run)
     if part in ("defence", "adversarial training"):
-        run_serially(short)
+        run_serially(short, report=lambda line: progress(f"{part}: round {line['round'] + 1} of {rounds}"))
         return load_trained(short.build(), short.versions.load(rounds))
     with cpu_threads(config.train.threads):
-        return _train_on(short, _noisy(short) if part == "denoising only" else _vanilla(short))
+        states = _noisy(short) if part == "denoising only" else _vanilla(short)
+        return _train_on(short, states, lambda line: progress(f"{part}: {line}"))
 
 
-def _train_on(setup: Setup, states: Callable[[np.ndarray, int], Tensor]) -> RobustClassifier:
+def _train_on(
+    setup: Setup, states: Callable[[np.ndarray, int], Tensor], progress: Callable[[str], None]
+) -> RobustClassifier:
     """The robust classifier after the setup's updates on levels that do not depend on it."""
     learner, config = setup.learner(), setup.config
     lattice, batch = config.attack.lattice, config.schedule.batch
@@ -62,6 +68,7 @@ def _train_on(setup: Setup, states: Callable[[np.ndarray, int], Tensor]) -> Robu
                 last=everything,
             )
         )
+        progress(f"update {update + 1} of {setup.schedule.updates}")
     return load_trained(setup.build(), learner.shipped())
 
 

@@ -4,6 +4,7 @@ The stored adversaries attacked foreign weights. What they teach may not hold ag
 trained from them, so that is measured: the accuracy on the stored last states beside a fresh attack's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +45,11 @@ class CachedTraining:
         return self.stored.value - self.fresh.robust.value
 
 
-def train_on_cache(setup: Setup, shards: list[str], *, passes: int) -> CachedTraining:
+def train_on_cache(
+    setup: Setup, shards: list[str], *, passes: int, progress: Callable[[str], None] = lambda line: None
+) -> CachedTraining:
     """Train the setup's robust classifier on committed shards, ``passes`` times each, in the order they were made.
+    ``progress`` gets a line a shard.
 
     Raises LookupError for a shard without a row, ShardError for a damaged one, and ValueError where the shards
     hold other images or another lattice than the setup's.
@@ -69,6 +73,7 @@ def train_on_cache(setup: Setup, shards: list[str], *, passes: int) -> CachedTra
                 for first in range(0, len(part), batch):
                     slots = order[first : first + batch]
                     learner.update(window.batch(_batch(number, slots, states[slots])))
+                progress(f"cached shards: {number + 1} of {len(segments)}, pass {turn + 1} of {passes}")
         slots = np.arange(len(segments[-1]))
         last = window.batch(_batch(len(segments) - 1, slots, np.full(len(slots), segments[-1].steps)))
         robust = learner.robust.eval().requires_grad_(False)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
+import cluster.lines
+from cluster.lines import Teller
 from cluster.pool import Pool, PoolError, Ref, put, run_tasks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -68,6 +71,39 @@ def test_an_item_that_kills_every_actor_is_named(pool, tmp_path):
     with pytest.raises(PoolError, match="gave up 3 after 2 actors died on it"):
         list(pool.map("die_on_three", range(12), payload=lambda n: (n, tmp_path, 100)))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def tell_twice(number: int, tell: Callable[[str], None]) -> int:
+    tell(f"{number} begun")
+    tell(f"{number} done")
+    return number * number
+
+
+def test_tasks_tell_the_driver_what_they_do(monkeypatch):
+    monkeypatch.setattr(cluster.lines, "PAUSE", 0.0)
+    said = []
+    assert dict(run_tasks(tell_twice, [2, 3], cpus=1, say=said.append)) == {2: 4, 3: 9}
+    for number in (2, 3):
+        assert [line for line in said if line.startswith(str(number))] == [f"{number} begun", f"{number} done"]
+
+
+def test_a_task_that_is_done_in_a_moment_tells_nothing():
+    said = []
+    assert dict(run_tasks(tell_twice, [2], cpus=1, say=said.append)) == {2: 4}
+    assert not said
+
+
+def kill_the_listener(number: int, tell: Teller) -> int:
+    ray.kill(tell.ear)
+    tell("nobody hears this")
+    return number
+
+
+def test_work_goes_on_without_a_listener(monkeypatch):
+    monkeypatch.setattr(cluster.lines, "PAUSE", 0.0)
+    said = []
+    assert dict(run_tasks(kill_the_listener, [2], cpus=1, say=said.append)) == {2: 2}
+    assert not said
 
 
 def test_an_exception_of_the_method_is_raised_as_itself_and_names_the_item(pool):

@@ -26,7 +26,9 @@ def changed(robust, untrained) -> set[str]:
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_trains_what_it_says(part, tmp_path):
     made = setup(tmp_path)
-    robust = train_part(part, made, share=0.5, run=tmp_path / "part")
+    said = []
+    robust = train_part(part, made, share=0.5, run=tmp_path / "part", progress=said.append)
+    assert said[-1] in (f"{part}: round 2 of 2", f"{part}: update {made.schedule.updates // 2} of {len(said)}")
     both = part == "adversarial training"
     assert changed(robust, made.build()) == ({"adapter", "classifier"} if both else {"adapter"})
     assert not any(module.training for module in robust.modules())

@@ -1,0 +1,86 @@
+"""Lines that tasks tell while they work, said by the driver while it waits for them.
+
+>>> lines = Lines(print)  # doctest: +SKIP
+>>> ray.get(task.remote(lines.teller))  # which calls teller("epoch 3 of 60")  # doctest: +SKIP
+>>> lines.close()  # doctest: +SKIP
+epoch 3 of 60
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
+
+PAUSE = 10.0
+"""Seconds that a task's line must come after its last one, or after its start; any other is dropped."""
+
+
+class _Ear:
+    """The actor between them: lines in the order in which they came, None at the end."""
+
+    def __init__(self) -> None:
+        self._lines: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def hear(self, line: str | None) -> None:
+        await self._lines.put(line)
+
+    async def next(self) -> str | None:
+        return await self._lines.get()
+
+
+@dataclass
+class Teller:
+    """Given to a task: called with a line, it has the driver say it, unless it spoke a moment ago."""
+
+    ear: Any
+    pause: float
+    spoke: float = field(default_factory=time.monotonic)
+
+    def __call__(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self.spoke < self.pause:
+            return
+        self.spoke = now
+        try:
+            ray.get(self.ear.hear.remote(line))
+        except RayError:
+            self.pause = float("inf")  # nobody listens any more, which is no reason to stop working
+
+    def __reduce__(self) -> tuple:
+        return Teller, (self.ear, self.pause)  # a task's pause begins when it gets it
+
+
+class Lines:
+    """The driver's end. ``awaited`` belongs into `ray.wait` beside the tasks; `read` when it is done."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._ear: Any = ray.remote(num_cpus=0)(_Ear).remote()
+        self.teller = Teller(self._ear, PAUSE)
+        self.awaited: list[ObjectRef] = [self._ear.next.remote()]
+
+    def read(self) -> None:
+        """Say the line that was waited for, and wait for the next."""
+        line = self._line()
+        self.awaited = [] if line is None else [self._ear.next.remote()]
+        if line is not None:
+            self._say(line)
+
+    def close(self) -> None:
+        """Say what is left and end."""
+        if self.awaited and ray.is_initialized():
+            self._ear.hear.remote(None)
+            while self.awaited:
+                self.read()
+            ray.kill(self._ear)
+
+    def _line(self) -> str | None:
+        try:
+            return ray.get(self.awaited[0])
+        except RayError:
+            return None
