@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from torch import nn
 
 from pipeline.artifacts import provenance
 from pipeline.evaluation import Evaluation
@@ -109,10 +110,10 @@ def _row(name: str, values: tuple[Accuracy | None, ...], setting: str = "") -> R
 def speed_table(model: RobustClassifier, images: torch.Tensor, *, data: str, classifier: str | None) -> Table:
     """Section 4.5: images a second without the adapter, and with it at 1 .. T reverse steps."""
     steps = [step for step in (1, 2, 4, 8, 16) if step < model.steps] + [model.steps]
-    rates = {"without the adapter": images_per_second(model.classifier, images)}
+    models: dict[str, nn.Module] = {"without the adapter": model.classifier}
     for step in steps:
-        name = f"{step} reverse step{'s' if step > 1 else ''}"
-        rates[name] = images_per_second(model.with_reverse_steps(step), images)
+        models[f"{step} reverse step{'s' if step > 1 else ''}"] = model.with_reverse_steps(step)
+    rates = images_per_second(models, images)
     rows = [
         Row(name=f"ours, {name}", values=(round(rate, 1),), setting=f"batches of {len(images)}")
         for name, rate in rates.items()

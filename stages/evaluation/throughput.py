@@ -1,7 +1,8 @@
-"""How many images a model answers in a second (the paper's Section 4.5)."""
+"""How many images models answer in a second (the paper's Section 4.5)."""
 
 import statistics
 import time
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -11,17 +12,22 @@ from stages.evaluation.accuracy import device_of, evaluating
 
 
 def images_per_second(
-    model: nn.Module, images: Float[Tensor, "image channel height width"], *, seconds: float = 1.0
-) -> float:
-    """The median rate over calls with these images for so many seconds, at least three, after two that do not count."""
-    device = device_of(model)
-    batch, rates = images.to(device), []
+    models: Mapping[str, nn.Module], images: Float[Tensor, "image channel height width"], *, rounds: int = 5
+) -> dict[str, float]:
+    """The median rate of each model over calls with these images, after one that does not count.
+
+    The models are called in turn, so that a slow moment of the machine meets all of them.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(1 + rounds):
+        for name, model in models.items():
+            rates[name].append(_rate(model, images))
+    return {name: statistics.median(found[1:]) for name, found in rates.items()}
+
+
+def _rate(model: nn.Module, images: Tensor) -> float:
+    batch = images.to(device_of(model))
     with torch.no_grad(), evaluating(model):
-        for _ in range(2):
-            model(batch)
-        ends = time.perf_counter() + seconds
-        while len(rates) < 3 or time.perf_counter() < ends:
-            began = time.perf_counter()
-            model(batch).sum().item()  # reading a number waits for a GPU to end
-            rates.append(len(images) / (time.perf_counter() - began))
-    return statistics.median(rates)
+        began = time.perf_counter()
+        model(batch).sum().item()  # reading a number waits for a GPU to end
+        return len(images) / (time.perf_counter() - began)
