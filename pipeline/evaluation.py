@@ -123,6 +123,7 @@ def evaluate(
             for chunk in members
             if chunk.fingerprint in board.missing
         ]
+        progress(f"attacking test images in {len(work)} chunks")
         done = run_tasks(
             attack_to_receipt,
             work,

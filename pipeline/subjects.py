@@ -11,7 +11,7 @@ from pipeline.evaluation import Subject, in_order, subject_of
 from stages.data.datasets import ImageData
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
-from stages.evaluation.contract import check_images, check_model
+from stages.evaluation.contract import answer_of, check_images, check_model
 from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
 from stages.nets.wrn import WideResNet
 from stages.rap.robust import RobustClassifier
@@ -48,8 +48,7 @@ def check_subject(
     bytes_, labels = torch.from_numpy(test.images[chosen]), torch.from_numpy(test.labels)
     pixels = to_float(bytes_)
     if classes is None:
-        with torch.no_grad():
-            answer = model(pixels[:1])
+        answer = answer_of(model, pixels[:1])
         classes = answer.shape[1] if isinstance(answer, Tensor) and answer.ndim == 2 else int(labels.max()) + 1
     check_images(pixels[:1].expand(len(labels), -1, -1, -1), labels, classes)
     check_model(model, pixels, labels[chosen], classes=classes, random=random)

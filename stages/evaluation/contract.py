@@ -1,5 +1,7 @@
 """What a model must be before anyone attacks it: a deterministic map from [0, 1] images to logits."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
@@ -30,8 +32,7 @@ def check_model(
     if training:
         raise ValueError(f"{training} is in training mode, so it is not what will be used: call model.eval()")
     images = images.to(device_of(model))
-    with torch.no_grad():
-        logits, again = model(images), model(images)
+    logits, again = answer_of(model, images), answer_of(model, images)
     _check_logits(logits, len(images), classes)
     difference = (logits - again).abs().max().item()
     if not random and difference > SAME * logits.abs().max().item():
@@ -39,6 +40,18 @@ def check_model(
             f"the model answers the same images differently, by up to {difference:g}: an attack would chase its "
             'noise. Make it deterministic, or evaluate it as a randomised one (AutoAttack version "rand")'
         )
+
+
+def answer_of(model: nn.Module, images: Shaped[Tensor, "image channel height width"]) -> Any:  # noqa: ANN401
+    """Whatever the model answers, without a gradient. Raises ValueError, with its reason, where it raises anything."""
+    try:
+        with torch.no_grad():
+            return model(images)
+    except Exception as error:
+        raise ValueError(
+            f"the model raised {type(error).__name__} on images of shape {list(images.shape)}, which are floats "
+            f"[image, channel, height, width] in [0, 1]: {error}"
+        ) from error
 
 
 def check_images(images: Shaped[Tensor, "..."], labels: Int64[Tensor, "..."], classes: int) -> None:

@@ -27,10 +27,11 @@ def test_a_model_that_returns_logits_passes():
         (changed(lambda logits: logits[:, :9]), r"\[20, 9\]; expected logits of shape \[20, 10\]"),
         (changed(lambda logits: logits[None]), r"\[1, 20, 10\]"),
         (changed(lambda logits: (logits, logits)), "returned a tuple"),
+        (nn.Conv2d(3, 4, 3).eval(), r"raised RuntimeError on images of shape \[20, 1, 8, 8\].*3 channels"),
         (noisy(MODEL), "answers the same images differently"),
         (nn.Sequential(MODEL, nn.Dropout(0.5)), "in training mode"),
     ],
-    ids=["probabilities", "log-probabilities", "nan", "classes", "axes", "tuple", "noise", "training"],
+    ids=["probabilities", "log-probabilities", "nan", "classes", "axes", "tuple", "raises", "noise", "training"],
 )
 def test_a_model_that_no_attack_can_judge_is_refused(model, message):
     with pytest.raises(ValueError, match=message):
