@@ -67,7 +67,10 @@ def _results(contents: Contents) -> list[Block]:
     both = any(alone for _, _, alone in rows)
     columns = ("", "robust classifier", "classifier alone") if both else ("", "accuracy")
     cells = [(name, words.cell(robust), words.cell(alone))[: len(columns)] for name, robust, alone in rows]
-    worst = f"The worst case counts an image only if it withstood all of: {', '.join(contents.worst_of)}."
+    worst = (
+        "The worst case counts an image only if it withstood all that was run on it, of these (rows say on how many): "
+        f"{', '.join(contents.worst_of)}."
+    )
     grid = Grid(columns=columns, rows=tuple(cells), ours=frozenset({len(cells) - 1}))
     notes = (Bullets(items=contents.notes),) if contents.notes else ()
     return [grid, Text(text=worst), *notes]

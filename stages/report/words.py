@@ -83,10 +83,10 @@ def ball(threat: ThreatModel) -> str:
 def headline(accuracy: Accuracy) -> str:
     """
     >>> headline(Accuracy(54, 128))
-    'Of 128 test images, 54 withstood everything that was run: 42.2 % [34.0, 50.8].'
+    'Of 128 test images, 54 withstood everything that was run on them: 42.2 % [34.0, 50.8].'
     """
     return (
-        f"Of {accuracy.images:,} test images, {accuracy.correct:,} withstood everything that was run: "
+        f"Of {accuracy.images:,} test images, {accuracy.correct:,} withstood everything that was run on them: "
         f"{percent(accuracy.value)} {interval(accuracy)}."
     )
 

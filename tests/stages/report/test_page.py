@@ -81,7 +81,7 @@ def test_every_image_has_a_text_and_every_id_is_there_once(full):
 
 
 def test_headline_and_verdict_are_said_in_every_form(full):
-    says = "Of 128 test images, 54 withstood everything that was run: 42.2 % [34.0, 50.8]."
+    says = "Of 128 test images, 54 withstood everything that was run on them: 42.2 % [34.0, 50.8]."
     verdict = "18 of 19 checks passed; 1 warns: Square against white-box; 1 does not apply."
     assert says in full.page.read_text()
     assert verdict in full.page.read_text()
