@@ -74,11 +74,11 @@ def run_tasks(
                 item = running.pop(ref)
                 yield item, _get(ref, f"{name} of {item!r}")
     finally:
-        if lines:
-            lines.close()
         for ref in running:
             if ray.is_initialized():
                 ray.cancel(ref, force=True)
+        if lines:
+            lines.close()
 
 
 def _call(function: Callable[..., Result], item: object, *tell: Teller) -> Result:

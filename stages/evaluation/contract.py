@@ -42,7 +42,7 @@ def check_model(
         )
 
 
-def answer_of(model: nn.Module, images: Shaped[Tensor, "image channel height width"]) -> Any:  # noqa: ANN401
+def answer_of(model: nn.Module, images: Shaped[Tensor, "image channel height width"]) -> Any:  # noqa: ANN401 - unchecked
     """Whatever the model answers, without a gradient. Raises ValueError, with its reason, where it raises anything."""
     try:
         with torch.no_grad():
