@@ -219,7 +219,7 @@ def _cell(value: Accuracy | float | str | None) -> str:
 
 
 def _line(name: str, accuracy: Accuracy) -> str:
-    return f"{name:44}{accuracy}"
+    return f"{name:43} {accuracy}"
 
 
 def _as_json(each: Evaluation, *, images: bool = False) -> dict[str, object]:

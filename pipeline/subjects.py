@@ -13,6 +13,7 @@ from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.contract import answer_of, check_images, check_model
 from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
+from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
@@ -104,6 +105,9 @@ def has_adapter(model: nn.Module) -> TypeGuard[RobustClassifier]:
 
 
 def classifier_name(model: nn.Module) -> str:
-    """The classifier's architecture in the words of the paper's tables, else the name of its class."""
+    """The classifier's architecture as the field writes it, else the name of its class."""
     classifier = model.classifier if isinstance(model, RobustClassifier) else model
+    if isinstance(classifier, ResNet18):
+        width = classifier.conv1.out_channels
+        return "ResNet-18" if width == 64 else f"ResNet-18 of width {width}"
     return "WRN-28-10" if isinstance(classifier, WideResNet) else type(classifier).__name__

@@ -173,6 +173,14 @@ def test_a_sound_classifier_passes():
     check(linear)
 
 
+def test_a_classifier_that_refuses_pixels_outside_its_range_passes():
+    def strict(images: Tensor) -> Tensor:
+        assert 0 <= images.min() <= images.max() <= 1
+        return linear(images)
+
+    check(strict)
+
+
 def test_an_untrained_classifier_passes_without_labels():
     check_classifier(build(ClassifierConfig(), size=8), classes=10, images=torch.zeros(9, 1, 8, 8, dtype=torch.uint8))
 
@@ -189,8 +197,10 @@ def scaled_outside(images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("classifier", "message"),
     [
-        (nn.Conv2d(3, 10, 4), r"fails on float32 images \[120, 1, 4, 4\] .*as the data set has them"),
-        (nn.Linear(4, 10).double(), "fails on float32 images"),
+        (nn.Conv2d(3, 10, 4), r"raised RuntimeError on float32 images \[120, 1, 4, 4\] .*as the data set has them"),
+        (nn.Linear(4, 10).double(), "raised RuntimeError on float32 images"),
+        (lambda images: {}["logits"], r"raised KeyError on float32 images \[120, 1, 4, 4\]"),
+        (lambda images: linear(images).squeeze(0), r"returns \[10\] for 1 images"),
         (lambda images: linear(images).softmax(1), "returns probabilities .* remove its last softmax"),
         (lambda images: linear(images).log_softmax(1), "returns log-probabilities .* remove its last softmax"),
         (lambda images: linear(images).half().softmax(1), "returns probabilities"),
