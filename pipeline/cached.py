@@ -18,16 +18,7 @@ def weights_from_cache(
     setup: Setup, shards: list[str], workers: Callable[[], Workers], say: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], dict]:
     """The weights trained on foreign shards, and what is to be said about them (the artifact's metrics)."""
-    passes = setup.config.train.cache_passes
-    name = fingerprint(
-        "cached training",
-        1,
-        model=setup.model,
-        train=setup.config.train,
-        batch=setup.config.schedule.batch,
-        shards=shards,
-        seed=setup.config.seed,
-    )
+    passes, name = setup.config.train.cache_passes, cached_fingerprint(setup, shards)
     artifact = Store(setup.root).get("cached-training", name)
     if artifact is None:
         place = workers()
@@ -41,6 +32,19 @@ def weights_from_cache(
         )
     say(artifact.metrics["note"])
     return load_file(artifact.path / "weights.safetensors"), artifact.metrics
+
+
+def cached_fingerprint(setup: Setup, shards: list[str]) -> str:
+    """The name of the weights that training on these shards gives."""
+    return fingerprint(
+        "cached training",
+        1,
+        model=setup.model,
+        train=setup.config.train,
+        batch=setup.config.schedule.batch,
+        shards=shards,
+        seed=setup.config.seed,
+    )
 
 
 def _train(work: tuple[Ref[Setup], str, list[str], str], tell: Callable[[str], None]) -> Artifact:

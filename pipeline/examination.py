@@ -55,6 +55,8 @@ class Checked:
     robust: np.ndarray
     """True where the image stood all of them, and what AutoAttack did before."""
     receipts: tuple[str, ...]
+    seconds: float
+    """What all of it took, whichever call did it."""
     done_now: int
 
     def check(self, number: int) -> Check:
@@ -229,6 +231,7 @@ def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Chec
         rows=examined.images.rows,
         robust=np.array(metrics["robust"], dtype=bool),
         receipts=tuple(str(receipt.path) for receipt in receipts),
+        seconds=sum(receipt.manifest["provenance"]["seconds"] for receipt in receipts),
         done_now=done_now,
     )
 

@@ -85,7 +85,7 @@ class Findings:
         return {
             "data": self.data,
             "test": self.test,
-            "seconds": round(self.seconds, 1),
+            "seconds_now": round(self.seconds, 1),
             "models": {
                 name: {
                     "fingerprint": self.fingerprints[name],

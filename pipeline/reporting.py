@@ -7,13 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.artifacts import Store
 from pipeline.evaluation import Evaluation, in_order, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.findings import Findings, ball_text
 from pipeline.plan import Plan
-from pipeline.results import describe_model
-from pipeline.search import search_fingerprint
+from pipeline.results import describe_model, origins
 from stages.data.splits import Split
 from stages.evaluation.accuracy import device_of, predict, to_float
 from stages.evaluation.evidence import Row, Table
@@ -45,6 +43,7 @@ def run_contents(
     auto, pgd = found["robust"]["autoattack"], found["robust"]["pgd"]
     alone = found["undefended"]
     names = {"autoattack": f"AutoAttack {results['autoattack']}", "pgd": f"PGD-{results['pgd_steps']}"}
+    made = [str(artifact.path) for artifacts in origins(plan, setup).values() for artifact in artifacts]
     pictures, trajectories = gallery(robust, classifier, test, setup.config.attack)
     return Contents(
         title=plan.run.name,
@@ -80,8 +79,8 @@ def run_contents(
         alarms=tuple(results["alarms"]),
         search=results["search"] if results["search"]["trials"] else {},
         recipe=canonical(plan.recipe),  # pyright: ignore[reportArgumentType]
-        lineage=tuple(lineage([*_origins(plan, setup), *auto.receipts, *pgd.receipts, *checked.receipts])),
-        seconds={name: float(value) for name, value in results["seconds"].items()},
+        lineage=tuple(lineage([*made, *auto.receipts, *pgd.receipts, *checked.receipts])),
+        seconds=results["seconds"],
     )
 
 
@@ -121,7 +120,7 @@ def model_contents(
         classes=tuple(classes),
         pictures=pictures_of(model, test, auto.threat),
         lineage=tuple(lineage([*(path for each in inside.values() for path in each.receipts), *checked.receipts])),
-        seconds={"evaluation": found.seconds},
+        seconds={"evaluation": sum(each.seconds for each in evaluations.values()), "checks": checked.seconds},
     )
 
 
@@ -205,14 +204,6 @@ def gallery(
                 for i in range(min(STEPWISE, len(chosen)))
             )
     return pictures, stepwise
-
-
-def _origins(plan: Plan, setup: Setup) -> list[str]:
-    store = Store(plan.root)
-    names = [("classifier", plan.classifier_fingerprint)]
-    if plan.recipe.search.trials:
-        names.append(("search", search_fingerprint(plan.setup(setup.classifier), plan.recipe)))
-    return [str(artifact.path) for kind, name in names if (artifact := store.get(kind, name))]
 
 
 def lineage(paths: Iterable[str]) -> Iterable[Artifact]:

@@ -4,25 +4,68 @@ import json
 import os
 from pathlib import Path
 
+from pipeline.artifacts import Artifact, Store
+from pipeline.cached import cached_fingerprint
+from pipeline.evaluation import Evaluation
+from pipeline.examination import Checked
 from pipeline.plan import Plan
+from pipeline.search import search_fingerprint
+from stages.training.rounds import Setup
 from stages.trajectories.cache import TrajectoryCache
 from stages.trajectories.ledger import LedgerRow
 
 
-def shard_summary(plan: Plan, shards: list[str], before: set[str]) -> dict:
+def origins(plan: Plan, setup: Setup) -> dict[str, list[Artifact]]:
+    """What was made before the loop, by stage: the classifiers, the search, the weights from foreign shards."""
+    store, own = Store(plan.root), plan.setup(setup.classifier)
+    names = {"classifier": [("classifier", each.classifier_fingerprint) for each in (plan, *plan.others)]}
+    if plan.recipe.search.trials:
+        names["search"] = [("search", search_fingerprint(own, plan.recipe))]
+    if plan.cached:
+        names["cached training"] = [("cached-training", cached_fingerprint(setup, list(plan.cached)))]
+    return {
+        stage: [artifact for kind, name in each if (artifact := store.get(kind, name))] for stage, each in names.items()
+    }
+
+
+def work_seconds(
+    plan: Plan, setup: Setup, rows: list[LedgerRow], found: dict[str, dict[str, Evaluation]], checked: Checked
+) -> dict[str, float]:
+    """Seconds of work behind a run's figures, by stage: added up over all workers, whichever call it was that worked.
+
+    They come from receipts, the ledger and metrics.jsonl, so that they are the same when the run is called again. An
+    attempt that was killed is not in them.
+    """
+    seconds: dict[str, float] = {
+        stage: sum(artifact.manifest["provenance"]["seconds"] for artifact in artifacts)
+        for stage, artifacts in origins(plan, setup).items()
+    }
+    seconds["attack"] = sum(row.seconds for row in rows)
+    seconds["training"] = sum(line["seconds"] * (1 - line["waiting"]) for line in setup.journal.lines())
+    seconds["evaluation"] = sum(each.seconds for evaluations in found.values() for each in evaluations.values())
+    seconds["checks"] = checked.seconds
+    return {stage: round(value, 1) for stage, value in seconds.items() if value}
+
+
+def committed_rows(plan: Plan, setup: Setup) -> list[LedgerRow]:
+    """The ledger's rows of the shards that a run trained on."""
+    ledger = TrajectoryCache(plan.root).ledger
+    shards = [shard for line in setup.journal.lines() for shard in line["shards"]]
+    return [row for row in map(ledger.get, shards) if row is not None]
+
+
+def shard_summary(plan: Plan, rows: list[LedgerRow], before: set[str]) -> dict:
     """Number, size and compression of the shards that a run trained on; ``before`` are those it found committed.
 
     ``float32_ratio`` compares with the same states as float32 arrays.
     """
-    ledger = TrajectoryCache(plan.root).ledger
-    rows = [row for row in map(ledger.get, shards) if row is not None]
     if not rows:
-        return {"shards": 0, "generated": 0, "bytes": 0}
+        return {"shards": 0, "generated_now": 0, "bytes": 0}
     pixels = plan.data.channels * plan.data.size**2
     size, segments = sum(row.bytes for row in rows), sum(row.n for row in rows)
     return {
         "shards": len(rows),
-        "generated": sum(row.fingerprint not in before for row in rows),
+        "generated_now": sum(row.fingerprint not in before for row in rows),
         "segments": segments,
         "attack_steps": sum(row.n * row.k for row in rows),
         "bytes": size,
@@ -76,14 +119,21 @@ def table(results: dict) -> str:
     if shards["shards"]:
         lines += [
             "",
-            f"trajectories  {shards['shards']} shards, {shards['generated']} generated now; "
+            f"trajectories  {shards['shards']} shards, {shards['generated_now']} generated now; "
             f"{shards['segments']:,} segments, {shards['bytes'] / 1e6:.1f} MB, "
             f"{shards['float32_ratio']:.0f}x smaller than float32",
         ]
-    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
-    lines += [f"time          {times}", f"model         {results['paths']['model']}"]
+    lines += [
+        f"work          {_times(results['seconds'])}; of all workers, in this call or before",
+        f"this call     {_times(results['seconds_now'])}",
+        f"model         {results['paths']['model']}",
+    ]
     lines += [f"results       {results['paths']['results']}", f"report        {results['paths']['report']}"]
     return "\n".join(lines)
+
+
+def _times(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
 
 
 def checks_text(checks: list[dict]) -> str:

@@ -22,7 +22,7 @@ from pipeline.evaluation import Evaluation, Subject, evaluate, final_measurement
 from pipeline.examination import Checked, Origin, examine, headline
 from pipeline.plan import ClaimedError, Plan, claimed, make_plan
 from pipeline.reporting import run_contents
-from pipeline.results import shard_summary, table, write_results
+from pipeline.results import committed_rows, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
 from pipeline.workers import Session
@@ -96,7 +96,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             run_contents(plan, setup, (robust, classifier), found, checked, results), plan.run / "report"
         )
     results["paths"]["report"] = str(report.page)
-    results["seconds"]["report"] = round(seconds["report"], 1)
+    results["seconds_now"]["report"] = round(seconds["report"], 1)
     return results
 
 
@@ -178,7 +178,7 @@ def collect(
     seconds: dict[str, float],
 ) -> dict:
     """What results.json holds."""
-    recipe, lines = plan.recipe, setup.journal.lines()
+    recipe, rows = plan.recipe, committed_rows(plan, setup)
     verdicts = {
         name: {
             "clean": evaluations["pgd"].clean.as_json(),
@@ -210,9 +210,10 @@ def collect(
         ),
         "checks": [asdict(check) for check in checked.checks],
         "checks_done_now": checked.done_now,
-        "alarms": [alarm for line in lines for alarm in line["alarms"]],
-        "trajectories": shard_summary(plan, [shard for line in lines for shard in line["shards"]], before),
-        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "alarms": [alarm for line in setup.journal.lines() for alarm in line["alarms"]],
+        "trajectories": shard_summary(plan, rows, before),
+        "seconds": work_seconds(plan, setup, rows, found, checked),
+        "seconds_now": {name: round(value, 1) for name, value in seconds.items()},
         "paths": {
             "run": str(plan.run),
             "model": str(plan.model),

@@ -88,18 +88,15 @@ def search_attack(
     if artifact is None:
         place = workers()
         say(f"searching over {len(tried)} attacks, {recipe.search.rounds} rounds each")
-        results = _tune(setup, recipe, tried, name, place, say)
         artifact = Store(setup.root).make(
             "search",
             name,
-            lambda directory: {"trials": results},
+            lambda directory: {"trials": _tune(setup, recipe, tried, name, place, say)},
             config=recipe.search,
             inputs={"train": setup.train.fingerprint, "holdout": setup.holdout.fingerprint},
         )
     trials = artifact.metrics["trials"]
     finished = [trial for trial in trials if trial["robust"] is not None]
-    if not finished:
-        raise RuntimeError(f"no trial of the search finished; the first failed with: {trials[0]['error']}")
     best = max(finished, key=lambda trial: (trial["rounds"], trial["robust"]["value"]))
     chosen = tried[best["trial"]]
     say(
@@ -129,7 +126,10 @@ def _tune(
         seed=recipe.seed,
         progress=partial(_announce, tried, say),
     )
-    return [_record(result, tried) for result in results]
+    records = [_record(result, tried) for result in results]
+    if all(record["robust"] is None for record in records):
+        raise RuntimeError(f"no trial of the search finished; the first failed with: {records[0]['error']}")
+    return records
 
 
 def _trial(shared: list[Ref], name: str, config: dict, report: Callable[[dict], None]) -> None:

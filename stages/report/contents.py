@@ -198,7 +198,7 @@ class Contents:
     recipe: Mapping[str, object] = field(default_factory=dict)
     lineage: tuple[Artifact, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time of each stage."""
+    """Work of each stage, added up over its workers."""
 
     def __post_init__(self) -> None:
         if not self.title or not self.data or not self.worst_of:

@@ -165,15 +165,16 @@ def _leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def time_blocks(contents: Contents) -> tuple[Block, ...]:
-    """How long each stage took."""
+    """How much work each stage was."""
     if not contents.seconds:
         return ()
     spoken = [words.duration(seconds) for seconds in contents.seconds.values()]
     says = "; ".join(f"{name}: {text}" for name, text in zip(contents.seconds, spoken, strict=True))
-    note = f"{words.duration(sum(contents.seconds.values()))} in all."
+    total = words.duration(sum(contents.seconds.values()))
+    note = f"{total} of work, added up over all workers and calls; workers side by side take less time."
     return (
         Chart(
-            name="times", title="Time of each stage", says=says, svg=charts.times(contents.seconds, spoken), note=note
+            name="times", title="Work of each stage", says=says, svg=charts.times(contents.seconds, spoken), note=note
         ),
     )
 

@@ -35,7 +35,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tu
     assert abs(right - results["robust"]["clean"]["value"]) < 0.2
     assert results["undefended"]["autoattack"]["value"] <= results["undefended"]["clean"]["value"]
     assert results["robust"]["unverified"] == results["undefended"]["unverified"] == 0
-    assert results["trajectories"]["generated"] > 0
+    assert results["trajectories"]["generated_now"] > 0
     assert {trial["trial"] for trial in results["search"]["trials"]} == {0, 1}
     assert [check["number"] for check in results["checks"]] == list(range(1, 21))
     assert results["robust"]["headline"]["value"] <= results["robust"]["autoattack"]["value"]
@@ -67,9 +67,11 @@ def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> N
     again = run(command(root))
     assert again.returncode == 0, again.stderr
     after = results_of(root)
-    assert after["trajectories"]["generated"] == after["chunks_attacked_now"] == after["checks_done_now"] == 0
+    assert after["trajectories"]["generated_now"] == after["chunks_attacked_now"] == after["checks_done_now"] == 0
     assert {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()} == rows
     assert after["robust"] == before["robust"]
+    assert after["seconds"] == before["seconds"]  # of the work behind the figures, not of this call
+    assert set(after["seconds"]) == {"classifier", "search", "attack", "training", "evaluation", "checks"}
     assert "training the classifier" not in again.stdout
 
 
@@ -126,7 +128,7 @@ def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(
     flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
     run_here(root, *flags_of(TINY), *flags)
     shards = results_of(root, "slower")["trajectories"]
-    assert (shards["shards"], shards["generated"]) == (4, 0)
+    assert (shards["shards"], shards["generated_now"]) == (4, 0)
 
 
 def test_a_new_adapter_starts_from_another_runs_shards(
