@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
-from pipeline.artifacts import Store
 from pipeline.plan import Plan
 from pipeline.search import candidates, search_fingerprint
-from stages.nets.classifiers import build_classifier
+from pipeline.survey import Survey, survey
 from stages.rap.attack import attack, draw_start
 from stages.threads import cpu_threads
+from stages.training.ablations import PARTS
 from stages.training.replay import TrainingBatch
 from stages.training.rounds import Setup
 
@@ -29,46 +28,68 @@ AUTOATTACK_PASSES = 100 + 900 + 1800 + 1700
 
 @dataclass(frozen=True)
 class Stage:
-    """A line of the dry run."""
+    """A line of the dry run; a stage that is built costs nothing."""
 
     name: str
     fingerprint: str
     state: str
-    cost: str
+    cost: str = ""
 
 
 def stages(plan: Plan) -> list[Stage]:
-    """The stages of a plan in order, with what they have and what they would cost."""
-    recipe, store = plan.recipe, Store(plan.root)
-    setup = untrained_setup(plan)
-    schedule, step, update = setup.schedule, *calibrate(setup)
-    lines = []
-    built = plan.external is not None or store.get("classifier", plan.classifier_fingerprint) is not None
-    lines.append(Stage("classifier", plan.classifier_fingerprint, _state(built), f"{recipe.classifier.epochs} epochs"))
-    trials = len(candidates(recipe)) if recipe.search.trials else 0
-    if trials:
-        short = replace(setup, config=recipe.loop(rounds=recipe.search.rounds)).schedule
-        name = search_fingerprint(setup, recipe)
-        cost = f"{trials} trials of up to {short.attack_steps:,} attack steps and {short.updates:,} updates"
-        lines.append(Stage("search", name, _state(store.get("search", name) is not None), cost))
-    published = setup.versions.fingerprint(schedule.config.rounds)
-    rounds = sum(setup.versions.fingerprint(number) is not None for number in range(schedule.config.rounds + 1)) - 1
-    state = "built" if published else f"round {max(0, rounds)} of {schedule.config.rounds}"
-    size = schedule.config.rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
+    """The stages of a plan in order, with what they have and what the rest would cost."""
+    recipe, found = plan.recipe, survey(plan)
+    # a run whose evaluation is there has nothing left that is timed
+    step, update = (0.0, 0.0) if "evaluation" in found.built else calibrate(found.setup)
+    lines = [Stage("classifier", plan.classifier_fingerprint, "to do", f"{recipe.classifier.epochs} epochs")]
+    if recipe.search.trials:
+        lines.append(_search(plan, found.setup))
+    lines += [_rounds(plan, found, step, update), _evaluation(plan, found, step), _checks(plan, found)]
+    return [replace(line, state="built", cost="") if line.name in found.built else line for line in lines]
+
+
+def _search(plan: Plan, setup: Setup) -> Stage:
+    recipe, trials = plan.recipe, len(candidates(plan.recipe))
+    short = replace(setup, config=recipe.loop(rounds=recipe.search.rounds)).schedule
+    cost = f"{trials} trials of up to {short.attack_steps:,} attack steps and {short.updates:,} updates"
+    return Stage("search", search_fingerprint(plan.setup(setup.classifier), recipe), "to do", cost)
+
+
+def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
+    schedule, versions = found.setup.schedule, found.setup.versions
+    rounds = schedule.config.rounds
+    done = max(0, sum(versions.fingerprint(number) is not None for number in range(rounds + 1)) - 1)
+    left = (rounds - done) / max(1, rounds)
+    steps, updates = round(left * schedule.attack_steps), round(left * schedule.updates)
+    size = left * rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
     cost = (
-        f"{schedule.attack_steps:,} attack steps, {schedule.updates:,} updates, up to {size / 1e6:,.0f} MB; about "
-        f"{duration(schedule.attack_steps * step)} of attack and {duration(schedule.updates * update)} of training"
+        f"{steps:,} attack steps, {updates:,} updates, up to {size / 1e6:,.0f} MB; about "
+        f"{duration(steps * step)} of attack and {duration(updates * update)} of training"
     )
-    pending = "pending on the classifier" if not built else "pending on the search" if trials else "pending on v_0"
-    lines.append(Stage("rounds", setup.versions.fingerprint(0) or pending, state, cost))
-    images = recipe.evaluation.images
+    before = "search" if plan.recipe.search.trials else "classifier"
+    pending = "pending on v_0" if before in found.built else f"pending on the {before}"
+    return Stage("rounds", versions.fingerprint(0) or pending, f"round {done} of {rounds}", cost)
+
+
+def _evaluation(plan: Plan, found: Survey, step: float) -> Stage:
+    images, state = plan.recipe.evaluation.images, "to do"
+    if found.chunks:
+        state = f"{len(found.chunks) - len(found.missing)} of {len(found.chunks)} chunks"
+        ours = [chunk for chunk in found.missing if (chunk.kind, chunk.model) == ("autoattack", found.model)]
+        images = sum(len(chunk.split) for chunk in ours)
     cost = f"{images} images, {duration(images * AUTOATTACK_PASSES * step)} of attack if every one survives"
-    pending = f"pending on v_{schedule.config.rounds}"
-    lines.append(Stage("evaluation", pending, "to do", cost))
-    rounds, checks = round(recipe.checks.budget * schedule.config.rounds), recipe.checks.size
-    cost = f"20 checks on {checks.images} images, {f'4 trainings of {rounds} rounds' if rounds else 'no trainings'}"
-    lines.append(Stage("checks", pending, "to do", cost))
-    return lines
+    return Stage("evaluation", _model(plan, found), state, cost)
+
+
+def _checks(plan: Plan, found: Survey) -> Stage:
+    config = plan.recipe.checks
+    rounds = round(config.budget * plan.recipe.schedule.rounds)
+    trainings = f"{len(PARTS)} trainings of {rounds} rounds" if rounds else "no trainings"
+    return Stage("checks", _model(plan, found), "to do", f"20 checks on {config.size.images} images, {trainings}")
+
+
+def _model(plan: Plan, found: Survey) -> str:
+    return found.model or f"pending on v_{plan.recipe.schedule.rounds}"
 
 
 def describe_costs(plan: Plan) -> str:
@@ -76,11 +97,15 @@ def describe_costs(plan: Plan) -> str:
     found = stages(plan)
     lines = [f"run {plan.run.name} on {plan.data.name}, below {plan.root}", ""]
     for stage in found:
-        lines += [f"{stage.name:12} {stage.fingerprint:34} {stage.state}", f"{'':12} {stage.cost}"]
-    lines += [
-        "",
-        "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration",
-    ]
+        lines += [f"{stage.name:12} {stage.fingerprint:34} {stage.state}"]
+        lines += [f"{'':12} {stage.cost}"] if stage.cost else []
+    if any(stage.cost for stage in found):
+        lines += [
+            "",
+            "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration",
+        ]
+    else:
+        lines += ["", "everything is there: the same command without --dry-run prints the results"]
     return "\n".join(lines)
 
 
@@ -94,13 +119,6 @@ def duration(seconds: float) -> str:
         if seconds >= 3 * size:
             return f"{seconds / size:,.0f} {unit}"
     return f"{seconds:,.0f} s"
-
-
-def untrained_setup(plan: Plan) -> Setup:
-    """The loop's setup with a classifier that has no trained weights: enough to count and to time."""
-    with torch.random.fork_rng():
-        classifier: nn.Module = plan.external or build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
-    return plan.setup(classifier)
 
 
 def calibrate(setup: Setup) -> tuple[float, float]:
@@ -142,7 +160,3 @@ def _time(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def _state(built: bool) -> str:
-    return "built" if built else "to do"

@@ -99,20 +99,7 @@ def evaluate(
     fewer. ``functions`` are the attacks of FunctionConfigs, by path. ``progress`` gets a line a chunk. Put the
     expensive measurements first, so that workers end together.
     """
-    chunks = {
-        (name, measurement.name): [
-            Chunk(
-                root=str(root),
-                model=subject.fingerprint,
-                threat=measurement.threat,
-                attack=measurement.attack,
-                split=part,
-            )
-            for part in parts(test, measurement)
-        ]
-        for measurement in measurements
-        for name, subject in subjects.items()
-    }
+    chunks = chunks_of(subjects, test, measurements, root=root)
     board = _Board(Store(root), chunks)
     if board.missing:
         place = workers()
@@ -136,6 +123,26 @@ def evaluate(
     return {
         name: {measurement.name: board.merge((name, measurement.name)) for measurement in measurements}
         for name in subjects
+    }
+
+
+def chunks_of(
+    subjects: Mapping[str, Subject], test: Split, measurements: Sequence[Measurement], *, root: Path
+) -> dict[tuple[str, str], list[Chunk]]:
+    """The chunks of every model under every measurement, by the names of both."""
+    return {
+        (name, measurement.name): [
+            Chunk(
+                root=str(root),
+                model=subject.fingerprint,
+                threat=measurement.threat,
+                attack=measurement.attack,
+                split=part,
+            )
+            for part in parts(test, measurement)
+        ]
+        for measurement in measurements
+        for name, subject in subjects.items()
     }
 
 
@@ -231,12 +238,12 @@ class _Board:
         self.worked = 0.0
 
     def take(self, group: tuple[str, str], chunk: Chunk, receipt: Artifact) -> str:
-        """Enter a receipt; returns the line that says how far its group is, and when all will be done."""
+        """Enter a receipt; returns the line that says how far its group is, and what is left of all groups."""
         self.receipts[chunk.fingerprint] = receipt
         self.worked += receipt.manifest["provenance"]["seconds"]
         robust, images = self._robust(group), sum(len(each.split) for each in self.chunks[group])
         name, attack = group
-        return f"{attack} on the {name} classifier: {robust.images} of {images} images, {robust}, {self._left()}"
+        return f"{attack} on the {name} classifier: {robust.images} of {images} images, {robust}; {self._left()}"
 
     def merge(self, group: tuple[str, str]) -> Evaluation:
         chunks = self.chunks[group]
@@ -255,16 +262,17 @@ class _Board:
         return Accuracy(correct=sum(each["robust"] for each in counts), images=sum(each["images"] for each in counts))
 
     def _left(self) -> str:
-        """Time left: each group's images still to do at the rate of its chunks, shared by the workers at work."""
-        seconds, unknown = 0.0, False
+        """What is left: time where a group has an attacked chunk to go by, the number of chunks where it has none."""
+        seconds, unknown = 0.0, 0
         for group, chunks in self.chunks.items():
             done = self._done(group)
             images = sum(receipt.metrics["images"] for receipt in done)
-            left = sum(len(chunk.split) for chunk in chunks) - images
-            if left and not images:
-                unknown = True
-            elif left:
+            if not images:
+                unknown += len(chunks)
+            else:
                 spent = sum(receipt.manifest["provenance"]["seconds"] for receipt in done)
-                seconds += left * spent / images
+                seconds += (sum(len(chunk.split) for chunk in chunks) - images) * spent / images
         at_once = max(1.0, self.worked / (time.perf_counter() - self.began))
-        return f"{'at least' if unknown else 'about'} {seconds / at_once:,.0f} s left"
+        parts = [f"about {seconds / at_once:,.0f} s"] if seconds else []
+        parts += [f"{unknown} {'chunk' if unknown == 1 else 'chunks'} of unknown time"] if unknown else []
+        return f"{' and '.join(parts)} left" if parts else "all done"

@@ -169,7 +169,8 @@ def examine(
     missing = [work for work in works if receipts[work.fingerprint] is None]
     if missing:
         place = workers()
-        say(f"20 checks on the model, {len(missing) - (examined in missing)} trainings that explain it")
+        trainings = sum(isinstance(work, _Training) and work.part in PARTS for work in missing)
+        say(f"20 checks on the model, {trainings} trainings that explain it")
         tasks = [put(_Task(str(root), work, place.device)) for work in missing]
         for _, receipt in run_tasks(
             _to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus, fresh=False, say=say
@@ -183,7 +184,8 @@ def examine(
 def _line(receipt: Artifact) -> str:
     metrics = receipt.metrics
     if receipt.manifest["kind"] == "ablation":
-        return f"{metrics['part']}, {100 * metrics['share']:g} % of the rounds: PGD-20 {Accuracy(**metrics['robust'])}"
+        rounds = f", {100 * metrics['share']:g} % of the rounds" if metrics["part"] in PARTS else ""
+        return f"{metrics['part']}{rounds}: PGD-20 {Accuracy(**metrics['robust'])}"
     verdicts = [check["verdict"] for check in metrics["checks"]]
     return f"checks 1 to 16 and 20: {verdicts.count('fail')} fail, {verdicts.count('warn')} warn"
 

@@ -6,33 +6,30 @@ generated again, and what is complete starts no Ray.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-
-import numpy as np
-from torch import nn
 
 from cluster.session import PlacementError
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
 from pipeline.command import DAMAGE, fail, parse, stop
 from pipeline.costs import describe_costs
-from pipeline.evaluation import Evaluation, Subject, evaluate, final_measurements, subject_of, worst_of
-from pipeline.examination import Checked, Origin, examine, headline
+from pipeline.evaluation import Evaluation, evaluate, final_measurements, subject_of, worst_of
+from pipeline.examination import Checked, examine, headline
 from pipeline.plan import ClaimedError, Plan, claimed, make_plan
 from pipeline.reporting import run_contents
 from pipeline.results import committed_rows, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
+from pipeline.trained import origin_of, shipped_model
 from pipeline.workers import Session
-from stages.evaluation.checks.explanations import SelectionFacts
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.report import write_report
 from stages.shipped import save_model
-from stages.training.rounds import Setup, load_trained
+from stages.training.rounds import Setup
 from stages.trajectories.cache import TrajectoryCache
 
 
@@ -100,35 +97,6 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
     return results
 
 
-def origin_of(plan: Plan, setup: Setup, undefended: Subject, others: Sequence[nn.Module]) -> Origin:
-    """What the checks may know of how the robust classifier came about."""
-    data = plan.data
-    trained = (data.train, plan.classifier_split) if plan.external is None else (data.train,)
-    rows = np.concatenate([split.rows for split in trained])
-    selection = SelectionFacts(
-        selection=data.holdout.fingerprint,
-        trained=tuple(split.fingerprint for split in trained),
-        test=data.test.fingerprint,
-        shared_images=int(np.isin(data.holdout.rows, rows).sum()),
-        images=len(data.holdout),
-        external_weights=plan.external is not None,
-    )
-    return Origin(
-        undefended=undefended,
-        others=tuple(subject_of(other, data.test.images) for other in others),
-        selection=selection,
-        setup=setup,
-    )
-
-
-def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
-    """The robust classifier with the weights that the judge liked best, and which those are."""
-    weights, version = setup.journal.best_weights() if setup.config.schedule.rounds else (setup.versions.load(0), 0)
-    robust = load_trained(setup.build(), weights)
-    judged = {line["round"] + 1: line["judge"] for line in setup.journal.lines() if "judge" in line}
-    return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
-
-
 def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) -> None:
     """Save the model with what is known of it, before the checks, which may take longer than all the rest."""
     save_model(
@@ -162,6 +130,15 @@ def follow(setup: Setup, say: Callable[[str], None]) -> Callable[[dict], None]:
             say(f"ALARM in round {line['round'] + 1}: {alarm}")
 
     return tell
+
+
+def show_costs(plan: Plan) -> int:
+    """--dry-run; the exit code."""
+    try:
+        print(describe_costs(plan))
+    except DAMAGE as error:
+        return stop(error)
+    return 0
 
 
 def collect(
@@ -246,8 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         fail(str(error))
     if command.dry_run:
-        print(describe_costs(plan))
-        return 0
+        return show_costs(plan)
     say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
     try:
         results = run(plan, say)

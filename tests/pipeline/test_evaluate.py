@@ -1,6 +1,7 @@
 """Any model under any attack: fanned out as the official code says, resumed, refused, compared."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -111,7 +112,11 @@ def test_progress_says_images_accuracy_and_time_left(finished) -> None:
         "18 of 24",
         "24 of 24",
     ]
-    assert all("[" in line and line.endswith("s left") for line in lines)
+    left = [line.rpartition("; ")[2] for line in finished[2] if " images, " in line]
+    assert all(re.fullmatch(r"(about [\d,]+ s)?( and )?(\d chunks? of unknown time)? left", line) for line in left[:-1])
+    assert left[-1] == "all done"
+    assert "unknown" in left[0]  # of the attacks that have not begun
+    assert "about" in left[0]
 
 
 def test_more_images_attack_only_what_is_new_and_the_same_again_nothing(finished, model, test) -> None:

@@ -75,6 +75,25 @@ def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> N
     assert "training the classifier" not in again.stdout
 
 
+def test_a_dry_run_says_what_is_built(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, root = [*flags_of(TINY), "--dry-run"], tmp_path / "root"
+    shutil.copytree(finished[0], root)
+
+    def states() -> dict[str, str]:
+        assert main([*flags, "--root", str(root)]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines()[2:] if line[:1].strip() and ":" not in line]
+        return {line.split()[0]: line[48:] for line in lines}
+
+    stages = ("classifier", "search", "rounds", "evaluation", "checks")
+    assert states() == dict.fromkeys(stages, "built")
+    shutil.rmtree(next(root.glob("store/autoattack/*")))
+    assert states() == dict.fromkeys(stages, "built") | {"evaluation": "3 of 4 chunks", "checks": "to do"}
+    shutil.rmtree(next(root.glob("store/search/*")))
+    assert states() == {**dict.fromkeys(stages, "to do"), "classifier": "built", "rounds": "round 8 of 8"}
+
+
 def test_a_damaged_receipt_is_named_and_not_used(
     finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

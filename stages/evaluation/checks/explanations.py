@@ -12,6 +12,10 @@ from stages.evaluation.evidence import Check, Verdict
 ABLATIONS = "ablations"
 VANILLA = "adapter trained on the vanilla classifier's adversaries"
 SELECTION = "selection on unseen images"
+NOTHING_TO_EXPLAIN = (
+    "Nothing here withstands anything after this much training, so there is no robustness to explain: raise "
+    "checks.budget."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,8 @@ def check_ablations(ablations: Ablations | None) -> Check:
     """Check 17: the defence must beat the classifier alone, an untrained adapter and mere denoising.
 
     Passes where the 95 % intervals are apart, warns where they overlap, and fails where one of the three is as good.
-    That is stricter than a test of the difference. Adversarial training of the composite is reported: it may be better.
+    That is stricter than a test of the difference. Where none of them withstands anything there is no robustness to
+    explain, and the check does not apply. Adversarial training of the composite is reported: it may be better.
     """
     if ablations is None:
         return _missing(17, ABLATIONS, "no ablation was trained")
@@ -88,13 +93,14 @@ def check_ablations(ablations: Ablations | None) -> Check:
     composite = ablations.adversarial_training
     if not measured and composite is None:
         return _missing(17, ABLATIONS, "no ablation was trained")
-    verdict = _worst([_lower(accuracy, ablations.defence) for accuracy in measured.values()])
+    verdict = _explained(list(measured.values()), ablations.defence)
     reported = measured | ({"adversarial training": composite} if composite else {})
     absent = [name for name, accuracy in (parts | {"adversarial training": composite}).items() if accuracy is None]
     says = {
         "pass": "The robustness comes from training the adapter on adversaries.",
         "warn": "Leaving a part out costs less than the number of images can show.",
         "fail": "Leaving a part out costs nothing, so that part does not explain the robustness.",
+        "not applicable": NOTHING_TO_EXPLAIN,
     }[verdict]
     return Check(
         17,
@@ -117,15 +123,17 @@ def check_vanilla_training(facts: VanillaTraining | None) -> Check:
     """Check 18: an adapter that never met adversaries of the whole must be far worse.
 
     Otherwise the defence only hides the classifier's gradient. It need not be near 0: on MNIST thresholding alone
-    helps. Passes where the 95 % intervals are apart, warns where they overlap, and fails where it is as good.
+    helps. Passes where the 95 % intervals are apart, warns where they overlap, and fails where it is as good; where
+    neither withstands anything there is no robustness to explain.
     """
     if facts is None:
         return _missing(18, VANILLA, "no such adapter was trained")
-    verdict = _lower(facts.vanilla, facts.defence)
+    verdict = _explained([facts.vanilla], facts.defence)
     says = {
         "pass": "Attacks on the whole robust classifier are what made it robust.",
         "warn": "The number of images cannot show that training against the whole is what helps.",
         "fail": "Training against the whole robust classifier gains nothing over training against the classifier.",
+        "not applicable": NOTHING_TO_EXPLAIN,
     }[verdict]
     return Check(
         18,
@@ -177,16 +185,13 @@ def _missing(number: int, name: str, reason: str) -> Check:
     return Check(number, name, "not applicable", "not measured", images=0, says=f"Not judged: {reason}.")
 
 
-def _lower(ablated: Accuracy, defence: Accuracy) -> Verdict:
-    if ablated.interval[1] < defence.interval[0]:
-        return "pass"
-    return "warn" if ablated.value < defence.value else "fail"
-
-
-def _worst(verdicts: list[Verdict]) -> Verdict:
-    if "fail" in verdicts:
+def _explained(ablated: list[Accuracy], defence: Accuracy) -> Verdict:
+    """Whether the defence is better than every training from which something was left out."""
+    if not any(each.correct for each in (defence, *ablated)):
+        return "not applicable"
+    if any(each.value >= defence.value for each in ablated):
         return "fail"
-    return "warn" if "warn" in verdicts else "pass"
+    return "pass" if all(each.interval[1] < defence.interval[0] for each in ablated) else "warn"
 
 
 def _label(budget: float) -> str:

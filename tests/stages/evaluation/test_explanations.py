@@ -25,6 +25,17 @@ def test_an_ablation_that_costs_nothing_fails(denoising, verdict):
     assert "Not trained: untrained adapter, adversarial training" in check.says
 
 
+def test_where_nothing_withstands_anything_there_is_nothing_to_explain():
+    nothing = {"attack": "PGD-20", "budget": 0.1, "defence": of(0)}
+    checks = [
+        check_ablations(Ablations(**nothing, classifier_alone=of(0), denoising_only=of(0))),
+        check_vanilla_training(VanillaTraining(**nothing, vanilla=of(0))),
+    ]
+    assert [check.verdict for check in checks] == ["not applicable", "not applicable"]
+    assert all("raise checks.budget" in check.says for check in checks)
+    assert check_vanilla_training(VanillaTraining(**nothing, vanilla=of(1))).verdict == "fail"
+
+
 def test_adversarial_training_may_be_better():
     ablations = Ablations(
         attack="PGD-20", budget=1.0, defence=of(100), classifier_alone=of(0), adversarial_training=of(150)
