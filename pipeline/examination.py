@@ -94,7 +94,7 @@ class _Examined:
     def fingerprint(self) -> str:
         return fingerprint(
             "checks",
-            1,
+            2,
             model=self.subject.fingerprint,
             images=self.images.fingerprint,
             threat=self.threat,

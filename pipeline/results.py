@@ -140,7 +140,11 @@ def checks_text(checks: list[dict]) -> str:
     """How many checks passed, and what the others say."""
     verdicts = ("pass", "warn", "fail", "not applicable")
     found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in verdicts}
-    lines = [f"{len(found['pass'])} of {len(checks)} checks passed, {len(found['not applicable'])} not applicable"]
+    spared = len(found["not applicable"])
+    lines = [
+        f"{len(found['pass'])} of {len(checks) - spared} checks passed, {len(found['fail'])} failed, "
+        f"{len(found['warn'])} with a warning; {spared} not applicable"
+    ]
     for verdict in ("fail", "warn"):
         lines += [f"  {verdict} {check['number']:2} {check['name']}: {check['figure']}" for check in found[verdict]]
     return "\n".join(lines)

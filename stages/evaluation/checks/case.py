@@ -91,7 +91,12 @@ class Case:
         through: nn.Module | None = None,
         threat: ThreatModel | None = None,
     ) -> AttackResult:
-        """`run_pgd` on this model; to the end where one wrong answer says little, since the model is random."""
+        """`run_pgd` on this model; to the end where one wrong answer says little, since the model is random.
+
+        Without a name it has that of its steps, and of its ball where that is another one.
+        """
+        if name is None and threat not in (None, self.examined.threat):
+            name = f"PGD-{config.steps} at {threat.norm} {threat.radius:.3g}"
         to_the_end = self.behaviour.random
         return run_pgd(
             self.examined, self.size, config, name=name, through=through, threat=threat, to_the_end=to_the_end

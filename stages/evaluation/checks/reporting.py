@@ -20,7 +20,7 @@ from stages.evaluation.pgd import PGDConfig
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 
-MULTIPLES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the radius that the defence was made for
+MULTIPLES = (0.75, 1.25, 1.5, 2.0)  # of the radius that the defence was made for; check 5 has 1/4, 1/2 and 1
 OTHERS = 4  # points of the curve in the other norm
 
 
@@ -93,7 +93,7 @@ def check_elsewhere(case: Case) -> Outcome:
     gridded = _on_grid(case, config)
     times = _at_other_times(case, config)
     curves = [
-        _curve(name, RADIUS, own, case),
+        Curve(name=name, x=RADIUS, points=_points(own)),  # which joins that of check 5
         _curve(f"{name}, {other}", f"{other} radius (pixels in [0, 1])", others, case),
     ]
     if times:
@@ -170,13 +170,16 @@ def _other_radii(case: Case) -> list[float]:
 
 
 def _pgd_at(case: Case, config: PGDConfig, norm: Norm, radius: float) -> AttackResult:
-    threat = ThreatModel(norm=norm, radius=radius)
-    return case.run_pgd(config, threat=threat, name=f"PGD-{config.steps} at {norm} {radius:.3g}")
+    return case.run_pgd(config, threat=ThreatModel(norm=norm, radius=radius))
 
 
 def _curve(name: str, x: str, results: dict[float, AttackResult], case: Case) -> Curve:
     clean = (0.0, Accuracy.from_mask(case.clean))
-    return Curve(name=name, x=x, points=(clean, *((radius, result.accuracy) for radius, result in results.items())))
+    return Curve(name=name, x=x, points=(clean, *_points(results)))
+
+
+def _points(results: dict[float, AttackResult]) -> tuple[tuple[float, Accuracy], ...]:
+    return tuple((radius, result.accuracy) for radius, result in results.items())
 
 
 def _on_grid(case: Case, config: PGDConfig) -> AttackResult:

@@ -1,6 +1,6 @@
 """All 20 checks of an honest report, in one call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +96,19 @@ def run_checks(
     found = [*(outcome.check for outcome in outcomes), headline, *told]
     return Examination(
         checks=tuple(sorted(found, key=lambda check: check.number)),
-        curves=tuple(curve for outcome in outcomes for curve in outcome.curves),
+        curves=tuple(_joined(curve for outcome in outcomes for curve in outcome.curves)),
         results=results,
         robust=robust,
     )
+
+
+def _joined(curves: Iterable[Curve]) -> Iterator[Curve]:
+    """Curves of one attack along one axis as one curve."""
+    found: dict[tuple[str, str], dict[float, Accuracy]] = {}
+    for curve in curves:
+        found.setdefault((curve.name, curve.x), {}).update(curve.points)
+    for (name, x), points in found.items():
+        yield Curve(name=name, x=x, points=tuple(sorted(points.items())))
 
 
 def make_case(examined: Examined, size: CheckSize) -> Case:

@@ -104,10 +104,7 @@ def check_radius(case: Case) -> Outcome:
     wider = np.geomspace(radius, max(largest, radius), size.radii).tolist()
     radii = [radius / 4, radius / 2, radius, *wider[1:-1], max(largest, radius)]  # the ends without rounding
     config = PGDConfig(steps=size.short_steps, seed=size.seed)
-    results = [
-        case.run_pgd(config, threat=ThreatModel(norm=norm, radius=each), name=f"PGD-{config.steps} at {each:.3g}")
-        for each in radii
-    ]
+    results = [case.run_pgd(config, threat=ThreatModel(norm=norm, radius=each)) for each in radii]
     risen = [
         (radii[i + 1], alone(results[i].robust, results[i + 1].robust), alone(results[i + 1].robust, results[i].robust))
         for i in range(len(radii) - 1)
@@ -131,7 +128,7 @@ def check_radius(case: Case) -> Outcome:
         evidence={"radius": radii, "accuracy": [result.accuracy.as_json() for result in results]},
     )
     curve = Curve(name=f"PGD-{config.steps}", x=RADIUS, points=points)
-    inside = tuple(result for each, result in zip(radii, results, strict=True) if each <= radius)
+    inside = tuple(result for each, result in zip(radii, results, strict=True) if each < radius)
     return Outcome(check=check, curves=(curve,), results=inside)
 
 

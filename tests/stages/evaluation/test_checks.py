@@ -135,6 +135,8 @@ def test_what_counts_in_the_headline_lies_in_the_ball(name):
 def test_checks_and_curves_can_be_written_as_json():
     for name in FLAGGED:
         json.dumps([asdict(check) for check in examine(name).checks], allow_nan=False)
+        axes = [(curve.name, curve.x) for curve in examine(name).curves]
+        assert len(set(axes)) == len(axes)  # no two lines of a plot have one label
         assert {curve.x for curve in examine(name).curves} >= {"gradient steps", "radius (pixels in [0, 1])"}
 
 
