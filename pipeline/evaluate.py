@@ -85,7 +85,7 @@ def evaluate_model(
         test, classes, named = loaded.test, len(loaded.classes), loaded.name
     else:
         test, classes = split_of(*data), None
-    config = EvaluationConfig(version=version, images=images, pgd_images=max(images, IMAGES_UNSET))  # pyright: ignore[reportArgumentType]
+    config = EvaluationConfig(version=version, images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
     given = [function_attack(attack) for attack in attacks]
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
@@ -128,7 +128,7 @@ def prepare(command: EvaluateCommand) -> Prepared:
         models["classifier alone"] = model.classifier
     functions = [function_attack(path) for path in command.attack]
     images = command.images or (IMAGES if command.table else IMAGES_UNSET)
-    config = replace(command.evaluation, images=images, pgd_images=max(images, IMAGES_UNSET))
+    config = replace(command.evaluation, images=images, pgd_images=images)
     for each in models.values():
         check_subject(each, data.test, classes=len(data.classes), threat=threat, random=config.version == "rand")
     if command.table:

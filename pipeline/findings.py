@@ -119,7 +119,8 @@ class Findings:
             lines += ["", _line("worst of all, the checks' attacks included", self.headline)]
             lines += ["", checks_text([asdict(check) for check in self.checked.checks])]
         if self.screening:
-            lines += ["", f"screening: {self.screening}"]
+            (ball,) = self.headlines()
+            lines += ["", f"screening within {ball_text(ball)}: {self.screening}"]
         for table in self.tables:
             lines += ["", table_text(table)]
         if self.comparison:

@@ -87,7 +87,10 @@ def search_attack(
     artifact = Store(setup.root).get("search", name)
     if artifact is None:
         place = workers()
-        say(f"searching over {len(tried)} attacks, {recipe.search.rounds} rounds each")
+        fewer = (
+            "" if len(tried) == recipe.search.trials else f" (all of the grid; {recipe.search.trials} were asked for)"
+        )
+        say(f"searching over {len(tried)} attacks{fewer}, {recipe.search.rounds} rounds each")
         artifact = Store(setup.root).make(
             "search",
             name,

@@ -64,6 +64,12 @@ def check_images(images: Shaped[Tensor, "..."], labels: Int64[Tensor, "..."], cl
             f"images have shape {list(images.shape)} and labels {list(labels.shape)}; "
             "expected [image, channel, height, width] and [image], with at least one image"
         )
+    channels, height, width = images.shape[1:]
+    if channels == height > 4 >= width:
+        raise ValueError(
+            f"images have shape {list(images.shape)}, which looks like [image, height, width, channel]; expected "
+            "[image, channel, height, width]: use images.permute(0, 3, 1, 2)"
+        )
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; expected floats in [0, 1]: divide uint8 images by 255")
     low, high = images.min().item(), images.max().item()

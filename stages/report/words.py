@@ -1,7 +1,7 @@
 """Figures in words: every number of a report is formatted here, and its headline and verdict said plainly."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -36,6 +36,8 @@ def cell(value: object) -> str:
 
     >>> cell(Accuracy(54, 128)), cell(73.24), cell("yes"), cell(0.05 / 3)
     ('42.2 % [34.0, 50.8] of 128', '73.24', 'yes', '0.01667')
+    >>> cell({"0.1": {"correct": 54, "images": 128, "value": 0.42, "interval": [0.34, 0.51]}, "steps": 20})
+    '0.1: 42.2 % [34.0, 50.8] of 128; steps: 20'
     >>> cell(None) == cell(float("nan")) == MISSING
     True
     """
@@ -49,6 +51,10 @@ def cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        if {"correct", "images"} <= value.keys():  # an accuracy in JSON
+            return str(Accuracy(correct=value["correct"], images=value["images"]))
+        return "; ".join(f"{name}: {cell(each)}" for name, each in value.items()) or MISSING
     if isinstance(value, list | tuple):
         return ", ".join(map(cell, value)) or MISSING
     return str(value)

@@ -266,7 +266,7 @@ def test_a_quick_screening_needs_no_ray_and_resumes(model: nn.Module, tmp_path: 
     found = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
     assert found.screening is not None
     assert found.screening.ended == "images"
-    assert "at most" in str(found)
+    assert "screening within Linf 0.1: at most" in str(found)
     low, high = found.screening.interval
     assert low < found.headline.value < high
     again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)

@@ -45,6 +45,7 @@ def test_a_model_that_no_attack_can_judge_is_refused(model, message):
         (IMAGES.float(), LABELS, r"lie in \[0, 255\]"),
         (to_float(IMAGES) - 0.5, LABELS, "move normalisation into the model"),
         (to_float(IMAGES) / 0, LABELS, r"expected \[0, 1\]"),
+        (to_float(IMAGES).permute(0, 2, 3, 1), LABELS, r"looks like \[image, height, width, channel\]"),
         (to_float(IMAGES), LABELS + 1, r"labels lie in \[1, 10\]; expected 0 to 9"),
         (to_float(IMAGES), LABELS[:3], "have shape"),
         (to_float(IMAGES)[0], LABELS[:1], "have shape"),
