@@ -45,6 +45,9 @@ class Command:
     name: str | None = None
     """Name of the run; unset: the preset and a hash of what is trained, so the same command goes on with its own run,
     and one that only evaluates otherwise takes the model that is there."""
+    keep_versions: bool = False
+    """Keep the weights after every round; unset: only those that a round in the replay window may still ask for, and
+    the best."""
     dry_run: bool = False
     """Print the stages, whether they are built, and what the rest costs; do nothing."""
     paper: bool = False

@@ -62,8 +62,9 @@ def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
     left = (rounds - done) / max(1, rounds)
     steps, updates = round(left * schedule.attack_steps), round(left * schedule.updates)
     size = left * rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
+    shards, weights = f"{size / 1e6:,.0f} MB of shards", f"{kept_bytes(plan, found.setup) / 1e6:,.0f} MB of weights"
     cost = (
-        f"{steps:,} attack steps, {updates:,} updates, up to {size / 1e6:,.0f} MB; about "
+        f"{steps:,} attack steps, {updates:,} updates, up to {shards} and {weights}; about "
         f"{duration(steps * step)} of attack and {duration(updates * update)} of training"
     )
     before = "search" if plan.recipe.search.trials else "classifier"
@@ -153,6 +154,16 @@ def predicted_bytes(plan: Plan, steps: int) -> int:
         return 2 * pixels * (steps + 1)
     start = 2 * pixels if plan.recipe.schedule.warm_start or plan.recipe.attack.start == "gaussian" else 0
     return 2 * steps * -(-pixels // 8) + start
+
+
+def kept_bytes(plan: Plan, setup: Setup) -> int:
+    """Bytes of the weights versions at their most: all of them, or those of the replay window between checkpoints."""
+    rounds, config = plan.recipe.schedule.rounds, setup.config
+    size = sum(4 * weight.numel() for weight in setup.learner().weights().values())
+    if plan.command.keep_versions:
+        return size * (rounds + 1)
+    window = 1 + len(setup.schedule.window(rounds)) + config.schedule.overlap_rounds + config.checkpoint_rounds
+    return size * min(rounds + 1, window)
 
 
 def _time(work: Callable[[], object]) -> float:

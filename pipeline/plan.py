@@ -102,6 +102,7 @@ class Plan:
             classifier_fingerprint=self.classifier_fingerprint,
             root=self.root,
             run=self.run,
+            keep_versions=self.command.keep_versions,
         )
 
 

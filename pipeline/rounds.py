@@ -71,7 +71,7 @@ def _generate(
                 return
             units = setup.units.of(number, setup.versions.fingerprints(version))
             missing = [unit for unit in units if unit.fingerprint not in cache]
-            if missing:
+            if missing and setup.versions.holds(version):  # else no round will train on them any more
                 weights = put(setup.versions.load(version))
                 for _, row in pool.map("generate", missing, payload=lambda unit: (unit, [shared, weights])):  # noqa: B023
                     yield row

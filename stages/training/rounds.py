@@ -68,6 +68,8 @@ class Setup:
     run: Path
     initial: dict[str, Tensor] | None = None
     device: str = "cpu"
+    keep_versions: bool = True
+    """Keep the weights of every version; else only of those that the replay window of the last checkpoint attacks."""
 
     def __getstate__(self) -> dict[str, object]:
         """The fields alone: a schedule that was begun belongs to its process (another's arrays are read-only there)."""
@@ -226,7 +228,10 @@ def _run_rounds(
         versions.publish(number + 1, learner.weights())
         verdict = _judge(setup, learner, number + 1)
         line = round_line(schedule, number, rows, measured, waited, time.perf_counter() - began, verdict)
-        journal.write(line, learner, verdict, checkpoint=_checkpoint_due(setup, number + 1))
+        due = _checkpoint_due(setup, number + 1)
+        journal.write(line, learner, verdict, checkpoint=due)
+        if due and not setup.keep_versions:
+            versions.prune(schedule.version(schedule.window(number).start))
         report(line)
 
 

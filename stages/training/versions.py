@@ -1,7 +1,8 @@
 """Weights versions: v_r, the trained weights before round r, published whole or not at all.
 
 RUN/versions/<r>/weights.safetensors and manifest.json, renamed into place together. Once published, a
-version never changes: whoever makes it again must make the same bytes.
+version never changes: whoever makes it again must make the same bytes. Manifests stay, since units are named by
+them; weights that no round can ask for any more may be removed.
 """
 
 import json
@@ -75,9 +76,25 @@ class Versions:
         temporary.rename(self.directory / str(number))
         return fingerprint
 
+    def holds(self, number: int) -> bool:
+        """Whether the weights of a version are there."""
+        return (self.directory / str(number) / "weights.safetensors").exists()
+
+    def prune(self, first: int) -> None:
+        """Remove the weights of all versions before one; their manifests stay."""
+        for number in range(first - 1, -1, -1):
+            if not self.holds(number):  # the rest was removed before
+                return
+            (self.directory / str(number) / "weights.safetensors").unlink()
+
     def load(self, number: int) -> dict[str, Tensor]:
         """The weights of a published version. Raises VersionMismatchError where the file was changed."""
         path = self.directory / str(number) / "weights.safetensors"
+        if self.fingerprint(number) is not None and not self.holds(number):
+            raise VersionMismatchError(
+                f"{path} is not there: its round lies before the replay window, and old weights are removed unless a "
+                "run is called with --keep-versions"
+            )
         try:
             weights = load_file(path)
         except SafetensorError:

@@ -69,6 +69,20 @@ def test_a_run_that_is_stopped_and_resumed_publishes_the_same_bytes(name, questi
     assert all(torch.equal(best[key], other[key]) for key in other)
 
 
+@pytest.mark.parametrize("name", ["adapter, overlap 1", "adapter, overlap 0"])
+def test_without_old_weights_a_stopped_run_ends_with_the_same_ones(name, undisturbed, tmp_path):
+    wanted = undisturbed(name)
+    for count in (9, 9, 9, 9, 200):
+        run_serially(setup_of(tmp_path, CONFIGS[name], keep_versions=False), stopped=after(count))
+    setup = setup_of(tmp_path, CONFIGS[name], keep_versions=False)
+    assert setup.is_complete
+    assert setup.versions.fingerprints(6) == wanted.versions.fingerprints(6)
+    first = setup.schedule.version(3)  # the last round, 5, trains on those from 3 on
+    assert published(setup) == {number: file for number, file in published(wanted).items() if int(number) >= first}
+    with pytest.raises(VersionMismatchError, match="unless a run is called with --keep-versions"):
+        setup.versions.load(first - 1)
+
+
 def test_versions_differ_from_round_to_round(undisturbed):
     assert len(set(published(undisturbed("adapter, overlap 1")).values())) == 7
 
