@@ -47,6 +47,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
     number, reference, device = work
     plan = reference.get()
     holdout = plan.data.holdout
+    checkpoint = plan.root / "classifiers" / f"{plan.classifier_fingerprint}.pt"
 
     def build() -> nn.Module:
         return build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
@@ -58,6 +59,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
             seed=plan.recipe.seed,
             build=build,
             device=device,
+            checkpoint=checkpoint,
             progress=lambda line: tell(line if number == 0 else f"{line}, from seed {plan.recipe.seed}"),
         )
         save_file({name: value.contiguous() for name, value in state.items()}, directory / "weights.safetensors")
@@ -66,7 +68,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
         images, labels = torch.from_numpy(holdout.images), torch.from_numpy(holdout.labels)
         return {"holdout_accuracy": clean_accuracy(classifier.eval(), images, labels=labels)}
 
-    return Store(plan.root).make(
+    artifact = Store(plan.root).make(
         "classifier",
         plan.classifier_fingerprint,
         write,
@@ -74,6 +76,8 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
         inputs={"train": plan.classifier_split.fingerprint},
         device=device,
     )
+    checkpoint.unlink(missing_ok=True)
+    return artifact
 
 
 def _load(plan: Plan, artifact: Artifact) -> nn.Module:

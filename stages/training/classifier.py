@@ -1,8 +1,10 @@
 """Plain training of the base classifier on clean images: what the project then makes robust."""
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int16, Int64, UInt8
@@ -24,13 +26,16 @@ def train_classifier(
     seed: int,
     build: Callable[[], nn.Module],
     device: str = "cpu",
+    checkpoint: Path | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict[str, Tensor]:
     """The float32 state dict, on the CPU, of the classifier that ``build`` makes, trained on the split.
 
     SGD with Nesterov momentum over one cycle of the learning rate; on a GPU under bfloat16 autocast. On one
     CPU type the bits depend on config, split, build and seed alone, and the caller's random numbers and number
-    of threads are left as they were. ``progress`` gets a line an epoch. With 0 epochs, the state as built.
+    of threads are left as they were. ``progress`` gets a line an epoch. With 0 epochs, the state as built. Where
+    ``checkpoint`` names a file, it is written after every epoch, and a training that finds it goes on from there to
+    the same bits; it belongs to this training alone, and whoever asked for it removes it.
 
     Raises DivergedError when the loss becomes NaN or infinite.
     """
@@ -40,7 +45,7 @@ def train_classifier(
         classifier = build().to(device).float()
         if config.epochs:
             images = torch.tensor(split.images, device=device)
-            _fit(classifier, config, split, images=images, seed=seed, progress=progress)
+            _fit(classifier, config, split, images=images, seed=seed, checkpoint=checkpoint, progress=progress)
             settle_batch_norm(classifier, images, batch=config.batch)
     return {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
 
@@ -95,6 +100,7 @@ def _fit(
     *,
     images: UInt8[Tensor, "image channel height width"],
     seed: int,
+    checkpoint: Path | None,
     progress: Callable[[str], None],
 ) -> None:
     """Train in place; ``images`` are the split's, on the classifier's device."""
@@ -106,10 +112,11 @@ def _fit(
         nesterov=True,
         weight_decay=config.weight_decay,
     )
+    first = _resume(checkpoint, classifier, optimizer, images.device) if checkpoint and checkpoint.exists() else 0
     updates = config.epochs * _updates_an_epoch(config, split)
-    update, began = 0, time.perf_counter()
+    update, began = first * _updates_an_epoch(config, split), time.perf_counter()
     classifier.train()
-    for epoch in range(config.epochs):
+    for epoch in range(first, config.epochs):
         figures = []
         for positions, augmentation in _batches(config, split, seed=seed, epoch=epoch):
             for group in optimizer.param_groups:
@@ -129,6 +136,36 @@ def _fit(
             f"classifier: epoch {epoch + 1} of {config.epochs}, loss {loss:.4f}, "
             f"accuracy while training {accuracy:.1%}, {time.perf_counter() - began:.0f} s"
         )
+        if checkpoint:
+            _save(checkpoint, classifier, optimizer, images.device, epochs=epoch + 1)
+
+
+def _save(
+    path: Path, classifier: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, epochs: int
+) -> None:
+    """Replace the checkpoint, by rename, with all that the next epoch depends on."""
+    state = {
+        "epochs": epochs,
+        "classifier": classifier.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),  # of dropout
+        "random on the GPU": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _resume(path: Path, classifier: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Bring a training to its checkpoint; returns the epochs that are done."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    classifier.load_state_dict(state["classifier"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["random on the GPU"], device)
+    return int(state["epochs"])
 
 
 def _update(

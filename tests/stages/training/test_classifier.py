@@ -1,6 +1,8 @@
 """Clean training of the base classifier, on the real digits."""
 
 import functools
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +121,33 @@ def test_a_line_is_reported_every_epoch():
     config = ClassifierConfig(epochs=3)
     train_classifier(config, few(128), seed=0, build=lambda: build(config), progress=lines.append)
     assert [line.split(",")[0] for line in lines] == [f"classifier: epoch {epoch} of 3" for epoch in (1, 2, 3)]
+
+
+class KilledError(Exception):
+    """Stands for the end of a process."""
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
+    """With dropout, momentum and BatchNorm, all of which a checkpoint must hold."""
+    checkpoint = tmp_path / "new" / "checkpoint.pt"
+    for config in (ClassifierConfig(epochs=4), ClassifierConfig(architecture="resnet18-narrow", epochs=4)):
+        lines: list[str] = []
+
+        def kill(line: str, lines: list[str] = lines) -> None:
+            lines.append(line)
+            if "epoch 3 " in line:  # said before the epoch is written down
+                raise KilledError
+
+        def again(progress: Callable[[str], None], config: ClassifierConfig = config) -> dict[str, Tensor]:
+            return train_classifier(
+                config, few(256), seed=0, build=lambda: build(config), checkpoint=checkpoint, progress=progress
+            )
+
+        with pytest.raises(KilledError):
+            again(kill)
+        assert same(again(lines.append), train(config, few(256)))
+        assert [line.split(" of ")[0][-1] for line in lines] == ["1", "2", "3", "3", "4"]
+        checkpoint.unlink()
 
 
 def test_a_training_that_diverges_says_so():
