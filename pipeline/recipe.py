@@ -183,7 +183,7 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
         classifier=ClassifierConfig(
             architecture="wrn-28-10", epochs=60, learning_rate=0.1, weight_decay=5e-4, augment=True
         ),
-        adapter=AdapterConfig(size="36M"),
+        adapter=AdapterConfig(size="36M", output="sigmoid"),
         attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),
         schedule=ScheduleConfig(rounds=1200, examples=2048, unit_examples=1024, batch=256, max_lag_updates=48),
         train=TrainConfig(learning_rate=5e-4, weight_decay=5e-4, clip_norm=1.0, ema=0.999, precision="bfloat16"),

@@ -1,6 +1,7 @@
-"""The short ablation that decides the defaults of the digits preset: one change at a time, by the judge.
+"""The short ablation that decides the defaults of the presets: one change at a time, by the judge.
 
     python tests/benchmarks/ablation.py --rounds 40
+    python tests/benchmarks/ablation.py --preset cifar10-linf --rounds 60 --seeds 0 --variants "residual output"
 
 Every variant makes as many updates as the preset and is judged after the last, on the hold-out alone. Each run is
 written down as it ends, and the same command goes on from there. One process, one thread.
@@ -33,7 +34,27 @@ from stages.training.classifier import train_classifier
 from stages.training.rounds import Setup, judge_on_holdout, load_trained, run_serially
 from stages.training.schedule import Schedule
 
-RESULTS = Path(__file__).parent / "results" / "ablation-digits.json"
+RESULTS = Path(__file__).parent / "results"
+# What of a preset is made smaller for one CPU core; the ablation is about the rest.
+SMALLER: dict[str, dict[str, object]] = {
+    "digits": {},
+    "cifar10-linf": {
+        "data.train_images": 8000,
+        "classifier.architecture": "resnet18-narrow",
+        "classifier.epochs": 3,
+        "adapter.size": "tiny-half",
+        "attack.precision": "float32",
+        "attack.batch": 64,
+        "train.precision": "float32",
+        "train.ema": 0.0,
+        "train.learning_rate": 1.5e-3,
+        "train.weight_decay": 0.0,
+        "schedule.examples": 256,
+        "schedule.unit_examples": 256,
+        "schedule.batch": 64,
+        "augment": False,
+    },
+}
 BASELINE = "the preset"
 # Each variant sets fields of the recipe. What the preset has already is left out, so that the list stays whole
 # when a default changes.
@@ -47,6 +68,11 @@ VARIANTS: dict[str, dict[str, object]] = {
     "reconstruction 1 (paper)": {"train.objective.reconstruction": 1.0},
     "reconstruction 3": {"train.objective.reconstruction": 3.0},
     "KL 3 instead of reconstruction": {"train.objective.reconstruction": 0.0, "train.objective.kl": 3.0},
+    "KL 3, residual output": {
+        "train.objective.reconstruction": 0.0,
+        "train.objective.kl": 3.0,
+        "adapter.output": "residual",
+    },
     "t uniform (paper)": {"schedule.last_states": 0.0},
     "65 % last states": {"schedule.last_states": 0.65},
     "hard clamp": {"adapter.straight_through": False},
@@ -75,7 +101,7 @@ def main() -> None:
     base = starting_point(arguments)
     data = load_data(base.data)
     found = read(arguments.results, base)
-    trials = plan(base, arguments.seeds, images=len(data.train))
+    trials = plan(base, arguments.seeds, arguments.variants or list(VARIANTS), images=len(data.train))
     for number, trial in enumerate(trials, 1):
         if str(trial) not in found:
             found[str(trial)] = measure(trial, data)
@@ -88,16 +114,20 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     summary, *_ = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", choices=SMALLER, default="digits", help="cifar10-linf is made smaller for one core")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="beside the preset; unset: all", metavar="NAME")
     parser.add_argument("--rounds", type=int, default=40, help="rounds of the preset; all make its updates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds, pooled in the table")
     parser.add_argument("--holdout", type=int, default=400, help="images to judge on; more than the preset has")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON to write, and to go on from")
-    return parser.parse_args()
+    parser.add_argument("--results", type=Path, help="JSON to write, and to go on from; unset: results/ beside this")
+    arguments = parser.parse_args()
+    arguments.results = arguments.results or RESULTS / f"ablation-{arguments.preset}.json"
+    return arguments
 
 
 def starting_point(arguments: argparse.Namespace) -> Recipe:
-    """The digits preset at the length asked for, with a larger hold-out and one verdict at the end."""
-    recipe = PRESETS["digits"]()
+    """The preset at the length asked for, with a larger hold-out and one verdict at the end."""
+    recipe = changed(PRESETS[arguments.preset](), SMALLER[arguments.preset])
     # The loop's own verdict, which is not used here, is kept cheap: one image, once.
     return replace(
         recipe,
@@ -108,11 +138,11 @@ def starting_point(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def plan(base: Recipe, seeds: Sequence[int], *, images: int) -> list[Trial]:
+def plan(base: Recipe, seeds: Sequence[int], variants: Sequence[str], *, images: int) -> list[Trial]:
     """All trials, one seed after the other, so that an early end leaves every variant with the first seed."""
     recipes = {BASELINE: base}
-    for name, changes in VARIANTS.items():
-        recipe = with_updates_of(base, changed(base, changes), images=images)
+    for name in variants:
+        recipe = with_updates_of(base, changed(base, VARIANTS[name]), images=images)
         if recipe != base:
             recipes[name] = recipe
     return [
@@ -192,7 +222,9 @@ def trained_classifier(config: ClassifierConfig, data: ImageData, seed: int) -> 
         return build_classifier(config, **shape, mean=data.mean, std=data.std)
 
     classifier = build()
-    classifier.load_state_dict(train_classifier(config, data.train, seed=seed, build=build, progress=lambda line: None))
+    classifier.load_state_dict(
+        train_classifier(config, data.available, seed=seed, build=build, progress=lambda line: None)
+    )
     return classifier.eval()
 
 
