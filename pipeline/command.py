@@ -1,8 +1,12 @@
 """The command line: a preset, flags that override it, and what is refused before any work is done."""
 
+import errno
+import os
 import re
+import shutil
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import tyro
@@ -18,6 +22,7 @@ FRACTION = re.compile(r"^(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 # An explicit flag fixes what the search would otherwise try.
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
 
+LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
 DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
 """Files that are not what was written, which each message names."""
 
@@ -85,6 +90,24 @@ def stop(error: Exception) -> int:
     """Say why a command ended in the middle; its exit code. Nothing committed is lost."""
     print(f"error: {error}", file=sys.stderr)
     return 1
+
+
+def stop_if_full(error: Exception, root: str) -> int:
+    """Say that the disk below ROOT is full, where that is why an error came up, which else is raised again."""
+    chain, current = [], error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    spoken = any(os.strerror(errno.ENOSPC) in str(each) or os.strerror(errno.EDQUOT) in str(each) for each in chain)
+    path = Path(root).expanduser()
+    if not spoken and not (path.exists() and shutil.disk_usage(path).free < LITTLE):
+        raise error
+    return stop(
+        OSError(
+            f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
+            "--root; nothing committed is lost, and the same command goes on from here"
+        )
+    )
 
 
 def decimal(argument: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cluster.session import PlacementError
-from pipeline.command import DAMAGE, WorkersConfig, fail, stop
+from pipeline.command import DAMAGE, WorkersConfig, fail, stop, stop_if_full
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.evaluation import final_measurements
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
@@ -215,14 +215,16 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error))
     try:
         found, directory = run(prepared, say)
+        paths = write_findings(found, directory, command.claim)
     except PlacementError as error:
         fail(str(error))
     except DAMAGE as error:
         return stop(error)
+    except Exception as error:
+        return stop_if_full(error, command.root)
     except KeyboardInterrupt:
         say("interrupted; no finished chunk is lost, and the same command goes on from here")
         return 130
-    paths = write_findings(found, directory, command.claim)
     print(f"\n{found}\n" + "".join(f"\n{name:14}{path}" for name, path in paths.items()))
     return 0
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from cluster.session import PlacementError
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
-from pipeline.command import DAMAGE, fail, parse, stop
+from pipeline.command import DAMAGE, fail, parse, stop, stop_if_full
 from pipeline.costs import describe_costs
 from pipeline.evaluation import Evaluation, evaluate, final_measurements, subject_of, worst_of
 from pipeline.examination import Checked, examine, headline
@@ -227,14 +227,16 @@ def main(argv: list[str] | None = None) -> int:
     say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
     try:
         results = run(plan, say)
+        write_results(plan.run / "results.json", results)
     except (ClaimedError, PlacementError) as error:
         fail(str(error))
     except DAMAGE as error:
         return stop(error)
+    except Exception as error:
+        return stop_if_full(error, command.root)
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")
         return 130
-    write_results(plan.run / "results.json", results)
     print(f"\n{table(results)}")
     return 0
 

@@ -1,6 +1,9 @@
 """Bad input ends with exit code 2 and one message, before any work is done."""
 
+import errno
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,24 @@ def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
         pass
     with claimed(plan):
         pass
+
+
+def raising(error: Exception) -> Callable[..., dict]:
+    def run(*arguments: object) -> dict:
+        raise RuntimeError("a worker failed") from error
+
+    return run
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.run.run", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    assert main(["--root", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: the disk of {tmp_path} is full: free some space")
+    monkeypatch.setattr("pipeline.run.run", raising(OSError(errno.EACCES, "not allowed")))
+    with pytest.raises(RuntimeError, match="a worker failed"):
+        main(["--root", str(tmp_path)])
 
 
 def test_a_dry_run_says_what_there_is_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
