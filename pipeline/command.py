@@ -1,30 +1,18 @@
 """The command line: a preset, flags that override it, and what is refused before any work is done."""
 
-import errno
-import os
 import re
-import shutil
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import tyro
 
-from pipeline.artifacts import ArtifactError
+from pipeline.ending import fail
 from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
-from stages.training.versions import VersionMismatchError
-from stages.trajectories.ledger import LedgerError
-from stages.trajectories.shards import ShardError
 
 USAGE = "python -m pipeline.run [digits|mnist|cifar10-linf|cifar10-l2] [--flags]"
 FRACTION = re.compile(r"^(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 # An explicit flag fixes what the search would otherwise try.
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
-
-LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
-DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
-"""Files that are not what was written, which each message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,36 +66,6 @@ def parse(argv: list[str]) -> Command:
     fixed = {field: () for flag, field in SEARCHED.items() if _given(flag, flags)}
     search: SearchConfig = replace(command.recipe.search, **fixed)
     return replace(command, recipe=replace(command.recipe, search=search))
-
-
-def fail(message: str) -> NoReturn:
-    """End with exit code 2 and a message: nothing was done."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def stop(error: Exception) -> int:
-    """Say why a command ended in the middle; its exit code. Nothing committed is lost."""
-    print(f"error: {error}", file=sys.stderr)
-    return 1
-
-
-def stop_if_full(error: Exception, root: str) -> int:
-    """Say that the disk below ROOT is full, where that is why an error came up, which else is raised again."""
-    chain, current = [], error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    spoken = any(os.strerror(errno.ENOSPC) in str(each) or os.strerror(errno.EDQUOT) in str(each) for each in chain)
-    path = Path(root).expanduser()
-    if not spoken and not (path.exists() and shutil.disk_usage(path).free < LITTLE):
-        raise error
-    return stop(
-        OSError(
-            f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
-            "--root; nothing committed is lost, and the same command goes on from here"
-        )
-    )
 
 
 def decimal(argument: str) -> str:

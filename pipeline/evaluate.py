@@ -8,7 +8,6 @@ The same evaluation again attacks nothing; a killed one goes on from its receipt
 """
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.session import PlacementError
-from pipeline.command import DAMAGE, WorkersConfig, fail, stop, stop_if_full
+from pipeline.command import WorkersConfig
+from pipeline.ending import Say, conduct, fail, since_now
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.evaluation import final_measurements
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
-from pipeline.measuring import Say, find, own_measurements, quick_findings
+from pipeline.measuring import find, own_measurements, quick_findings
 from pipeline.recipe import EvaluationConfig
 from pipeline.reporting import model_contents
 from pipeline.subjects import (
@@ -202,31 +201,20 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0, 1 for damaged files, 2 for input that was refused before any work, 130 for Ctrl-C."""
-    began = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - began:6.1f} s] {text}", flush=True)
-
+    """The command; its exit code, as `conduct` says."""
+    say = since_now()
     command = parse(sys.argv[1:] if argv is None else argv)
     try:
         prepared = prepare(command)
     except ValueError as error:
         fail(str(error))
-    try:
+
+    def work() -> str:
         found, directory = run(prepared, say)
         paths = write_findings(found, directory, command.claim)
-    except PlacementError as error:
-        fail(str(error))
-    except DAMAGE as error:
-        return stop(error)
-    except Exception as error:
-        return stop_if_full(error, command.root)
-    except KeyboardInterrupt:
-        say("interrupted; no finished chunk is lost, and the same command goes on from here")
-        return 130
-    print(f"\n{found}\n" + "".join(f"\n{name:14}{path}" for name, path in paths.items()))
-    return 0
+        return f"\n{found}\n" + "".join(f"\n{name:14}{path}" for name, path in paths.items())
+
+    return conduct(work, root=command.root, say=say)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from typing import Literal
 
 import tyro
 
-from pipeline.command import WorkersConfig, decimal, fail
+from pipeline.command import WorkersConfig, decimal
+from pipeline.ending import fail
 from pipeline.recipe import EvaluationConfig
 from pipeline.tables import DATA, TableName
 from stages.data.datasets import DataConfig, DataName

@@ -1,7 +1,7 @@
 """Measures models, whoever trained them: under every attack on Ray, or by a quick screening without it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from cluster.session import session
 from pipeline.artifacts import Store
 from pipeline.chunks import Chunk, commit_chunk, verdict_of
 from pipeline.command import WorkersConfig
+from pipeline.ending import Say
 from pipeline.evaluation import evaluate, merge, parts, subject_of
 from pipeline.examination import Origin, examine
 from pipeline.findings import Findings
@@ -27,8 +28,6 @@ from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement
 from stages.evaluation.screening import Screening, ScreeningConfig, screen
 from stages.rap.threat import ThreatModel
-
-Say = Callable[[str], None]
 
 
 def find(

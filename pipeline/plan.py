@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.command import Command
+from pipeline.ending import ClaimedError
 from pipeline.recipe import Recipe
 from pipeline.search import candidates
 from stages.data.datasets import ImageData, load_data
@@ -191,10 +192,6 @@ def _trained(recipe: Recipe) -> dict[str, object]:
         for name, value in vars(replace(recipe, data=data)).items()
         if name not in ("evaluation", "checks")
     }
-
-
-class ClaimedError(ValueError):
-    """A run that another process owns, or that was begun with another recipe."""
 
 
 @contextmanager

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 
-from cluster.session import PlacementError
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
-from pipeline.command import DAMAGE, fail, parse, stop, stop_if_full
+from pipeline.command import parse
 from pipeline.costs import describe_costs
+from pipeline.ending import conduct, fail, since_now
 from pipeline.evaluation import Evaluation, evaluate, final_measurements, subject_of, worst_of
 from pipeline.examination import Checked, examine, headline
-from pipeline.plan import ClaimedError, Plan, claimed, make_plan
+from pipeline.plan import Plan, claimed, make_plan
 from pipeline.reporting import run_contents
 from pipeline.results import committed_rows, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
@@ -132,15 +132,6 @@ def follow(setup: Setup, say: Callable[[str], None]) -> Callable[[dict], None]:
     return tell
 
 
-def show_costs(plan: Plan) -> int:
-    """--dry-run; the exit code."""
-    try:
-        print(describe_costs(plan))
-    except DAMAGE as error:
-        return stop(error)
-    return 0
-
-
 def collect(
     plan: Plan,
     setup: Setup,
@@ -211,34 +202,23 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns 0, 1 for damaged files, 2 for input that was refused before any work, 130 for Ctrl-C."""
-    began = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - began:6.1f} s] {text}", flush=True)
-
+    """The command; its exit code, as `conduct` says."""
+    say = since_now()
     command = parse(sys.argv[1:] if argv is None else argv)
     try:
         plan = make_plan(command)
     except ValueError as error:
         fail(str(error))
     if command.dry_run:
-        return show_costs(plan)
-    say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
-    try:
+        return conduct(lambda: describe_costs(plan), root=command.root, say=say)
+
+    def work() -> str:
+        say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
         results = run(plan, say)
         write_results(plan.run / "results.json", results)
-    except (ClaimedError, PlacementError) as error:
-        fail(str(error))
-    except DAMAGE as error:
-        return stop(error)
-    except Exception as error:
-        return stop_if_full(error, command.root)
-    except KeyboardInterrupt:
-        say("interrupted; nothing committed is lost, and the same command goes on from here")
-        return 130
-    print(f"\n{table(results)}")
-    return 0
+        return f"\n{table(results)}"
+
+    return conduct(work, root=command.root, say=say)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,88 @@
+"""How a command ends: its exit code, and one message where something is wrong."""
+
+import errno
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from cluster.session import PlacementError
+from pipeline.artifacts import ArtifactError
+from stages.training.versions import VersionMismatchError
+from stages.trajectories.ledger import LedgerError
+from stages.trajectories.shards import ShardError
+
+DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
+"""Files that are not what was written, which each message names."""
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
+
+Say = Callable[[str], None]
+
+
+class ClaimedError(ValueError):
+    """A run that another process owns, or that was begun with another recipe."""
+
+
+def since_now() -> Say:
+    """Prints lines with the seconds since this call."""
+    began = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - began:6.1f} s] {text}", flush=True)
+
+    return say
+
+
+def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
+    """Do a command's work and print what it returns; the exit code.
+
+    0; 1 for damaged files or a full disk; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of
+    these is raised.
+    """
+    try:
+        print(work())
+    except (ClaimedError, PlacementError) as error:
+        fail(str(error))
+    except DAMAGE as error:
+        return _stop(str(error))
+    except KeyboardInterrupt:
+        say("interrupted; nothing committed is lost, and the same command goes on from here")
+        return 130
+    except Exception as error:
+        path = Path(root).expanduser()
+        if not _is_full(path, error):
+            raise
+        return _stop(
+            f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
+            "--root; nothing committed is lost, and the same command goes on from here"
+        )
+    return 0
+
+
+def fail(message: str) -> NoReturn:
+    """End with exit code 2 and a message: nothing was done."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _stop(message: str) -> int:
+    """Say why a command ended in the middle; its exit code. Nothing committed is lost."""
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _is_full(path: Path, error: BaseException | None) -> bool:
+    """Whether a disk has no room, by what an error or its causes say, or by what is left."""
+    if path.exists() and shutil.disk_usage(path).free < LITTLE:
+        return True
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if any(words in str(error) for words in FULL):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
