@@ -26,7 +26,7 @@ class AdapterConfig:
     size: AdapterSize = "tiny"
     """Size of the U-Net; tiny has 0.1M parameters, tiny-half works on patches of 2x2 pixels, the last two are DDPM's
     for CIFAR-10 at half and full width."""
-    output: Literal["residual", "sigmoid"] = "residual"
+    output: Literal["residual", "sigmoid"] = "sigmoid"
     """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
     straight_through: bool = True
     """Let gradients pass the clamp behind the adapter, for training and for every attack; the model's answers are
@@ -152,7 +152,6 @@ def digits() -> Recipe:
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
-        adapter=AdapterConfig(output="sigmoid"),
         schedule=ScheduleConfig(rounds=120),
         judge=JudgeConfig(images=None, every=20),
         search=SearchConfig(trials=3, rounds=12),
@@ -165,7 +164,7 @@ def mnist() -> Recipe:
         data=DataConfig(name="mnist", train_images=6000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
-        adapter=AdapterConfig(size="tiny-half", output="sigmoid"),
+        adapter=AdapterConfig(size="tiny-half"),
         attack=AttackConfig(steps=20, step_size=0.06, batch=64),
         schedule=ScheduleConfig(rounds=280, batch=64, replay=0.4),
         train=TrainConfig(learning_rate=1.5e-3),
@@ -183,7 +182,7 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
         classifier=ClassifierConfig(
             architecture="wrn-28-10", epochs=60, learning_rate=0.1, weight_decay=5e-4, augment=True
         ),
-        adapter=AdapterConfig(size="36M", output="sigmoid"),
+        adapter=AdapterConfig(size="36M"),
         attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),
         schedule=ScheduleConfig(rounds=1200, examples=2048, unit_examples=1024, batch=256, max_lag_updates=48),
         train=TrainConfig(learning_rate=5e-4, weight_decay=5e-4, clip_norm=1.0, ema=0.999, precision="bfloat16"),
