@@ -59,6 +59,11 @@ class Cluster:
     is_local: bool
     """Started by this process, so it has this machine only and ends with it."""
 
+    def room(self, *, cpus: float, gpus: float) -> int:
+        """How many tasks of a size run at once, at least one."""
+        fits = [total // each for total, each in ((self.cpus, cpus), (self.gpus, gpus)) if each]
+        return max(1, int(min(fits, default=1)))
+
 
 @contextmanager
 def session(*, cpus: int | None = None) -> Iterator[Cluster]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cluster.pool import put, run_tasks
+from cluster.session import describe
 from pipeline.artifacts import Artifact, Store
 from pipeline.chunks import Chunk, attack_to_receipt
 from pipeline.recipe import EvaluationConfig
@@ -111,6 +112,7 @@ def evaluate(
             if chunk.fingerprint in board.missing
         ]
         progress(f"attacking test images in {len(work)} chunks")
+        board.begin(describe().room(cpus=place.cpus, gpus=place.gpus))
         done = run_tasks(
             attack_to_receipt,
             work,
@@ -230,17 +232,25 @@ class _Board:
     """The receipts of all chunks as they come in, and what can be said of the rest."""
 
     def __init__(self, store: Store, chunks: dict[tuple[str, str], list[Chunk]]) -> None:
-        self.chunks, self.began = chunks, time.perf_counter()
+        self.chunks = chunks
         everything = [chunk for group in chunks.values() for chunk in group]
         found = {chunk.fingerprint: store.get(chunk.kind, chunk.fingerprint) for chunk in everything}
         self.receipts: dict[str, Artifact] = {name: receipt for name, receipt in found.items() if receipt}
         self.missing = found.keys() - self.receipts.keys()
-        self.worked = 0.0
+        self.waiting = [name for name in found if name in self.missing]
+        self.began: dict[str, float] = {}
+        self.at_once = 1
+
+    def begin(self, at_once: int) -> None:
+        """The missing chunks are under way, so many at once, in their order."""
+        self.at_once = at_once
+        for _ in range(at_once):
+            self._begin_next()
 
     def take(self, group: tuple[str, str], chunk: Chunk, receipt: Artifact) -> str:
         """Enter a receipt; returns the line that says how far its group is, and what is left of all groups."""
         self.receipts[chunk.fingerprint] = receipt
-        self.worked += receipt.manifest["provenance"]["seconds"]
+        self._begin_next()
         robust, images = self._robust(group), sum(len(each.split) for each in self.chunks[group])
         name, attack = group
         return f"{attack} on the {name} classifier: {robust.images} of {images} images, {robust}; {self._left()}"
@@ -261,18 +271,24 @@ class _Board:
         counts = [receipt.metrics for receipt in self._done(group)]
         return Accuracy(correct=sum(each["robust"] for each in counts), images=sum(each["images"] for each in counts))
 
+    def _begin_next(self) -> None:
+        if self.waiting:
+            self.began[self.waiting.pop(0)] = time.perf_counter()
+
     def _left(self) -> str:
         """What is left: time where a group has an attacked chunk to go by, the number of chunks where it has none."""
-        seconds, unknown = 0.0, 0
+        times, unknown, now = [], 0, time.perf_counter()
         for group, chunks in self.chunks.items():
             done = self._done(group)
             images = sum(receipt.metrics["images"] for receipt in done)
+            spent = sum(receipt.manifest["provenance"]["seconds"] for receipt in done)
+            left = [chunk for chunk in chunks if chunk.fingerprint not in self.receipts]
             if not images:
-                unknown += len(chunks)
-            else:
-                spent = sum(receipt.manifest["provenance"]["seconds"] for receipt in done)
-                seconds += (sum(len(chunk.split) for chunk in chunks) - images) * spent / images
-        at_once = max(1.0, self.worked / (time.perf_counter() - self.began))
-        parts = [f"about {seconds / at_once:,.0f} s"] if seconds else []
+                unknown += len(left)
+                continue
+            for chunk in left:
+                under_way = now - self.began.get(chunk.fingerprint, now)
+                times.append(max(0.0, len(chunk.split) * spent / images - under_way))
+        parts = [f"about {sum(times) / self.at_once:,.0f} s"] if times else []
         parts += [f"{unknown} {'chunk' if unknown == 1 else 'chunks'} of unknown time"] if unknown else []
         return f"{' and '.join(parts)} left" if parts else "all done"
