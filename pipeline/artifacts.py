@@ -44,6 +44,17 @@ class Artifact:
         return self.manifest["metrics"]
 
 
+def usable_root(named: str | Path) -> Path:
+    """The absolute path of a root, which need not be there yet. Raises ValueError where it cannot be written."""
+    root = Path(named).expanduser().absolute()
+    found = next(each for each in (root, *root.parents) if each.exists())
+    if not found.is_dir():
+        raise ValueError(f"--root {root}: {found} is a file; name a directory, which is made when it is not there")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise ValueError(f"--root {root} cannot be written: {found} does not allow it; name another directory")
+    return root
+
+
 class Store:
     """The artifacts below ROOT/store, shared by runs and searches."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.pool import Ref, put, run_tasks
@@ -12,6 +12,7 @@ from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.training.cached import train_on_cache
 from stages.training.rounds import Setup
+from stages.weights import save_weights
 
 
 def weights_from_cache(
@@ -53,7 +54,7 @@ def _train(work: tuple[Ref[Setup], str, list[str], str], tell: Callable[[str], N
 
     def write(directory: Path) -> dict:
         result = train_on_cache(setup, shards, passes=setup.config.train.cache_passes, progress=tell)
-        save_file({key: value.contiguous() for key, value in result.weights.items()}, directory / "weights.safetensors")
+        save_weights(result.weights, directory / "weights.safetensors")
         note = (
             f"the cached adversaries attacked {result.foreign_weights} foreign weights versions: on the stored ones "
             f"the model is right on {result.stored}, under a fresh attack on the hold-out on {result.fresh.robust}, "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from cluster.pool import Ref, put, run_tasks
@@ -13,6 +13,7 @@ from pipeline.plan import Plan
 from pipeline.workers import Workers
 from stages.nets.classifiers import build_classifier, check_classifier
 from stages.training.classifier import clean_accuracy, train_classifier
+from stages.weights import save_weights
 
 
 def classifiers_of(
@@ -62,7 +63,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
             checkpoint=checkpoint,
             progress=lambda line: tell(line if number == 0 else f"{line}, from seed {plan.recipe.seed}"),
         )
-        save_file({name: value.contiguous() for name, value in state.items()}, directory / "weights.safetensors")
+        save_weights(state, directory / "weights.safetensors")
         classifier = build()
         classifier.load_state_dict(state)
         images, labels = torch.from_numpy(holdout.images), torch.from_numpy(holdout.labels)

@@ -58,7 +58,7 @@ def _search(plan: Plan, setup: Setup) -> Stage:
 def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
     schedule, versions = found.setup.schedule, found.setup.versions
     rounds = schedule.config.rounds
-    done = max(0, sum(versions.fingerprint(number) is not None for number in range(rounds + 1)) - 1)
+    done = found.setup.journal.checkpointed if (plan.run / "train").exists() else 0
     left = (rounds - done) / max(1, rounds)
     steps, updates = round(left * schedule.attack_steps), round(left * schedule.updates)
     size = left * rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
@@ -90,7 +90,7 @@ def _checks(plan: Plan, found: Survey) -> Stage:
 
 
 def _model(plan: Plan, found: Survey) -> str:
-    return found.model or f"pending on v_{plan.recipe.schedule.rounds}"
+    return found.model or "pending on the rounds"
 
 
 def describe_costs(plan: Plan) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.artifacts import usable_root
 from pipeline.command import WorkersConfig
 from pipeline.ending import Say, conduct, fail, since_now
 from pipeline.evaluate_command import EvaluateCommand, parse
@@ -77,7 +78,7 @@ def evaluate_model(
     """
     if quick and attacks:
         raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out attacks, or quick")
-    threat = ThreatModel(norm=norm, radius=radius)
+    threat, root = ThreatModel(norm=norm, radius=radius), usable_root(root)
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):
         loaded = load_data(DataConfig(name=data, root=data_root))  # pyright: ignore[reportArgumentType]
@@ -115,6 +116,7 @@ class Prepared:
 
 def prepare(command: EvaluateCommand) -> Prepared:
     """Load what a command names. Raises ValueError, in words for the user, for anything that would fail later."""
+    usable_root(command.root)
     data = load_data(command.data_config)
     model, trained = load_subject(command.model, command.weights, data)
     threat = command.threat(trained)

@@ -31,6 +31,7 @@ from stages.rap.threat import ThreatModel
 from stages.threads import cpu_threads
 
 PGD_CHUNK = 500  # images of a chunk under an attack that costs a hundredth of AutoAttack
+SPOKEN = {"robust": "the robust classifier", "undefended": "the undefended classifier", "model": "the model"}
 PROBES = 4  # images whose answers are part of a model's name
 
 
@@ -253,7 +254,7 @@ class _Board:
         self._begin_next()
         robust, images = self._robust(group), sum(len(each.split) for each in self.chunks[group])
         name, attack = group
-        return f"{attack} on the {name} classifier: {robust.images} of {images} images, {robust}; {self._left()}"
+        return f"{attack} on {SPOKEN.get(name, name)}: {robust.images} of {images} images, {robust}; {self._left()}"
 
     def merge(self, group: tuple[str, str]) -> Evaluation:
         chunks = self.chunks[group]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.artifacts import usable_root
 from pipeline.command import Command
 from pipeline.ending import ClaimedError
 from pipeline.recipe import Recipe
@@ -118,9 +119,7 @@ def make_plan(command: Command) -> Plan:
     external = None
     if recipe.classifier.weights is not None or recipe.classifier.factory is not None:
         external = _external_classifier(recipe, data)
-    root = Path(command.root).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"--root {root} is a file; name a directory, which is made when it is not there")
+    root = usable_root(command.root)
     name = command.name or f"{command.preset}-{recipe_fingerprint(recipe)[:8]}"
     if "/" in name or name.startswith("."):
         raise ValueError(f"--name {name!r} must be a plain name: the run is kept in ROOT/runs/NAME")

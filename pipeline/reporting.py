@@ -44,6 +44,7 @@ def run_contents(
     alone = found["undefended"]
     names = {"autoattack": f"AutoAttack {results['autoattack']}", "pgd": f"PGD-{results['pgd_steps']}"}
     made = [str(artifact.path) for artifacts in origins(plan, setup).values() for artifact in artifacts]
+    attacked = [path for each in found.values() for evaluation in each.values() for path in evaluation.receipts]
     pictures, trajectories = gallery(robust, classifier, test, setup.config.attack)
     return Contents(
         title=plan.run.name,
@@ -79,7 +80,7 @@ def run_contents(
         alarms=tuple(results["alarms"]),
         search=results["search"] if results["search"]["trials"] else {},
         recipe=canonical(plan.recipe),  # pyright: ignore[reportArgumentType]
-        lineage=tuple(lineage([*made, *auto.receipts, *pgd.receipts, *checked.receipts])),
+        lineage=tuple(lineage([*made, *attacked, *checked.receipts])),
         seconds=results["seconds"],
     )
 

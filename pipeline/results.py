@@ -96,7 +96,7 @@ def describe_model(results: dict) -> str:
 def table(results: dict) -> str:
     """The short table that ends a run."""
     robust, undefended = results["robust"], results["undefended"]
-    threat, shards = results["threat"], results["trajectories"]
+    threat, shards, shipped = results["threat"], results["trajectories"], results["shipped"]
     ball = f"{threat['norm']} {threat['radius']:.4g}"
     lines = [
         f"{results['data']}, {ball}, {describe_model(results)}",
@@ -126,6 +126,7 @@ def table(results: dict) -> str:
     lines += [
         f"work          {_times(results['seconds'])}; of all workers, in this call or before",
         f"this call     {_times(results['seconds_now'])}",
+        f"shipped       v_{shipped['version']} of {shipped['of']}, which the judge liked best",
         f"model         {results['paths']['model']}",
     ]
     lines += [f"results       {results['paths']['results']}", f"report        {results['paths']['report']}"]

@@ -56,6 +56,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             before = committed(setup)
             if not setup.is_complete:
                 place = workers()
+                if done := setup.journal.checkpointed:
+                    say(f"going on with round {done + 1} of {recipe.schedule.rounds}, after the last checkpoint")
                 run_loop(replace(setup, device=place.device), place.loop, progress=follow(setup, say))
                 TrajectoryCache(plan.root).ledger.compact()
             robust, shipped = shipped_model(setup)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from stages.nets.classifiers import ClassifierConfig, build_classifier
 from stages.nets.unet import UNet, UNetConfig
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
+from stages.weights import save_weights
 
 FORMAT = 1
 
@@ -52,8 +53,7 @@ def save_model(
         "notes": notes,
     }
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    state = {name: value.detach().cpu().contiguous() for name, value in robust.state_dict().items()}
-    save_file(state, directory / "model.safetensors")
+    save_weights(robust.state_dict(), directory / "model.safetensors")
 
 
 def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: float | None = None) -> RobustClassifier:

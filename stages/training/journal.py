@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.evaluation.judge import Judgement
 from stages.training.adapter import Learner
 from stages.training.schedule import Schedule
 from stages.trajectories.ledger import LedgerRow
+from stages.weights import save_weights
 
 # The alarms. Each names a way in which training on stored adversaries fails without its loss showing it.
 STALE_RATIO = 3.0  # median loss on fresh adversaries over that on replayed ones; 1.2 to 2 in healthy runs
@@ -165,8 +166,7 @@ class Journal:
 
     def _save_best(self, weights: dict[str, Tensor], version: int) -> None:
         temporary = self.best.with_suffix(f".{os.getpid()}")
-        saved = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-        save_file(saved, temporary, {"version": str(version)})  # one entry: their order in the file is not fixed
+        save_weights(weights, temporary, {"version": str(version)})  # one entry: their order in the file is not fixed
         temporary.replace(self.best)
 
 

@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.fingerprint import file_sha256, weights_fingerprint
+from stages.weights import save_weights
 
 
 class VersionMismatchError(RuntimeError):
@@ -65,7 +66,7 @@ class Versions:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         path = temporary / "weights.safetensors"
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+        save_weights(weights, path)
         manifest = {
             "version": number,
             "fingerprint": fingerprint,

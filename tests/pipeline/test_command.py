@@ -136,6 +136,22 @@ def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
         pass
 
 
+def test_a_root_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.artifacts.os.access", lambda path, mode: False)  # whom the tests run as may be root
+    with pytest.raises(SystemExit, match="2"):
+        main(["--root", str(tmp_path / "new")])
+    assert f"{tmp_path} does not allow it; name another directory" in capsys.readouterr().err
+
+
+def test_a_root_below_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main(["--root", str(tmp_path / "file" / "new")])
+    assert f"{tmp_path / 'file'} is a file; name a directory" in capsys.readouterr().err
+
+
 def raising(error: Exception) -> Callable[..., dict]:
     def run(*arguments: object) -> dict:
         raise RuntimeError("a worker failed") from error

@@ -95,11 +95,13 @@ def check_ablations(ablations: Ablations | None) -> Check:
         return _missing(17, ABLATIONS, "no ablation was trained")
     verdict = _explained(list(measured.values()), ablations.defence)
     reported = measured | ({"adversarial training": composite} if composite else {})
+    better = composite is not None and composite.interval[0] > ablations.defence.interval[1]
     absent = [name for name, accuracy in (parts | {"adversarial training": composite}).items() if accuracy is None]
     says = {
         "pass": "The robustness comes from training the adapter on adversaries.",
-        "warn": "Leaving a part out costs less than the number of images can show.",
-        "fail": "Leaving a part out costs nothing, so that part does not explain the robustness.",
+        "warn": f"Of {_unclear(measured, ablations.defence)} the number of images cannot show that it is worse.",
+        "fail": f"{_unclear(measured, ablations.defence)}: as good or not clearly worse, so that what is left out does "
+        "not explain the robustness.",
         "not applicable": NOTHING_TO_EXPLAIN,
     }[verdict]
     return Check(
@@ -109,7 +111,9 @@ def check_ablations(ablations: Ablations | None) -> Check:
         f"{ablations.attack}, {_label(ablations.budget)}: defence {_percent(ablations.defence)}, "
         + ", ".join(f"{name} {_percent(accuracy)}" for name, accuracy in reported.items()),
         images=ablations.defence.images,
-        says=says + (f" Not trained: {', '.join(absent)}." if absent else ""),
+        says=says
+        + (" Adversarial training of all weights does better with this budget." if better else "")
+        + (f" Not trained: {', '.join(absent)}." if absent else ""),
         evidence={
             "attack": ablations.attack,
             "budget": ablations.budget,
@@ -192,6 +196,10 @@ def _explained(ablated: list[Accuracy], defence: Accuracy) -> Verdict:
     if any(each.value >= defence.value for each in ablated):
         return "fail"
     return "pass" if all(each.interval[1] < defence.interval[0] for each in ablated) else "warn"
+
+
+def _unclear(ablated: dict[str, Accuracy], defence: Accuracy) -> str:
+    return ", ".join(name for name, accuracy in ablated.items() if accuracy.interval[1] >= defence.interval[0])
 
 
 def _label(budget: float) -> str:

@@ -44,6 +44,12 @@ def test_what_a_killed_writer_left_is_no_version(tmp_path):
     assert Versions(tmp_path).load(2).keys() == WEIGHTS.keys()
 
 
+def test_weights_may_be_read_by_whoever_reads_the_folder(tmp_path):
+    (tmp_path / "new").touch()
+    Versions(tmp_path).publish(0, WEIGHTS)
+    assert (tmp_path / "0/weights.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 @pytest.mark.parametrize("damage", ["flipped bit", "torn header", "truncated", "empty", "other weights"])
 def test_a_changed_file_is_named(damage, tmp_path):
     versions = Versions(tmp_path)
