@@ -159,8 +159,8 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
     root, known = Path(command.root).expanduser().absolute(), classifier_name(prepared.model)
     if command.table == "4.5":
         pixels = to_float(torch.from_numpy(test.images[:64]))
-        say("images a second without the adapter and with 1 to T reverse steps, six times in turn")
-        table = speed_table(with_adapter(prepared.model, SPEED), pixels, data=data.name, classifier=known)
+        say("images a second without the adapter and with 1 to T reverse steps, in turn")
+        table = speed_table(with_adapter(prepared.model, SPEED), pixels, data=data.name, classifier=known, say=say)
         found = Findings(
             data=data.name, test=test.fingerprint, evaluations={}, fingerprints={}, seconds=0, tables=(table,)
         )

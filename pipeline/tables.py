@@ -4,7 +4,7 @@
 ['AutoAttack L2']
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -107,13 +107,20 @@ def _row(name: str, values: tuple[Accuracy | None, ...], setting: str = "") -> R
     return Row(name=name, values=values, setting=setting)
 
 
-def speed_table(model: RobustClassifier, images: torch.Tensor, *, data: str, classifier: str | None) -> Table:
+def speed_table(
+    model: RobustClassifier,
+    images: torch.Tensor,
+    *,
+    data: str,
+    classifier: str | None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Table:
     """Section 4.5: images a second without the adapter, and with it at 1 .. T reverse steps."""
     steps = [step for step in (1, 2, 4, 8, 16) if step < model.steps] + [model.steps]
     models: dict[str, nn.Module] = {"without the adapter": model.classifier}
     for step in steps:
         models[f"{step} reverse step{'s' if step > 1 else ''}"] = model.with_reverse_steps(step)
-    rates = images_per_second(models, images)
+    rates = images_per_second(models, images, progress=say)
     rows = [
         Row(name=f"ours, {name}", values=(round(rate, 1),), setting=f"batches of {len(images)}")
         for name, rate in rates.items()

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -12,16 +12,23 @@ from stages.evaluation.accuracy import device_of, evaluating
 
 
 def images_per_second(
-    models: Mapping[str, nn.Module], images: Float[Tensor, "image channel height width"], *, rounds: int = 5
+    models: Mapping[str, nn.Module],
+    images: Float[Tensor, "image channel height width"],
+    *,
+    rounds: int = 5,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:
     """The median rate of each model over calls with these images, after one that does not count.
 
-    The models are called in turn, so that a slow moment of the machine meets all of them.
+    The models are called in turn, so that a slow moment of the machine meets all of them. ``progress`` gets a line a
+    turn.
     """
     rates: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(1 + rounds):
+    for turn in range(1 + rounds):
         for name, model in models.items():
             rates[name].append(_rate(model, images))
+        said = ", ".join(f"{found[-1]:.3g} {name}" for name, found in rates.items())
+        progress(f"turn {turn} of {rounds}, images/s: {said}" if turn else f"warmed up, images/s: {said}")
     return {name: statistics.median(found[1:]) for name, found in rates.items()}
 
 

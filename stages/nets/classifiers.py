@@ -144,7 +144,8 @@ def _call_factory(path: str) -> nn.Module:
     classifier = factory()
     if not isinstance(classifier, nn.Module):
         raise ValueError(  # noqa: TRY004 - a setting of the user's is wrong, whatever its type
-            f"classifier.factory {path!r} returned a {type(classifier).__name__}; it must return a torch.nn.Module"
+            f"classifier.factory {path!r} returned an object of type {type(classifier).__name__}; it must return a "
+            "torch.nn.Module"
         )
     return classifier
 

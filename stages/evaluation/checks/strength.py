@@ -64,7 +64,7 @@ def check_order(case: Case) -> Outcome:
         },
     )
     points = tuple((float(steps), result.accuracy) for steps, result in _by_steps(case))
-    curve = Curve(name="PGD from one random start (FGSM at 1)", x="gradient steps", points=points)
+    curve = Curve(name="PGD, one random start", x="gradient steps", points=points)
     return Outcome(check=check, curves=(curve,), results=case.white_box.results)
 
 

@@ -53,7 +53,7 @@ def test_any_network_is_built_by_import_path(module: types.ModuleType):
         ("my_models:make", "has no attribute 'make'"),
         ("my_models:number", "5 is not a callable object"),
         ("my_models:needy", "missing a required argument: 'depth'"),
-        ("my_models:name", "returned a str"),
+        ("my_models:name", "returned an object of type str"),
     ],
 )
 def test_a_factory_that_builds_no_network_is_refused(module: types.ModuleType, factory: str, found: str):
