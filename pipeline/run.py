@@ -15,14 +15,14 @@ from pipeline.classifier import classifiers_of
 from pipeline.command import parse
 from pipeline.costs import describe_costs
 from pipeline.ending import conduct, fail, since_now
-from pipeline.evaluation import Evaluation, evaluate, final_measurements, subject_of, worst_of
-from pipeline.examination import Checked, examine, headline
+from pipeline.evaluation import Evaluation, evaluate, final_measurements, worst_of
+from pipeline.examination import Checked, headline
 from pipeline.plan import Plan, claimed, make_plan
 from pipeline.reporting import run_contents
 from pipeline.results import committed_rows, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
-from pipeline.trained import origin_of, shipped_model
+from pipeline.trained import examine_trained, shipped_model, subjects_of
 from pipeline.workers import Session
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackConfig
@@ -62,10 +62,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                 TrajectoryCache(plan.root).ledger.compact()
             robust, shipped = shipped_model(setup)
 
-        subjects = {
-            "robust": subject_of(robust, plan.data.test.images),
-            "undefended": subject_of(classifier, plan.data.test.images),
-        }
+        subjects = subjects_of(plan, robust, classifier)
         with timed(seconds, "evaluation"):
             found = evaluate(
                 subjects,
@@ -78,17 +75,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
         save(plan, robust, shipped, found["robust"]["autoattack"])
         say(f"model: {plan.model}")
         with timed(seconds, "checks"):
-            checked = examine(
-                subjects["robust"],
-                plan.data.test,
-                recipe.threat,
-                recipe.checks,
-                auto=found["robust"]["autoattack"],
-                origin=origin_of(plan, setup, subjects["undefended"], [other for other, _ in others]),
-                root=plan.root,
-                workers=workers,
-                say=say,
-            )
+            auto, modules = found["robust"]["autoattack"], [other for other, _ in others]
+            checked = examine_trained(plan, setup, subjects, modules, auto=auto, workers=workers, say=say)
     results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, before, seconds)
     with timed(seconds, "report"):
         report = write_report(

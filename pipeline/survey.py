@@ -10,11 +10,10 @@ from torch import nn
 from pipeline.artifacts import Store
 from pipeline.chunks import Chunk
 from pipeline.classifier import classifiers_of
-from pipeline.evaluation import chunks_of, evaluate, final_measurements, subject_of
-from pipeline.examination import examine
+from pipeline.evaluation import chunks_of, evaluate, final_measurements
 from pipeline.plan import Plan
 from pipeline.search import search_attack
-from pipeline.trained import origin_of, shipped_model
+from pipeline.trained import examine_trained, shipped_model, subjects_of
 from stages.nets.classifiers import build_classifier
 from stages.training.rounds import Setup
 
@@ -74,22 +73,13 @@ def _go_through(plan: Plan, found: Survey) -> None:
         return
     found.built.append("rounds")
     robust, _ = shipped_model(setup)
-    subjects = {"robust": subject_of(robust, test.images), "undefended": subject_of(classifier, test.images)}
+    subjects = subjects_of(plan, robust, classifier)
     found.model, measurements = subjects["robust"].fingerprint, final_measurements(recipe.evaluation, recipe.threat)
     groups = chunks_of(subjects, test, measurements, root=plan.root).values()
     found.chunks = tuple(chunk for group in groups for chunk in group)
     found.missing = tuple(chunk for chunk in found.chunks if store.get(chunk.kind, chunk.fingerprint) is None)
     evaluated = evaluate(subjects, test, measurements, root=plan.root, workers=_no_workers, progress=_say_nothing)
     found.built.append("evaluation")
-    examine(
-        subjects["robust"],
-        test,
-        recipe.threat,
-        recipe.checks,
-        auto=evaluated["robust"]["autoattack"],
-        origin=origin_of(plan, setup, subjects["undefended"], [other for other, _ in others]),
-        root=plan.root,
-        workers=_no_workers,
-        say=_say_nothing,
-    )
+    auto, modules = evaluated["robust"]["autoattack"], [other for other, _ in others]
+    examine_trained(plan, setup, subjects, modules, auto=auto, workers=_no_workers, say=_say_nothing)
     found.built.append("checks")

@@ -1,13 +1,14 @@
-"""What a run trained: the robust classifier that is shipped, and what the checks may know of its origin."""
+"""What a run trained: the robust classifier that is shipped, the one without its defence, and the checks on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from torch import nn
 
-from pipeline.evaluation import Subject, subject_of
-from pipeline.examination import Origin
+from pipeline.evaluation import Evaluation, Subject, subject_of
+from pipeline.examination import Checked, Origin, examine
 from pipeline.plan import Plan
+from pipeline.workers import Place
 from stages.evaluation.checks.explanations import SelectionFacts
 from stages.rap.robust import RobustClassifier
 from stages.training.rounds import Setup, load_trained
@@ -21,7 +22,37 @@ def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
 
 
-def origin_of(plan: Plan, setup: Setup, undefended: Subject, others: Sequence[nn.Module]) -> Origin:
+def subjects_of(plan: Plan, robust: RobustClassifier, classifier: nn.Module) -> dict[str, Subject]:
+    """The models that a run evaluates, by name."""
+    images = plan.data.test.images
+    return {"robust": subject_of(robust, images), "undefended": subject_of(classifier, images)}
+
+
+def examine_trained(
+    plan: Plan,
+    setup: Setup,
+    subjects: Mapping[str, Subject],
+    others: Sequence[nn.Module],
+    *,
+    auto: Evaluation,
+    workers: Callable[[], Place],
+    say: Callable[[str], None],
+) -> Checked:
+    """All 20 checks on a run's robust classifier; ``others`` are the classifiers of other seeds."""
+    return examine(
+        subjects["robust"],
+        plan.data.test,
+        plan.recipe.threat,
+        plan.recipe.checks,
+        auto=auto,
+        origin=_origin(plan, setup, subjects["undefended"], others),
+        root=plan.root,
+        workers=workers,
+        say=say,
+    )
+
+
+def _origin(plan: Plan, setup: Setup, undefended: Subject, others: Sequence[nn.Module]) -> Origin:
     """What the checks may know of how the robust classifier came about."""
     data = plan.data
     trained = (data.train, plan.classifier_split) if plan.external is None else (data.train,)
