@@ -1,18 +1,20 @@
 """The command line: a preset, flags that override it, and what is refused before any work is done."""
 
-import re
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipeline.ending import fail
 from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
 
 USAGE = "python -m pipeline.run [digits|mnist|cifar10-linf|cifar10-l2] [--flags]"
-FRACTION = re.compile(r"^(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)$")
 # An explicit flag fixes what the search would otherwise try.
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
+NUMBERS = ConstructorRegistry()
+"""How command lines read a field that is a float, and no other: `number`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def parse(argv: list[str]) -> Command:
         recipe = as_in_paper(recipe)
     default = Command(recipe=recipe, workers=WorkersConfig(), preset=preset)
     try:
-        command = tyro.cli(Command, prog=USAGE, default=default, args=[decimal(flag) for flag in flags])
+        command = tyro.cli(Command, prog=USAGE, default=default, args=flags, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))
     fixed = {field: () for flag, field in SEARCHED.items() if _given(flag, flags)}
@@ -68,16 +70,31 @@ def parse(argv: list[str]) -> Command:
     return replace(command, recipe=replace(command.recipe, search=search))
 
 
-def decimal(argument: str) -> str:
-    """8/255 as a decimal number, alone or behind `--flag=`; anything else as it is."""
-    flag, equals, value = argument.rpartition("=")
-    match = FRACTION.match(value)
-    if match is None:
-        return argument
-    denominator = float(match[2])
-    if denominator == 0:
-        fail(f"{argument} divides by zero")
-    return f"{flag}{equals}{float(match[1]) / denominator!r}"
+def number(text: str) -> float:
+    """A finite number, as a decimal or as a fraction such as 8/255. Raises ValueError for anything else."""
+    numerator, slash, denominator = text.partition("/")
+    try:
+        value = float(numerator) / (float(denominator) if slash else 1.0)
+    except ZeroDivisionError:
+        raise ValueError(f"{text} divides by zero") from None
+    except ValueError:
+        raise ValueError(f"{text!r} is no number: give a decimal, or a fraction such as 8/255") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+@NUMBERS.primitive_rule
+def _float_rule(field: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
+    if field.type is not float:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda arguments: number(arguments[0]),
+        is_instance=lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _given(flag: str, flags: list[str]) -> bool:

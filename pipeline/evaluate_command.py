@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-from pipeline.command import WorkersConfig, decimal
+from pipeline.command import NUMBERS, WorkersConfig
 from pipeline.ending import fail
 from pipeline.recipe import EvaluationConfig
 from pipeline.tables import DATA, TableName
@@ -152,6 +152,6 @@ class EvaluateCommand:
 def parse(argv: list[str]) -> EvaluateCommand:
     """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
     try:
-        return tyro.cli(EvaluateCommand, prog=USAGE, args=[decimal(flag) for flag in argv])
+        return tyro.cli(EvaluateCommand, prog=USAGE, args=argv, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.command import parse
+from pipeline.evaluate_command import parse as parse_evaluation
 from pipeline.plan import claimed, make_plan, recipe_fingerprint
 from pipeline.recipe import PRESETS
 from pipeline.run import main
@@ -37,7 +38,13 @@ REFUSED = {
     "radius in 0..255": (["--threat.radius", "8"], "divide a radius"),
     "a norm to evaluate in only": (["--threat.norm", "L1", "--threat.radius", "5"], "evaluated but not trained"),
     "no number": (["--attack.step-size", "large"], "large"),
-    "division by zero": (["--threat.radius", "8/0"], "divides by zero"),
+    "division by zero": (["--threat.radius", "8/0"], "8/0 divides by zero"),
+    "division by zero where a number may be left out": (["--attack.step-size=2/0"], "2/0 divides by zero"),
+    "a fraction of a fraction": (["--threat.radius", "1/2/3"], "'1/2/3' is no number"),
+    "a fraction of images": (["--evaluation.images", "1/2"], "invalid literal for int"),
+    "not a number": (["--threat.radius", "nan"], "nan is not a finite number"),
+    "infinity": (["--train.learning-rate=1/1e-320"], "is not a finite number"),
+    "below zero": (["--threat.radius=-8/255"], "threat.radius is -0.0313"),
     "units that do not divide": (["--schedule.unit-examples", "100"], "does not divide"),
     "more examples than images": (["--data.train-images", "100"], "100 images"),
     "too much lag": (["--schedule.passes", "40"], "max_lag_updates"),
@@ -76,10 +83,30 @@ def test_a_truncated_data_set_is_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert "train-images-idx3-ubyte" in capsys.readouterr().err
 
 
-def test_fractions_are_understood() -> None:
+def test_fractions_are_understood_where_a_number_is_asked_for() -> None:
     recipe = parse(["cifar10-linf", "--attack.step-size", "2/255", "--threat.radius=8/255"]).recipe
     assert recipe.attack.step_size == 2 / 255
     assert recipe.threat.radius == 8 / 255
+    assert parse(["--search.step-sizes", "1/2", "5/3"]).recipe.search.step_sizes == (1 / 2, 5 / 3)
+    assert parse_evaluation(["--model", "m:b", "--radius=8/255"]).radius == 8 / 255
+
+
+def test_text_that_looks_like_a_fraction_stays_as_it_was_written() -> None:
+    command = parse(["--root", "2026/11", "--data.root=2026/10", "--classifier.weights", "3/4"])
+    assert (command.root, command.recipe.data.root) == ("2026/11", "2026/10")
+    assert command.recipe.classifier.weights == "3/4"
+    flags = ["--model", "1/2", "--root=2026/11", "--attack", "7/8", "9/4", "--compare", "5/6", "--claim.name=8/255"]
+    evaluation = parse_evaluation(flags)
+    assert (evaluation.model, evaluation.root, evaluation.attack) == ("1/2", "2026/11", ("7/8", "9/4"))
+    assert (evaluation.compare, evaluation.claim.name) == ("5/6", "8/255")
+
+
+def test_a_name_that_looks_like_a_fraction_is_refused_as_the_path_that_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--name=1/2", "--root", str(tmp_path)])
+    assert "--name '1/2' must be a plain name" in capsys.readouterr().err
 
 
 def test_an_explicit_flag_is_not_searched() -> None:
