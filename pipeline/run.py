@@ -94,7 +94,6 @@ def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) 
         robust,
         classifier=plan.recipe.classifier,
         inputs=plan.network,
-        threat=plan.recipe.threat,
         notes={"data": plan.data.name, "shipped": shipped, "autoattack": auto.robust.as_json()},
     )
 

@@ -66,7 +66,7 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
         if weights is not None:
             raise ValueError(f"--weights {weights}: the saved model {path} holds its own; leave --weights unset")
         model = load_model(path)
-        return model, ThreatModel(norm=model.norm, radius=model.radius)  # pyright: ignore[reportArgumentType]
+        return model, model.threat
     inputs = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
     try:
         config = ClassifierConfig(factory=path, weights=weights, epochs=0)

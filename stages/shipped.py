@@ -28,7 +28,6 @@ def save_model(
     *,
     classifier: ClassifierConfig,
     inputs: dict[str, object],
-    threat: ThreatModel,
     notes: dict[str, object],
 ) -> None:
     """Write the robust classifier. ``inputs`` are the arguments of `build_classifier` beside its config;
@@ -49,7 +48,7 @@ def save_model(
         "inputs": inputs,
         "steps": robust.steps,
         "straight_through": robust.straight_through,
-        "threat": asdict(threat),
+        "threat": asdict(robust.threat),
         "notes": notes,
     }
     (directory / "config.json").write_text(json.dumps(config, indent=1))
@@ -77,16 +76,14 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     with torch.random.fork_rng():  # building draws first weights, which are then replaced
         adapter = _adapter(config["adapter"], inputs)
         classifier = _classifier(config["classifier"], inputs)
-    threat = ThreatModel(**config["threat"])
     robust = RobustClassifier(
         adapter,
         classifier,
         steps=config["steps"],
         straight_through=config["straight_through"],
+        threat=ThreatModel(**config["threat"]),
         reverse_steps=reverse_steps,
-        norm=threat.norm,
-        radius=threat.radius,
-        step_size=2.5 * threat.radius / config["steps"] if step_size is None else step_size,
+        step_size=step_size,
     )
     weights = directory / "model.safetensors"
     if not weights.exists():

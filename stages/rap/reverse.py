@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.rap.threat import ThreatModel
+
 Images = Float[Tensor, "batch channel height width"]
 
 
@@ -47,8 +49,7 @@ def attack_again(
     *,
     steps: int,
     step_size: float,
-    radius: float,
-    norm: str,
+    threat: ThreatModel,
 ) -> Float[Tensor, "batch channel height width"]:
     """Alg. 1 inside Alg. 2, line 4: ``steps`` attack steps from a restored image, in [0, 1], without noise.
 
@@ -62,8 +63,8 @@ def attack_again(
             leaf = state.detach().requires_grad_(True)
             loss = torch.nn.functional.cross_entropy(logits(leaf), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
-        difference = state + step_size * _unit(gradient, norm) - origin
-        state = (origin + _project(difference, radius, norm)).clamp(0, 1)
+        difference = state + step_size * _unit(gradient, threat.norm) - origin
+        state = (origin + _project(difference, threat)).clamp(0, 1)
     return restored + (state - origin).detach()
 
 
@@ -74,8 +75,8 @@ def _unit(gradient: Images, norm: str) -> Images:
     return gradient / length[:, None, None, None]
 
 
-def _project(difference: Images, radius: float, norm: str) -> Images:
-    if norm == "Linf":
-        return difference.clamp(-radius, radius)
-    length = difference.flatten(1).norm(dim=1).clamp(min=radius)
-    return difference * (radius / length)[:, None, None, None]
+def _project(difference: Images, threat: ThreatModel) -> Images:
+    if threat.norm == "Linf":
+        return difference.clamp(-threat.radius, threat.radius)
+    length = difference.flatten(1).norm(dim=1).clamp(min=threat.radius)
+    return difference * (threat.radius / length)[:, None, None, None]

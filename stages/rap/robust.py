@@ -7,6 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from stages.rap.reverse import attack_again, reverse_process, reverse_times
+from stages.rap.threat import ThreatModel
 
 
 class StraightThroughClamp(torch.autograd.Function):
@@ -28,7 +29,10 @@ class RobustClassifier(nn.Module):
     the classifier alone) the image goes straight to the classifier, which normalises inside.
     ``straight_through`` lets gradients pass the clamp after the adapter; the forward pass is the same.
     With ``reverse_steps`` above 1 the forward pass attacks its own restored images again (an adaptive
-    test-time defence: evaluate it as one), within ``radius`` in steps of ``step_size``.
+    test-time defence: evaluate it as one), within the ``threat`` that it was trained against, in steps of
+    ``step_size`` pixels of [0, 1], by default 2.5 radius / T and never more than the radius.
+
+    Raises ValueError for a step size that is not greater than 0, and for several reverse steps in L1.
     """
 
     def __init__(
@@ -37,19 +41,21 @@ class RobustClassifier(nn.Module):
         classifier: nn.Module,
         *,
         steps: int,
+        threat: ThreatModel,
         straight_through: bool = True,
         reverse_steps: int = 1,
-        norm: str = "Linf",
-        radius: float = 0.0,
-        step_size: float = 0.0,
+        step_size: float | None = None,
     ) -> None:
         super().__init__()
         self.adapter = adapter
         self.classifier = classifier
         self.steps = steps
+        self.threat = threat
         self.straight_through = straight_through
-        self.times = reverse_times(reverse_steps, steps)
-        self.norm, self.radius, self.step_size = norm, radius, step_size
+        self.step_size = min(2.5 * threat.radius / steps, threat.radius) if step_size is None else step_size
+        if not self.step_size > 0:
+            raise ValueError(f"step_size is {step_size}; it must be greater than 0 pixels of [0, 1], or None")
+        self.times = self._times(reverse_steps)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
         return self.classify(self.purify(images))
@@ -74,7 +80,7 @@ class RobustClassifier(nn.Module):
     def with_reverse_steps(self, reverse_steps: int) -> "RobustClassifier":
         """The same networks with another number of steps of the reverse process (Alg. 2), from 1 to T."""
         other = copy.copy(self)
-        other.times = reverse_times(reverse_steps, self.steps)
+        other.times = self._times(reverse_steps)
         return other
 
     def with_classifier(self, classifier: nn.Module) -> "RobustClassifier":
@@ -87,6 +93,11 @@ class RobustClassifier(nn.Module):
         """The classifier's logits, without the adapter."""
         return self.classifier(images)
 
+    def _times(self, reverse_steps: int) -> list[int]:
+        if reverse_steps > 1 and self.threat.norm == "L1":
+            raise ValueError("several reverse steps attack in Linf or L2, and the threat model is in L1: use 1")
+        return reverse_times(reverse_steps, self.steps)
+
     def _restore_at(self, images: Tensor, t: int) -> Tensor:
         return self.restore(images, torch.full((len(images),), t, dtype=torch.int64, device=images.device))
 
@@ -98,6 +109,5 @@ class RobustClassifier(nn.Module):
             predicted,
             steps=steps,
             step_size=self.step_size,
-            radius=self.radius,
-            norm=self.norm,
+            threat=self.threat,
         )

@@ -6,14 +6,16 @@ They cost more than every other check, so they are given a share of the real tra
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from stages import randomness
-from stages.rap.attack import Trajectory, attack, draw_start
+from stages.data.augmentation import augment, draw_augmentation
+from stages.rap.attack import attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.threads import cpu_threads
 from stages.training.replay import TrainingBatch
@@ -21,6 +23,18 @@ from stages.training.rounds import Setup, load_trained, run_serially
 
 Part = Literal["defence", "adversarial training", "denoising only", "vanilla adversaries"]
 PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class Examples(NamedTuple):
+    """Training images of an update, augmented where the recipe does, on the device of the setup."""
+
+    images: UInt8[Tensor, "batch channel height width"]
+    labels: Int64[Tensor, " batch"]
+    rows: Int64[np.ndarray, " batch"]
+
+
+States = Callable[[Examples, Tensor, int], Tensor]
+"""Levels [batch, channel, height, width] to train on, from examples, the t of each and the number of the update."""
 
 
 def train_part(
@@ -47,22 +61,23 @@ def train_part(
         return _train_on(short, states, lambda line: progress(f"{part}: {line}"))
 
 
-def _train_on(
-    setup: Setup, states: Callable[[np.ndarray, int], Tensor], progress: Callable[[str], None]
-) -> RobustClassifier:
-    """The robust classifier after the setup's updates on levels that do not depend on it."""
-    learner, config = setup.learner(), setup.config
+def _train_on(setup: Setup, states: States, progress: Callable[[str], None]) -> RobustClassifier:
+    """The robust classifier after the setup's updates on levels that do not depend on it.
+
+    The images are augmented as those of the defence are, anew in every update.
+    """
+    learner, config, train = setup.learner(), setup.config, setup.train
     lattice, batch = config.attack.lattice, config.schedule.batch
-    images, labels = torch.from_numpy(setup.train.images), torch.from_numpy(setup.train.labels)
     for update in range(setup.schedule.updates):
-        chosen = randomness.integers(0, len(images), batch, "ablation", config.seed, update)
+        chosen = randomness.integers(0, len(train), batch, "ablation", config.seed, update)
         t = torch.from_numpy(randomness.integers(1, config.attack.steps + 1, batch, "t", config.seed, update))
         everything = torch.ones(batch, dtype=torch.bool, device=setup.device)
+        examples = _examples(setup, chosen, update)
         learner.update(
             TrainingBatch(
-                states=lattice.to_float(states(chosen, update)).to(setup.device),
-                clean=lattice.to_float(lattice.from_bytes(images[chosen])).to(setup.device),
-                labels=labels[chosen].to(setup.device),
+                states=lattice.to_float(states(examples, t.to(setup.device), update)),
+                clean=lattice.to_float(lattice.from_bytes(examples.images)),
+                labels=examples.labels,
                 t=t.to(setup.device),
                 fresh=everything,
                 last=everything,
@@ -72,34 +87,40 @@ def _train_on(
     return load_trained(setup.build(), learner.shipped())
 
 
-def _noisy(setup: Setup) -> Callable[[np.ndarray, int], Tensor]:
-    process, train = setup.config.attack, setup.train
-    clean = process.lattice.from_bytes(torch.from_numpy(train.images))
-    low, high = process.limits(clean)
+def _examples(setup: Setup, chosen: np.ndarray, update: int) -> Examples:
+    train = setup.train
+    images, rows = torch.from_numpy(train.images[chosen]), train.rows[chosen]
+    if setup.config.augment:
+        images = augment(images, torch.from_numpy(draw_augmentation(rows, setup.config.seed, "ablation", update)))
+    labels = torch.from_numpy(train.labels[chosen])
+    return Examples(images.to(setup.device), labels.to(setup.device), rows)
 
-    def states(chosen: np.ndarray, update: int) -> Tensor:
-        seed = randomness.key_seed("noise", setup.config.seed, update)
-        noise = draw_start(process, seed, train.rows[chosen], tuple(clean.shape[1:]))
-        return torch.minimum(torch.maximum(clean[chosen] + noise, low[chosen]), high[chosen])
+
+def _noisy(setup: Setup) -> States:
+    process = setup.config.attack
+
+    def states(examples: Examples, t: Tensor, update: int) -> Tensor:
+        clean = process.lattice.from_bytes(examples.images)
+        low, high = process.limits(clean)
+        return torch.minimum(torch.maximum(clean + _start(setup, "noise", examples, update), low), high)
+
+    return states
+
+
+def _vanilla(setup: Setup) -> States:
+    """Trajectories against the classifier alone, which does not change, of the images as they were augmented."""
+    process = setup.config.attack
+    robust = setup.build()
+    alone = RobustClassifier(None, robust.classifier, steps=robust.steps, threat=robust.threat).eval()
+
+    def states(examples: Examples, t: Tensor, update: int) -> Tensor:
+        start = _start(setup, "vanilla", examples, update)
+        levels = attack(alone, examples.images, examples.labels, process, start).levels
+        return levels[t, torch.arange(len(t), device=t.device)]
 
     return states
 
 
-def _vanilla(setup: Setup) -> Callable[[np.ndarray, int], Tensor]:
-    """Whole trajectories against the classifier alone, made once: it does not change."""
-    process, train = setup.config.attack, setup.train
-    alone = RobustClassifier(None, setup.build().classifier, steps=process.steps).eval().to(setup.device)
-    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-    start = draw_start(process, randomness.key_seed("vanilla", setup.config.seed), train.rows, images.shape[1:])
-    pieces = []
-    for first in range(0, len(images), process.batch):
-        part = slice(first, first + process.batch)
-        image, label, noise = (each[part].to(setup.device) for each in (images, labels, start))
-        pieces.append(attack(alone, image, label, process, noise).cpu())
-    levels = Trajectory.join(pieces).levels
-
-    def states(chosen: np.ndarray, update: int) -> Tensor:
-        t = randomness.integers(1, process.steps + 1, len(chosen), "t", setup.config.seed, update)
-        return levels[torch.from_numpy(t), torch.from_numpy(chosen)]
-
-    return states
+def _start(setup: Setup, purpose: str, examples: Examples, update: int) -> Tensor:
+    seed = randomness.key_seed(purpose, setup.config.seed, update)
+    return draw_start(setup.config.attack, seed, examples.rows, tuple(examples.images.shape[1:])).to(setup.device)

@@ -75,7 +75,9 @@ def fit(
     that do not fit together; DivergedError when the loss becomes NaN or infinite.
     """
     process = attack.process(threat)
-    robust = RobustClassifier(copy.deepcopy(adapter), copy.deepcopy(classifier), steps=process.steps).to(device)
+    robust = RobustClassifier(copy.deepcopy(adapter), copy.deepcopy(classifier), steps=process.steps, threat=threat).to(
+        device
+    )
     if adapter is None and train.what != "classifier":
         raise ValueError(f"there is no adapter for train.what = {train.what!r}: pass one, or train the classifier")
     learner = Learner(robust, train, total_updates=epochs * _length(loader), seed=seed)

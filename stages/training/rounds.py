@@ -125,6 +125,7 @@ class Setup:
             adapter,
             copy.deepcopy(self.classifier),
             steps=config.attack.steps,
+            threat=config.threat,
             straight_through=config.straight_through,
         )
         return robust.eval().requires_grad_(False).to(self.device)

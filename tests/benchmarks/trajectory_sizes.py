@@ -93,7 +93,7 @@ def attacked(case: Case, data: ImageData, classifier: nn.Module) -> tuple[Segmen
     """Segments of the attack, with a derived start or after five steps of their own, and clean levels."""
     threat = ThreatModel(norm=case.norm, radius=case.radius)
     process = AttackConfig(steps=STEPS, step_size=case.step).process(threat)
-    robust = RobustClassifier(None, classifier, steps=STEPS)
+    robust = RobustClassifier(None, classifier, steps=STEPS, threat=threat)
     index = torch.from_numpy(data.train.rows[: case.examples])
     images = torch.from_numpy(data.train.images[: case.examples])
     labels = torch.from_numpy(data.train.labels[: case.examples])

@@ -13,6 +13,7 @@ from stages.evaluation.published import PAPER
 from stages.nets.cnn import CNN
 from stages.nets.unet import UNET_SIZES, UNet
 from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
 
 
 def evaluation(measurement: Measurement, stood: int) -> Evaluation:
@@ -58,7 +59,8 @@ def test_table_3_reports_bim_as_the_paper_ran_it_and_to_the_edge() -> None:
 
 
 def test_section_4_5_measures_the_adapter_at_one_to_t_reverse_steps() -> None:
-    model = RobustClassifier(UNet(UNET_SIZES["tiny"], 1), CNN(1, 8, 10, (0.3,), (0.4,)), steps=3, radius=0.1)
+    classifier, threat = CNN(1, 8, 10, (0.3,), (0.4,)), ThreatModel(radius=0.1)
+    model = RobustClassifier(UNet(UNET_SIZES["tiny"], 1), classifier, steps=3, threat=threat)
     table = speed_table(model.eval(), torch.rand(2, 1, 8, 8), data="digits", classifier="CNN")
     assert [row.name.removeprefix("ours, ") for row in table.rows[2:]] == [
         "without the adapter",

@@ -33,12 +33,12 @@ def robust_of(*, adapter: bool = True, architecture: str = "cnn", straight_throu
         net = UNet(UNetConfig(width=8, multipliers=(1, 2), attention=1), 1) if adapter else None
         for parameter in net.parameters() if net else ():
             parameter.data += 0.05 * torch.randn_like(parameter)
-    return RobustClassifier(net, classifier, steps=10, straight_through=straight_through).eval()
+    return RobustClassifier(net, classifier, steps=10, threat=THREAT, straight_through=straight_through).eval()
 
 
 def save(directory: Path, robust: RobustClassifier, **classifier: object) -> None:
     config = ClassifierConfig(**classifier)  # pyright: ignore[reportArgumentType]
-    save_model(directory, robust, classifier=config, inputs=dict(INPUTS), threat=THREAT, notes={"judge": "50 %"})
+    save_model(directory, robust, classifier=config, inputs=dict(INPUTS), notes={"judge": "50 %"})
 
 
 @pytest.mark.parametrize("options", [{}, {"adapter": False}, {"straight_through": False}], ids=str)
@@ -103,7 +103,7 @@ def test_more_reverse_steps_are_offered_on_loading(tmp_path):
     save(tmp_path / "model", robust_of())
     adaptive = load_model(tmp_path / "model", reverse_steps=3)
     assert adaptive.times == [10, 7, 3]
-    assert (adaptive.norm, adaptive.radius, adaptive.step_size) == ("Linf", 0.2, 0.05)
+    assert (adaptive.threat, adaptive.step_size) == (THREAT, 0.05)
     assert load_model(tmp_path / "model", reverse_steps=3, step_size=0.01).step_size == 0.01
     assert not torch.equal(adaptive(IMAGES).detach(), load_model(tmp_path / "model")(IMAGES))
 
@@ -145,7 +145,7 @@ def test_notes_and_threat_model_are_kept(tmp_path):
 
 
 def test_an_adapter_that_could_not_be_built_again_is_refused_before_anything_is_written(tmp_path):
-    robust = RobustClassifier(nn.Identity(), robust_of().classifier, steps=3)
+    robust = RobustClassifier(nn.Identity(), robust_of().classifier, steps=3, threat=THREAT)
     with pytest.raises(ValueError, match="the adapter is a Identity; only a UNet can be saved"):
         save(tmp_path / "model", robust)
     assert not (tmp_path / "model").exists()

@@ -167,7 +167,9 @@ KNOWN: dict[str, Callable[[], nn.Module]] = {
     "random layer": lambda: Noisy(undefended()).eval(),
     "quantiser": lambda: quantised(undefended()),
     "logits x 10,000": lambda: scaled(undefended()),
-    "hard clamp": lambda: RobustClassifier(Contrast(), undefended(), steps=10, straight_through=False).eval(),
+    "hard clamp": lambda: RobustClassifier(
+        Contrast(), undefended(), steps=10, threat=THREAT, straight_through=False
+    ).eval(),
     "probabilities": lambda: Wrapped(undefended(), after=lambda logits: logits.softmax(1)).eval(),
     "gradients inside": lambda: SurerFirst(undefended()).eval(),
 }

@@ -145,8 +145,8 @@ def test_every_check_runs_on_a_robust_classifier_in_both_norms(norm):
     torch.manual_seed(0)
     adapter = UNet(UNET_SIZES["tiny"], channels=1)
     torch.nn.init.normal_(adapter.tail.weight, std=0.3)
-    model = RobustClassifier(adapter, undefended(), steps=4).eval()
     threat = ThreatModel(norm=norm, radius=0.2 if norm == "Linf" else 1.0)
+    model = RobustClassifier(adapter, undefended(), steps=4, threat=threat).eval()
     heard = []
     examined = digits(8, model=model, threat=threat, undefended=undefended(), others=(train_cnn(1, epochs=6),))
     examination = run_checks(examined, TINY, progress=heard.append)
@@ -269,7 +269,7 @@ def test_a_batch_dependent_model_is_told_from_a_random_one():
 
 
 def test_a_contrast_stretch_without_a_clamp_in_its_backward_pass_is_seen_through():
-    model = RobustClassifier(Contrast(), undefended(), steps=10, straight_through=True).eval()
+    model = RobustClassifier(Contrast(), undefended(), steps=10, threat=THREAT, straight_through=True).eval()
     through = run_checks(digits(model=model), SIZE)
     assert through.check(2).verdict != "pass"  # the true derivative is zero, whatever attacks are given
     assert through.check(9).verdict == "pass"

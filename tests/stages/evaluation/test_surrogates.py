@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from stages.evaluation.checks.surrogates import LeakyBackward, Rescaled, StraightThrough, surrogates_of
 from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
 
 PARTS = {
     "clamp": lambda values: values.clamp(0, 1),
@@ -57,7 +58,7 @@ def test_only_surrogates_that_differ_are_made():
     assert list(surrogates_of(linear, images)) == ["rescaled logits"]
     assert "straight-through clamps and rounding" in surrogates_of(quantised(linear), images)
     assert "leaky ReLU" in surrogates_of(network(nn.ReLU()), images)
-    alone = RobustClassifier(None, linear, steps=1)
+    alone = RobustClassifier(None, linear, steps=1, threat=ThreatModel(radius=0.1))
     assert list(surrogates_of(alone, images)) == ["rescaled logits"]
 
 
@@ -69,7 +70,7 @@ def test_the_adapters_clamp_is_tried_both_ways():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
     images = torch.rand(2, 1, 4, 4)
     for deployed in (True, False):
-        model = RobustClassifier(Dark(), linear, steps=1, straight_through=deployed)
+        model = RobustClassifier(Dark(), linear, steps=1, threat=ThreatModel(radius=0.1), straight_through=deployed)
         other = surrogates_of(model, images)["the adapter's clamp the other way"]
         assert bool((gradient(model, images) != 0).any()) is deployed
         assert bool((gradient(other, images) != 0).any()) is not deployed

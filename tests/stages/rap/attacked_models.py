@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
 
 
 class Net(nn.Module):
@@ -41,6 +42,7 @@ class Adapter(nn.Module):
 
 def robust(*, steps: int = 6, blind: int = 5, **options: object) -> RobustClassifier:
     """The adapter before the classifier, for 8x8 images."""
+    options = {"threat": ThreatModel(norm="Linf", radius=0.1), **options}
     return RobustClassifier(Adapter(), Net(blind=blind), steps=steps, **options).eval()  # pyright: ignore
 
 

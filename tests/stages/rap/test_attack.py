@@ -91,7 +91,7 @@ def test_containment_holds_for_any_radius_and_step(norm, levels, share, steps, s
 def test_the_attack_fools_a_classifier_of_the_digits(norm):
     split = load_data(DataConfig(name="digits")).train.take(np.arange(200))
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-    model = RobustClassifier(None, trained_linear(images, labels), steps=6)
+    model = RobustClassifier(None, trained_linear(images, labels), steps=6, threat=THREATS[norm])
     process = process_of(norm)
     trajectory = attack(model, images, labels, process, draw_start(process, 0, split.rows, (1, 8, 8)))
     assert trajectory.success[0].float().mean() < 0.2
@@ -269,7 +269,7 @@ def test_starts_have_the_distribution_of_their_name():
 
 def test_the_l2_projection_goes_toward_zero_on_the_grid():
     process = process_of("L2", start="none", step_size=1.0)
-    trajectory = run(process, RobustClassifier(None, Net(), steps=6))
+    trajectory = run(process, RobustClassifier(None, Net(), steps=6, threat=THREATS["Linf"]))
     moved = difference(process, trajectory.levels[-1:]).double()
     length = moved.norm(dim=2)[0, 3:] / process.bound
     assert (length <= 1).all()

@@ -9,8 +9,10 @@ from torch import nn
 
 from stages.rap.reverse import reverse_times
 from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
 
 IMAGES = pictures().float() / 255
+THREAT = ThreatModel(norm="Linf", radius=0.1)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,8 @@ def test_one_step_is_the_adapter_at_the_deployed_t():
 
 
 def stepwise(norm: str, radius: float) -> RobustClassifier:
-    return robust(steps=10, reverse_steps=4, norm=norm, radius=radius, step_size=radius / 4)
+    threat = ThreatModel(norm=norm, radius=radius)  # pyright: ignore[reportArgumentType]
+    return robust(steps=10, reverse_steps=4, threat=threat, step_size=radius / 4)
 
 
 def test_several_steps_ask_the_adapter_at_falling_t_and_attack_at_the_deployed_one_between():
@@ -85,7 +88,7 @@ class Scale(nn.Module):
 
 
 def test_the_gradient_passes_all_steps_with_the_inner_attack_as_a_constant():
-    model = RobustClassifier(Scale(), Net(), steps=4, reverse_steps=3, norm="Linf", radius=0.1, step_size=0.05)
+    model = RobustClassifier(Scale(), Net(), steps=4, reverse_steps=3, threat=THREAT, step_size=0.05)
     images = IMAGES.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model.purify(images).sum(), images)
     torch.testing.assert_close(gradient, torch.full_like(gradient, 0.5**3))
@@ -98,7 +101,7 @@ class Overshoot(nn.Module):
 
 @pytest.mark.parametrize(("straight_through", "outside"), [(True, 3.0), (False, 0.0)])
 def test_the_straight_through_clamp_passes_gradients_that_the_hard_one_stops(straight_through, outside):
-    model = RobustClassifier(Overshoot(), Net(), steps=3, straight_through=straight_through)
+    model = RobustClassifier(Overshoot(), Net(), steps=3, threat=THREAT, straight_through=straight_through)
     images = torch.tensor([0.1, 0.5, 0.9]).reshape(3, 1, 1, 1).requires_grad_()
     restored = model.restore(images, torch.full((3,), 3))
     torch.testing.assert_close(restored.detach().flatten(), torch.tensor([0.0, 0.5, 1.0]))
@@ -107,6 +110,30 @@ def test_the_straight_through_clamp_passes_gradients_that_the_hard_one_stops(str
 
 
 def test_without_an_adapter_the_image_goes_straight_to_the_classifier():
-    model = RobustClassifier(None, Net(), steps=3)
+    model = RobustClassifier(None, Net(), steps=3, threat=THREAT)
     assert torch.equal(model.purify(IMAGES), IMAGES)
     assert torch.equal(model(IMAGES), Net()(IMAGES))
+
+
+def test_more_reverse_steps_of_a_finished_model_attack_within_the_ball_that_it_was_trained_in():
+    model = robust(steps=10)
+    several = model.with_reverse_steps(4)
+    assert several.step_size == pytest.approx(2.5 * 0.1 / 10)
+    several.purify(IMAGES)
+    asked = [images for images, _ in several.adapter.asked]  # pyright: ignore
+    moved = (asked[9] - asked[1]).abs().amax()  # over the first inner attack, of 8 steps
+    assert 0.05 < moved <= 0.1 + 1e-6
+    assert not torch.equal(several(IMAGES), model(IMAGES))
+
+
+def test_a_step_never_leads_out_of_the_ball_by_default():
+    assert robust(steps=1).step_size == 0.1
+
+
+def test_a_robust_classifier_without_a_threat_model_or_with_a_step_of_0_is_refused():
+    with pytest.raises(TypeError, match="threat"):
+        RobustClassifier(None, Net(), steps=3)  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match="step_size is 0.0; it must be greater than 0"):
+        robust(step_size=0.0)
+    with pytest.raises(ValueError, match="several reverse steps attack in Linf or L2"):
+        robust(threat=ThreatModel(norm="L1", radius=1.0)).with_reverse_steps(2)

@@ -42,11 +42,9 @@ def test_the_defence_at_full_budget_is_the_run_itself(tmp_path):
     assert all(torch.equal(value, last[name]) for name, value in robust.state_dict().items() if name in last)
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("part", ["denoising only", "vanilla adversaries"])
-def test_states_lie_in_the_ball_and_only_adversaries_fool_the_classifier(part, norm, tmp_path, monkeypatch):
-    made, seen = setup(tmp_path, norm), []
-    update = Learner.update
+def batches_of(part, made, run, monkeypatch) -> list[TrainingBatch]:
+    """What a training without the defence's own adversaries is given."""
+    seen, update = [], Learner.update
 
     def watch(learner: Learner, batch: TrainingBatch) -> dict[str, float]:
         seen.append(batch)
@@ -54,7 +52,25 @@ def test_states_lie_in_the_ball_and_only_adversaries_fool_the_classifier(part, n
 
     monkeypatch.setattr(ablations, "load_trained", lambda robust, weights: robust)
     monkeypatch.setattr(Learner, "update", watch)
-    train_part(part, made, share=1.0, run=tmp_path / "part")
+    train_part(part, made, share=1.0, run=run)
+    return seen
+
+
+@pytest.mark.parametrize("part", ["denoising only", "vanilla adversaries"])
+def test_images_are_augmented_where_those_of_the_defence_are(part, tmp_path, monkeypatch):
+    config = replace(loop_config(schedule=replace(SCHEDULE, rounds=2)), augment=True)
+    made = setup_of(tmp_path, config)
+    seen = torch.cat([batch.clean for batch in batches_of(part, made, tmp_path / "part", monkeypatch)])
+    originals = torch.from_numpy(made.train.images).float() / 255
+    same = (seen[:, None] == originals[None]).flatten(2).all(2).any(1).float().mean()
+    assert same < 0.2  # 1 of 162 augmentations leaves an image as it is
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("part", ["denoising only", "vanilla adversaries"])
+def test_states_lie_in_the_ball_and_only_adversaries_fool_the_classifier(part, norm, tmp_path, monkeypatch):
+    made = setup(tmp_path, norm)
+    seen = batches_of(part, made, tmp_path / "part", monkeypatch)
     assert len(seen) == made.schedule.updates
     states, clean = (torch.cat([getattr(batch, name) for batch in seen]) for name in ("states", "clean"))
     labels = torch.cat([batch.labels for batch in seen])

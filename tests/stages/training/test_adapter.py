@@ -11,6 +11,7 @@ from tiny_runs import CLASSIFIER, DATA, TRAIN, Small
 from stages.nets.unet import UNet, UNetConfig
 from stages.rap.objective import ObjectiveConfig
 from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner, TrainConfig
 from stages.training.diverged import DivergedError
 from stages.training.replay import TrainingBatch
@@ -23,7 +24,7 @@ def learner_of(config: TrainConfig = TRAIN, *, updates: int = 40, adapter: bool 
     with torch.random.fork_rng():
         torch.manual_seed(1)
         net = UNet(UNetConfig(width=8, multipliers=(1,)), 1) if adapter else None
-    robust = RobustClassifier(net, copy.deepcopy(CLASSIFIER), steps=4)
+    robust = RobustClassifier(net, copy.deepcopy(CLASSIFIER), steps=4, threat=ThreatModel(radius=0.1))
     return Learner(robust, config, total_updates=updates, seed=seed)
 
 

@@ -88,7 +88,7 @@ def test_the_loss_falls_and_the_judge_finds_a_more_robust_classifier(digits: Ima
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
     assert len(losses) == 6
     assert losses[-1] < 0.75 * losses[0]
-    untrained = judged(RobustClassifier(adapter(), classifier, steps=3), digits).robust
+    untrained = judged(RobustClassifier(adapter(), classifier, steps=3, threat=THREAT), digits).robust
     after = judged(robust, digits)
     assert after.robust.interval[0] > untrained.interval[1]
     assert after.clean.value > 0.85
@@ -155,7 +155,9 @@ def test_a_loader_without_a_length_is_counted(digits: ImageData, classifier: nn.
 def test_a_state_of_every_trajectory_is_trained_on(digits: ImageData, classifier: nn.Module, norm: Norm):
     images, labels = tensors(digits, 128)
     process: AttackProcess = AttackConfig(steps=4).process(ThreatModel(norm=norm, radius=0.2))
-    batch = attacked(RobustClassifier(adapter(), classifier, steps=4), images, labels, process, key=(0, 0))
+    batch = attacked(
+        RobustClassifier(adapter(), classifier, steps=4, threat=THREAT), images, labels, process, key=(0, 0)
+    )
     assert sorted(set(batch.t.tolist())) == [1, 2, 3, 4]
     assert torch.equal(batch.clean, images.float() / 255)
     moved = (batch.states - batch.clean).flatten(1)

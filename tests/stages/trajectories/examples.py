@@ -51,10 +51,11 @@ def attacked(
     """Segments of the real attack; the first image is black, the second white."""
     radius = {"Linf": 0.2, "L2": 1.0}[norm]
     config = AttackConfig(steps=max(steps, 3), start=start, projection=project)  # pyright: ignore[reportArgumentType]
-    process = config.process(ThreatModel(norm=norm, radius=radius))  # pyright: ignore[reportArgumentType]
+    threat = ThreatModel(norm=norm, radius=radius)  # pyright: ignore[reportArgumentType]
+    process = config.process(threat)
     images = torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     images[0], images[1] = 0, 255
-    robust = RobustClassifier(None, Net(images[0].numel()), steps=process.steps)
+    robust = RobustClassifier(None, Net(images[0].numel()), steps=process.steps, threat=threat)
     labels, index = torch.arange(n) % 4, torch.arange(n) * 7 + 2
     noise, seed, made = draw_start(process, 2**63 + 11, index.numpy(), shape), 2**63 + 11, torch.zeros_like(index)
     if warm:

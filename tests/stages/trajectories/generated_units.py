@@ -34,7 +34,7 @@ class Shifting(nn.Module):
 def small_model() -> RobustClassifier:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.Tanh(), nn.Linear(24, 10))
-    return RobustClassifier(Shifting(), layers, steps=6).eval().requires_grad_(False)
+    return RobustClassifier(Shifting(), layers, steps=6, threat=THREATS["Linf"]).eval().requires_grad_(False)
 
 
 def process_of(norm: str = "Linf", **options: object) -> AttackProcess:

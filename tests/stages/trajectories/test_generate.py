@@ -151,7 +151,7 @@ class Untouchable(torch.nn.Module):
 
 
 def untouchable() -> generate.RobustClassifier:
-    return generate.RobustClassifier(Untouchable(), Untouchable(), steps=6)
+    return generate.RobustClassifier(Untouchable(), Untouchable(), steps=6, threat=THREATS["Linf"])
 
 
 def test_a_committed_unit_is_not_attacked_again(tmp_path):
