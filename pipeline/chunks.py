@@ -14,6 +14,7 @@ from torch import nn
 
 from cluster.pool import Ref
 from pipeline.artifacts import Artifact, Store
+from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.attacks import Attack
 from stages.evaluation.measurement import AttackConfig, attack_images, identity, kind_of
@@ -21,7 +22,6 @@ from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.verdict import ChunkVerdict, verify_chunk
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 
 FORMAT = 2
 
@@ -96,7 +96,7 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
             "largest_distance": check.largest_distance,
         }
 
-    with cpu_threads(1):
+    with numerics.verdict(threads=1):
         return Store(Path(chunk.root)).make(
             chunk.kind,
             chunk.fingerprint,

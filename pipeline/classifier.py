@@ -11,6 +11,7 @@ from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.plan import Plan
 from pipeline.workers import Workers
+from stages import numerics
 from stages.nets.classifiers import build_classifier, check_classifier
 from stages.training.classifier import clean_accuracy, train_classifier
 from stages.weights import save_weights
@@ -38,9 +39,11 @@ def _checked(plan: Plan, artifact: Artifact | None) -> tuple[nn.Module, float]:
     images, labels = torch.from_numpy(plan.data.holdout.images), torch.from_numpy(plan.data.holdout.labels)
     if artifact is None:
         assert plan.external is not None
-        return plan.external, clean_accuracy(plan.external, images, labels=labels)
+        with numerics.verdict(threads=1):
+            return plan.external, clean_accuracy(plan.external, images, labels=labels)
     classifier = _load(plan, artifact)
-    check_classifier(classifier, classes=len(plan.data.classes), images=images[:200], labels=labels[:200])
+    with numerics.verdict(threads=1):
+        check_classifier(classifier, classes=len(plan.data.classes), images=images[:200], labels=labels[:200])
     return classifier, artifact.metrics["holdout_accuracy"]
 
 
@@ -67,7 +70,8 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
         classifier = build()
         classifier.load_state_dict(state)
         images, labels = torch.from_numpy(holdout.images), torch.from_numpy(holdout.labels)
-        return {"holdout_accuracy": clean_accuracy(classifier.eval(), images, labels=labels)}
+        with numerics.verdict(threads=1):
+            return {"holdout_accuracy": clean_accuracy(classifier.eval(), images, labels=labels)}
 
     artifact = Store(plan.root).make(
         "classifier",

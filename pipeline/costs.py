@@ -14,7 +14,6 @@ from pipeline.plan import Plan
 from pipeline.search import candidates, search_fingerprint
 from pipeline.survey import Survey, survey
 from stages.rap.attack import attack, draw_start
-from stages.threads import cpu_threads
 from stages.training.ablations import PARTS
 from stages.training.replay import TrainingBatch
 from stages.training.rounds import Setup
@@ -140,9 +139,9 @@ def _calibrate_on(setup: Setup, images: int) -> tuple[float, float]:
     everything = torch.ones(images, dtype=torch.bool)
     t = torch.full_like(labels, process.steps)
     batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=t, fresh=everything, last=everything)
-    with cpu_threads(process.threads):
+    with process.applied():
         step = _time(lambda: attack(robust, chosen, labels, process, start, steps=1))
-    with cpu_threads(setup.config.train.threads):
+    with config.train.applied():
         update = _time(lambda: learner.update(batch))
     return step / images, update / images
 

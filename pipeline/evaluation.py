@@ -19,7 +19,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.chunks import Chunk, attack_to_receipt
 from pipeline.recipe import EvaluationConfig
 from pipeline.workers import Place
-from stages import randomness
+from stages import numerics, randomness
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.attacks import Attack
@@ -28,7 +28,6 @@ from stages.evaluation.measurement import Measurement, model_identity
 from stages.evaluation.pgd import PGDConfig
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 
 PGD_CHUNK = 500  # images of a chunk under an attack that costs a hundredth of AutoAttack
 SPOKEN = {"robust": "the robust classifier", "undefended": "the undefended classifier", "model": "the model"}
@@ -163,7 +162,7 @@ def final_measurements(config: EvaluationConfig, threat: ThreatModel) -> list[Me
 
 def subject_of(model: nn.Module, images: np.ndarray) -> Subject:
     """A model in eval mode, with its name: `model_identity` on the first of some uint8 images, always the same ones."""
-    with cpu_threads(1):
+    with numerics.verdict(threads=1):
         known = model_identity(model, torch.from_numpy(images[:PROBES]))
     return Subject(model=model, fingerprint=fingerprint("evaluated model", 1, **known))
 

@@ -18,6 +18,7 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.evaluation import Evaluation, Subject, in_order, worst_of
 from pipeline.recipe import ChecksConfig
 from pipeline.workers import Place
+from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.checks.examined import CheckSize, Examined
@@ -34,7 +35,6 @@ from stages.evaluation.evidence import Check, Curve
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 from stages.training.ablations import PARTS, train_part
 from stages.training.rounds import Setup
 
@@ -241,7 +241,7 @@ def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Chec
 def _to_receipt(reference: list[Ref[_Task]], tell: Callable[[str], None]) -> Artifact:
     task = reference[0].get()
     measure = _measure_checks if isinstance(task.work, _Examined) else _measure_training
-    with cpu_threads(1):
+    with numerics.verdict(threads=1):
         return Store(Path(task.root)).make(
             task.work.kind,
             task.work.fingerprint,

@@ -180,7 +180,12 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
         data=DataConfig(name="cifar10", holdout_images=1000),
         threat=ThreatModel(norm=norm, radius=radius),
         classifier=ClassifierConfig(
-            architecture="wrn-28-10", epochs=60, learning_rate=0.1, weight_decay=5e-4, augment=True
+            architecture="wrn-28-10",
+            epochs=60,
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            augment=True,
+            precision="bfloat16",
         ),
         adapter=AdapterConfig(size="36M"),
         attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),

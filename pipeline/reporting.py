@@ -12,6 +12,7 @@ from pipeline.examination import Checked, headline
 from pipeline.findings import Findings, ball_text
 from pipeline.plan import Plan
 from pipeline.results import describe_model, origins
+from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.accuracy import device_of, predict, to_float
 from stages.evaluation.evidence import Row, Table
@@ -22,7 +23,6 @@ from stages.rap.attack import AttackProcess, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.report import Artifact, Attacked, Broken, Contents, Pictures, TrajectoryPictures
-from stages.threads import cpu_threads
 from stages.training.rounds import Setup
 
 GALLERY = 8  # images in the pictures
@@ -174,7 +174,7 @@ def gallery(
     """Test images under the attack process (Alg. 1) against the whole robust classifier, and two of them stepwise."""
     chosen = test.take(in_order(test)[:GALLERY])
     labels = torch.from_numpy(chosen.labels)
-    with cpu_threads(1):
+    with numerics.verdict(threads=1):
         start = draw_start(process, 0, chosen.rows, chosen.images.shape[1:])
         states = attack(robust, torch.from_numpy(chosen.images), labels, process, start).levels
         clean = process.lattice.to_float(process.lattice.from_bytes(torch.from_numpy(chosen.images)))

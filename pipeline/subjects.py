@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.evaluation import Subject, in_order, subject_of
+from stages import numerics
 from stages.data.datasets import ImageData
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
@@ -38,6 +39,7 @@ def split_of(images: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> Split:
     return Split(values.numpy(), target.numpy(), np.arange(len(target)))
 
 
+@numerics.verdict(threads=1)
 def check_subject(
     model: nn.Module, test: Split, *, classes: int | None, threat: ThreatModel, random: bool = False
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor, nn
 
-from stages import randomness
+from stages import numerics, randomness
 from stages.evaluation.accuracy import Accuracy, clean_mask
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.rap.threat import ThreatModel
@@ -45,6 +45,7 @@ class Judgement:
     rows: Int64[np.ndarray, " judged"]
 
 
+@numerics.verdict()
 def judge(
     model: nn.Module,
     images: UInt8[Tensor, "image channel height width"],

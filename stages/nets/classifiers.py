@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from stages.nets.cnn import CNN
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
+from stages.numerics import Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig:
+class ClassifierConfig(Arithmetic):
     """The classifier that is to become robust, and how it is trained where no weights are given."""
 
     architecture: Literal["cnn", "resnet18", "wrn-28-10", "resnet18-narrow"] = "cnn"
@@ -41,8 +42,6 @@ class ClassifierConfig:
     """Weight decay of all parameters."""
     augment: bool = False
     """Random crops and horizontal flips while training; not for digits, which a flip changes."""
-    threads: int = 1
-    """CPU threads while training; the last bits of the weights depend on it."""
 
     def __post_init__(self) -> None:
         if self.factory is not None and not all(self.factory.partition(":")):

@@ -8,6 +8,7 @@ stored is what the model saw. Where the paper leaves a point open, the option sa
 (255, 1020, 5100)
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int8, Int16, Int64, UInt8
 from torch import Tensor
 
 from stages import randomness
+from stages.numerics import Arithmetic
 from stages.rap.losses import ATTACK_LOSSES, AttackLoss, LossName
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Lattice, Norm, ThreatModel, default_denominator
@@ -26,7 +28,7 @@ Conditioning = Literal["deployed", "state", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackConfig:
+class AttackConfig(Arithmetic):
     """The attack process that makes the training data (Alg. 1)."""
 
     steps: int = 10
@@ -49,10 +51,6 @@ class AttackConfig:
     """Grid on which the attack runs; unset: 5100 for Linf, 1020 for L2."""
     batch: int = 256
     """Images attacked together. It decides the order of floating-point sums, so it is part of the result."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the networks during the attack; losses are float32 in any case."""
-    threads: int = 1
-    """CPU threads of a generator; the order of sums, and so the last bits of the gradient, depends on it."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -105,11 +103,12 @@ class AttackConfig:
             batch=self.batch,
             precision=self.precision,
             threads=self.threads,
+            deterministic=self.deterministic,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackProcess:
+class AttackProcess(Arithmetic):
     """An attack with every length in whole levels of the lattice: what a shard's content depends on."""
 
     norm: Norm
@@ -123,8 +122,6 @@ class AttackProcess:
     loss: LossName
     conditioning: Conditioning
     batch: int
-    precision: Literal["float32", "bfloat16"]
-    threads: int
 
     @property
     def lattice(self) -> Lattice:
@@ -264,7 +261,7 @@ def attack(
             labels,
             conditioning,
             loss,
-            bfloat16=process.precision == "bfloat16",
+            autocast=process.autocast(levels.device),
         )
         if process.norm == "Linf":
             signs.append(gradient.sign().to(torch.int8))
@@ -292,12 +289,12 @@ def loss_gradient(
     conditioning: Int64[Tensor, " batch"],
     loss: AttackLoss,
     *,
-    bfloat16: bool = False,
+    autocast: AbstractContextManager,
 ) -> tuple[Float[Tensor, "batch channel height width"], Float[Tensor, " batch"], Bool[Tensor, " batch"]]:
     """Gradient of the attack's loss in the states, the loss of each image, and which are misclassified."""
     states = states.detach().requires_grad_(True)
     with torch.enable_grad():
-        with torch.autocast(states.device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast:
             restored = robust.restore(states, conditioning)
             logits = robust.classify(restored).float()
         value = loss(logits, labels, restored.float(), clean)

@@ -17,7 +17,6 @@ from stages import randomness
 from stages.data.augmentation import augment, draw_augmentation
 from stages.rap.attack import attack, draw_start
 from stages.rap.robust import RobustClassifier
-from stages.threads import cpu_threads
 from stages.training.replay import TrainingBatch
 from stages.training.rounds import Setup, load_trained, run_serially
 
@@ -56,7 +55,7 @@ def train_part(
     if part in ("defence", "adversarial training"):
         run_serially(short, report=lambda line: progress(f"{part}: round {line['round'] + 1} of {rounds}"))
         return load_trained(short.build(), short.versions.load(rounds))
-    with cpu_threads(config.train.threads):
+    with config.train.applied():
         states = _noisy(short) if part == "denoising only" else _vanilla(short)
         return _train_on(short, states, lambda line: progress(f"{part}: {line}"))
 

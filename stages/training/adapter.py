@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.numerics import Arithmetic
 from stages.randomness import key_seed
 from stages.rap.objective import ObjectiveConfig, objective
 from stages.rap.robust import RobustClassifier
@@ -19,7 +20,7 @@ from stages.training.replay import TrainingBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Arithmetic):
     """How the adapter learns from stored trajectories (Alg. 3)."""
 
     what: Literal["adapter", "classifier", "both"] = "adapter"
@@ -40,10 +41,6 @@ class TrainConfig:
     """Bound on the norm of an update's gradient; 0: none."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, which then is judged and shipped; 0: none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the networks in training; losses and weights are float32 in any case."""
-    threads: int = 1
-    """CPU threads of a train worker; the order of sums, and so the last bits of the weights, depends on it."""
     workers: int = 1
     """Train workers, each with a slice of every batch; as with threads, part of the result."""
     from_cache: str | None = None
@@ -110,10 +107,7 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        with (
-            self._training_mode(),
-            torch.autocast(batch.states.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"),
-        ):
+        with self._training_mode(), self.config.autocast(batch.states.device):
             t = batch.t if self.config.conditioning == "state" else torch.full_like(batch.t, self.robust.steps)
             restored = self.robust.restore(batch.states, t)
             logits = self.robust.classify(restored).float()

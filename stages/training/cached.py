@@ -16,7 +16,6 @@ from stages.data.augmentation import augment
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
-from stages.threads import cpu_threads
 from stages.training.adapter import Learner
 from stages.training.replay import ReplayWindow
 from stages.training.rounds import Setup, judge_on_holdout
@@ -59,7 +58,7 @@ def train_on_cache(
     segments = [cache.read(name) for name in shards]
     for part, row in zip(segments, rows, strict=True):
         _check(part, row, setup)
-    with cpu_threads(config.train.threads):
+    with config.train.applied():
         batch = config.schedule.batch
         total = sum(-(-len(part) // batch) for part in segments) * passes
         learner = Learner(setup.build(), config.train, total_updates=total, seed=config.seed)

@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from stages.data.augmentation import augment, draw_augmentation
 from stages.data.splits import Split
 from stages.nets.classifiers import ClassifierConfig
 from stages.randomness import key_seed, permutation
-from stages.threads import cpu_threads
 from stages.training.diverged import DivergedError
 
 
@@ -31,16 +31,16 @@ def train_classifier(
 ) -> dict[str, Tensor]:
     """The float32 state dict, on the CPU, of the classifier that ``build`` makes, trained on the split.
 
-    SGD with Nesterov momentum over one cycle of the learning rate; on a GPU under bfloat16 autocast. On one
-    CPU type the bits depend on config, split, build and seed alone, and the caller's random numbers and number
-    of threads are left as they were. ``progress`` gets a line an epoch. With 0 epochs, the state as built. Where
-    ``checkpoint`` names a file, it is written after every epoch, and a training that finds it goes on from there to
-    the same bits; it belongs to this training alone, and whoever asked for it removes it.
+    SGD with Nesterov momentum over one cycle of the learning rate. On one CPU type the bits depend on config,
+    split, build and seed alone, and the caller's random numbers and settings are left as they were. ``progress``
+    gets a line an epoch. With 0 epochs, the state as built. Where ``checkpoint`` names a file, it is written after
+    every epoch, and a training that finds it goes on from there to the same bits; it belongs to this training alone,
+    and whoever asked for it removes it.
 
     Raises DivergedError when the loss becomes NaN or infinite.
     """
     devices = [device] if device.startswith("cuda") else []
-    with cpu_threads(config.threads), torch.random.fork_rng(devices):
+    with config.applied(), torch.random.fork_rng(devices):
         torch.manual_seed(key_seed(seed, "classifier"))
         classifier = build().to(device).float()
         if config.epochs:
@@ -124,7 +124,8 @@ def _fit(
             batch = images[positions]
             if augmentation is not None:
                 batch = augment(batch, augmentation.to(batch.device))
-            figures.append(_update(classifier, optimizer, batch.float() / 255, labels[positions]))
+            autocast = config.autocast(images.device)
+            figures.append(_update(classifier, optimizer, batch.float() / 255, labels[positions], autocast))
             update += 1
         loss, accuracy = torch.stack(figures).mean(0).tolist()
         if not math.isfinite(loss):
@@ -173,10 +174,10 @@ def _update(
     optimizer: torch.optim.Optimizer,
     images: Float[Tensor, "batch channel height width"],
     labels: Int64[Tensor, " batch"],
+    autocast: AbstractContextManager,
 ) -> Float[Tensor, "2"]:
     """One step of the optimizer; the loss and the share of right answers before it, not waited for."""
-    kind = images.device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+    with autocast:
         logits = classifier(images)
     loss = functional.cross_entropy(logits.float(), labels)
     optimizer.zero_grad()

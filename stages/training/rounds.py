@@ -24,7 +24,6 @@ from stages.randomness import key_seed
 from stages.rap.attack import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 from stages.training.adapter import Learner, TrainConfig
 from stages.training.distributed import any_worker, workers
 from stages.training.journal import Journal, round_line
@@ -198,7 +197,7 @@ def run_rounds(
     every batch, and rank 0 writes.
     """
     rank, _ = workers()
-    with setup.journal.owned() if rank == 0 else nullcontext(), cpu_threads(setup.config.train.threads):
+    with setup.journal.owned() if rank == 0 else nullcontext(), setup.config.train.applied():
         _run_rounds(setup, obtain, stopped, report or (lambda line: None), rank)
 
 

@@ -18,7 +18,6 @@ from stages.data.splits import Split
 from stages.fingerprint import array_fingerprint, canonical_json, fingerprint
 from stages.rap.attack import AttackProcess, Trajectory, attack, draw_start
 from stages.rap.robust import RobustClassifier
-from stages.threads import cpu_threads
 from stages.trajectories.cache import TrajectoryCache, last_states_checksum
 from stages.trajectories.codec import Segments, encode
 from stages.trajectories.ledger import LedgerRow
@@ -181,7 +180,7 @@ def _attack(
 ) -> Trajectory:
     """The attack, in batches of the process's size, on ``device``; the result lies on the CPU."""
     made = torch.from_numpy(unit.made)
-    with cpu_threads(unit.process.threads):
+    with unit.process.applied():
         pieces = [
             attack(
                 robust,

@@ -6,8 +6,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.numerics import Arithmetic
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 
 
 def build() -> nn.Module:
@@ -18,7 +18,7 @@ def build() -> nn.Module:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     optimiser = torch.optim.Adam(linear.parameters(), 0.02)
-    with cpu_threads(1):  # the same bits in whatever process
+    with Arithmetic().applied():  # the same bits in whatever process
         for _ in range(60):
             optimiser.zero_grad()
             functional.cross_entropy(linear(images), labels).backward()

@@ -21,6 +21,7 @@ from pipeline.findings import Findings
 from pipeline.measuring import find, own_measurements
 from pipeline.recipe import EvaluationConfig
 from pipeline.subjects import split_of
+from stages import numerics
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
@@ -28,7 +29,6 @@ from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.measurement import Measurement, function_attack
 from stages.evaluation.pgd import PGDConfig
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 
 pytestmark = pytest.mark.ray
 
@@ -77,7 +77,7 @@ def test_two_workers_find_what_the_official_code_finds_chunk_by_chunk_in_one_pro
     official = AutoAttack(model, norm="Linf", eps=THREAT.radius, seed=1, version="standard")
     official.attacks_to_run = ["apgd-ce"]
     robust, rows = [], []
-    with cpu_threads(1):
+    with numerics.verdict(threads=1):
         for part, receipt in zip(parts(test, AUTO), found.receipts, strict=True):
             images, labels = to_float(torch.from_numpy(part.images)), torch.from_numpy(part.labels)
             adversarial, predicted = official.run_standard_evaluation(images, labels, batch_size=6)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from stages.data.datasets import DataConfig, load_data
 from stages.evaluation.judge import JudgeConfig
 from stages.nets.unet import UNetConfig
+from stages.numerics import Arithmetic
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import ThreatModel
-from stages.threads import cpu_threads
 from stages.training.adapter import TrainConfig
 from stages.training.rounds import LoopConfig, Setup
 from stages.training.schedule import ScheduleConfig
@@ -40,7 +40,7 @@ class Small(nn.Module):
 
 def trained_classifier() -> Small:
     """Half a second of plain training on the training split; most of it is right, and equal in every process."""
-    with torch.random.fork_rng(), cpu_threads(1):
+    with torch.random.fork_rng(), Arithmetic().applied():
         torch.manual_seed(0)
         classifier = Small()
         optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)

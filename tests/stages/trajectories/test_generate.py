@@ -9,8 +9,8 @@ import torch
 from generated_units import SPLIT, THREATS, files_below, make, process_of, small_model, unit_of, warm_unit
 
 from stages.data.augmentation import augment
+from stages.numerics import Arithmetic
 from stages.rap.attack import attack, draw_start
-from stages.threads import cpu_threads
 from stages.trajectories import generate, shards
 from stages.trajectories.cache import TrajectoryCache, last_states_checksum
 from stages.trajectories.generate import LossyShardError, Unit, generate_unit
@@ -30,7 +30,7 @@ def clean_of(unit: Unit) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_unit_does_not_depend_on_the_callers_threads(callers, tmp_path):
     unit = unit_of()
     wanted = make(unit, tmp_path / "one")
-    with cpu_threads(callers):
+    with Arithmetic(threads=callers).applied():
         row = make(unit, tmp_path / "more")
         assert torch.get_num_threads() == callers
     assert (row.loss, row.sha256) == (wanted.loss, wanted.sha256)

@@ -1,0 +1,143 @@
+"""How numbers are computed: the one place for threads, reduced precision, cuDNN and determinism.
+
+Training and generation compute as their recipe says (`Arithmetic`), and a *verdict* (the judge, an evaluation, its
+verification, the checks) is made in full float32, whatever the process did before and whoever it belongs to. Both are
+blocks, behind which PyTorch's settings are as they were: a notebook keeps its own.
+
+>>> with Arithmetic(precision="tf32").applied():
+...     torch.backends.cudnn.allow_tf32
+True
+>>> with verdict():
+...     torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+(False, 'highest')
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+
+Value = TypeVar("Value")
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+SAME = 1e-4
+"""Share of a model's largest logit by which two answers in full float32 may differ and still be the same answer.
+
+Under `verdict` an answer to the same batch repeats to the bit, unless a kernel adds in random order. In a batch of
+another size the sums of a deep network run in another order: up to some 1e-5. A random defence differs by far more.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How the networks of a stage compute. It decides the last bits of a result or more, so it is part of a recipe."""
+
+    precision: Precision = "float32"
+    """Arithmetic of the networks. float32: all of it. tf32: products with 10-bit mantissas, on GPUs only. bfloat16: all
+    but the output's sigmoid. Weights, losses and verdicts are float32 in any case."""
+    threads: int = 1
+    """CPU threads; the order of sums, and so the last bits, depends on them."""
+    deterministic: bool = False
+    """On GPUs, only algorithms that give the same bits each time, which are slower; PyTorch warns of what has none.
+    CPUs need no such choice."""
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Compute like this inside of the block."""
+        with _restored():
+            torch.set_num_threads(self.threads)
+            _allow_tf32(self.precision == "tf32")
+            torch.backends.cudnn.benchmark = not self.deterministic  # batches have few sizes, so each is timed once
+            torch.backends.cudnn.deterministic = self.deterministic
+            if self.deterministic:
+                # Read when cuBLAS starts; without it PyTorch calls none of its products deterministic.
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The block in which networks on a device run in bfloat16, where that is the precision."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+
+@contextmanager
+def verdict(*, threads: int | None = None) -> Iterator[None]:
+    """Full float32 and deterministic convolutions inside of the block; ``threads`` where bits are promised on CPUs.
+
+    An autocast around it does not reach inside. cuDNN is not to time its algorithms: batches shrink with every image
+    that is broken, and each size would be timed anew.
+    """
+    with _restored(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        if threads is not None:
+            torch.set_num_threads(threads)
+        _allow_tf32(False)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        yield
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Set both of PyTorch's interfaces to the same: it refuses to read the older one where they differ."""
+    with _older_interface():
+        torch.set_float32_matmul_precision("highest")  # on CPUs too, where "medium" means bfloat16
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cudnn.allow_tf32 = allowed
+    on_gpus, on_cpus = _newer_interface()
+    for products in on_gpus:
+        products.fp32_precision = "tf32" if allowed else "ieee"
+    for products in on_cpus:
+        products.fp32_precision = "ieee"
+
+
+@contextmanager
+def _restored() -> Iterator[None]:
+    """PyTorch's settings behind the block are those before it."""
+    threads = torch.get_num_threads()
+    cudnn: Any = torch.backends.cudnn
+    benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    matmul, convolutions = _readable(torch.get_float32_matmul_precision), _readable(lambda: cudnn.allow_tf32)
+    newer = [(products, products.fp32_precision) for side in _newer_interface() for products in side]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
+        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        with _older_interface():
+            if matmul is not None:
+                torch.set_float32_matmul_precision(matmul)
+            if convolutions is not None:
+                cudnn.allow_tf32 = convolutions
+        for products, precision in newer:
+            products.fp32_precision = precision
+
+
+def _readable(setting: Callable[[], Value]) -> Value | None:
+    """A setting of the older interface; None where the newer one was used so that PyTorch refuses to tell it."""
+    with _older_interface(), suppress(RuntimeError):
+        return setting()
+    return None
+
+
+@contextmanager
+def _older_interface() -> Iterator[None]:
+    """Some versions of PyTorch warn of it, once a process; it is the only one that all of them have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _newer_interface() -> tuple[list[Any], list[Any]]:
+    """What has a precision of its own on GPUs, and on CPUs, from PyTorch 2.9 on."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cudnn, "conv"):
+        return [], []
+    return [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn], [
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    ]

@@ -1,0 +1,128 @@
+"""The settings under which a process computes: inside of a block as it says, and behind it as they were."""
+
+import doctest
+
+import pytest
+import torch
+
+from stages import numerics
+from stages.numerics import Arithmetic, verdict
+
+BACKENDS = torch.backends
+
+
+def settings() -> dict[str, object]:
+    """Everything that `stages.numerics` touches; None where PyTorch refuses to tell."""
+    backends, found = BACKENDS, {}
+    for name, read in {
+        "matmul": torch.get_float32_matmul_precision,
+        "cuDNN": lambda: backends.cudnn.allow_tf32,
+        "newer": lambda: [products.fp32_precision for side in numerics._newer_interface() for products in side],
+        "benchmark": lambda: (backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "algorithms": torch.are_deterministic_algorithms_enabled,
+        "threads": torch.get_num_threads,
+        "autocast": lambda: torch.is_autocast_enabled("cpu"),
+    }.items():
+        try:
+            found[name] = read()
+        except RuntimeError:
+            found[name] = None
+    return found
+
+
+def nothing() -> None:
+    """The settings as PyTorch has them."""
+
+
+def lower_products() -> None:
+    torch.set_float32_matmul_precision("medium")
+    BACKENDS.cudnn.benchmark = True
+
+
+def newer_interface() -> None:
+    if not hasattr(BACKENDS.cudnn, "conv"):
+        pytest.skip("PyTorch before 2.9 has one interface only")
+    BACKENDS.cuda.matmul.fp32_precision = "tf32"
+    BACKENDS.cudnn.conv.fp32_precision = "tf32"
+
+
+def mixed_interfaces() -> None:
+    newer_interface()
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was():
+    with numerics._restored():
+        yield
+
+
+@pytest.mark.parametrize("users", [nothing, lower_products, newer_interface, mixed_interfaces])
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda: verdict(threads=2),
+        lambda: Arithmetic(precision="tf32", threads=2).applied(),
+        lambda: Arithmetic(deterministic=True).applied(),
+    ],
+    ids=["verdict", "tf32", "deterministic"],
+)
+def test_the_users_settings_are_theirs_again_behind_a_block(users, block):
+    users()
+    before = settings()
+    with block():
+        assert settings() != before
+    # what nobody could read before may well be readable now
+    assert all(settings()[name] == value for name, value in before.items() if value is not None)
+
+
+@pytest.mark.parametrize("users", [nothing, lower_products, newer_interface, mixed_interfaces])
+def test_a_verdict_is_made_in_full_float32_whatever_the_process_had(users):
+    users()
+    with torch.autocast("cpu", torch.bfloat16), Arithmetic(precision="tf32").applied(), verdict(threads=1):
+        found = settings()
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+    assert found == {
+        "matmul": "highest",
+        "cuDNN": False,
+        "newer": ["ieee"] * len(found["newer"]),  # pyright: ignore[reportArgumentType]
+        "benchmark": (False, True),
+        "algorithms": False,
+        "threads": 1,
+        "autocast": False,
+    }
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("tf32", True), ("bfloat16", False)])
+def test_tf32_is_allowed_where_it_is_asked_for_only(precision, tf32):
+    with Arithmetic(precision=precision).applied():
+        assert (BACKENDS.cuda.matmul.allow_tf32, BACKENDS.cudnn.allow_tf32) == (tf32, tf32)
+
+
+def test_bfloat16_is_for_networks_inside_its_block():
+    weights, images = torch.ones(2, 2), torch.ones(2, 2)
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with Arithmetic(precision=precision).autocast(images.device):
+            assert (images @ weights).dtype == dtype
+
+
+def test_deterministic_algorithms_are_those_of_pytorch_and_of_cublas(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with Arithmetic(deterministic=True).applied():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (BACKENDS.cudnn.benchmark, BACKENDS.cudnn.deterministic) == (False, True)
+        assert numerics.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    with Arithmetic().applied():
+        assert (BACKENDS.cudnn.benchmark, BACKENDS.cudnn.deterministic) == (True, False)
+
+
+def test_settings_are_restored_behind_an_error():
+    before = settings()
+    with pytest.raises(ValueError, match="wrong"), verdict(threads=2):
+        raise ValueError("wrong")
+    assert settings() == before
+
+
+def test_the_modules_example_runs():
+    assert doctest.testmod(numerics).failed == 0
