@@ -23,7 +23,7 @@ from stages.evaluation.verdict import ChunkVerdict, verify_chunk
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True, kw_only=True)

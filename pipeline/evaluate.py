@@ -40,7 +40,7 @@ from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.checks.examined import CheckSize
-from stages.evaluation.measurement import FunctionConfig, Measurement, function_attack
+from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
 from stages.evaluation.screening import ScreeningConfig
 from stages.fingerprint import fingerprint
 from stages.rap.threat import Norm, ThreatModel
@@ -86,7 +86,7 @@ def evaluate_model(
     else:
         test, classes = split_of(*data), None
     config = EvaluationConfig(version=version, images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
-    given = [function_attack(attack) for attack in attacks]
+    given = function_attacks(attacks)
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
     if quick:
@@ -127,7 +127,7 @@ def prepare(command: EvaluateCommand) -> Prepared:
         with_adapter(model, SPEED)
     elif command.table in BESIDE and has_adapter(model):
         models["classifier alone"] = model.classifier
-    functions = [function_attack(path) for path in command.attack]
+    functions = function_attacks(command.attack)
     images = command.images or (IMAGES if command.table else IMAGES_UNSET)
     config = replace(command.evaluation, images=images, pgd_images=images)
     for each in models.values():

@@ -4,6 +4,7 @@ A chunk leaves an artifact, so a killed evaluation repeats only what was running
 nothing.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,11 @@ from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.attacks import Attack
 from stages.evaluation.autoattack import AutoAttackConfig, square_flag
-from stages.evaluation.measurement import Measurement, model_identity
+from stages.evaluation.measurement import FunctionConfig, Measurement
+from stages.evaluation.naming import model_identity
 from stages.evaluation.pgd import PGDConfig
 from stages.fingerprint import fingerprint
+from stages.identity import UnnameableError
 from stages.rap.threat import ThreatModel
 
 PGD_CHUNK = 500  # images of a chunk under an attack that costs a hundredth of AutoAttack
@@ -40,6 +43,8 @@ class Subject:
 
     model: nn.Module
     fingerprint: str
+    doubt: str = ""
+    """Why the model cannot be recognised, where that is so: the fingerprint is then a random one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,6 +116,8 @@ def evaluate(
             for chunk in members
             if chunk.fingerprint in board.missing
         ]
+        for line in _doubts(subjects, measurements):
+            progress(line)
         progress(f"attacking test images in {len(work)} chunks")
         board.begin(describe().room(cpus=place.cpus, gpus=place.gpus))
         done = run_tasks(
@@ -126,6 +133,18 @@ def evaluate(
         name: {measurement.name: board.merge((name, measurement.name)) for measurement in measurements}
         for name in subjects
     }
+
+
+def _doubts(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]) -> list[str]:
+    """A line for each model and attack whose verdicts no other call will find."""
+    doubts = {f"{SPOKEN.get(name, name)}": subject.doubt for name, subject in subjects.items()}
+    attacks = [each.attack for each in measurements if isinstance(each.attack, FunctionConfig)]
+    doubts |= {f"the attack {attack.path}": attack.doubt for attack in attacks}
+    return [
+        f"{what} is attacked again at every call, since it cannot be recognised: {doubt}"
+        for what, doubt in doubts.items()
+        if doubt
+    ]
 
 
 def chunks_of(
@@ -162,9 +181,12 @@ def final_measurements(config: EvaluationConfig, threat: ThreatModel) -> list[Me
 
 def subject_of(model: nn.Module, images: np.ndarray) -> Subject:
     """A model in eval mode, with its name: `model_identity` on the first of some uint8 images, always the same ones."""
-    with numerics.verdict(threads=1):
-        known = model_identity(model, torch.from_numpy(images[:PROBES]))
-    return Subject(model=model, fingerprint=fingerprint("evaluated model", 1, **known))
+    try:
+        with numerics.verdict(threads=1):
+            known = model_identity(model, torch.from_numpy(images[:PROBES]))
+    except UnnameableError as error:
+        return Subject(model=model, fingerprint=secrets.token_hex(16), doubt=str(error))
+    return Subject(model=model, fingerprint=fingerprint("evaluated model", 2, **known))
 
 
 def parts(test: Split, measurement: Measurement) -> Iterator[Split]:

@@ -19,7 +19,8 @@ from pipeline.recipe import Recipe
 from pipeline.search import candidates
 from stages.data.datasets import ImageData, load_data
 from stages.data.splits import Split
-from stages.fingerprint import canonical, fingerprint, weights_fingerprint
+from stages.fingerprint import canonical, fingerprint
+from stages.identity import UnnameableError, object_fingerprint
 from stages.nets.classifiers import build_classifier, check_classifier
 from stages.randomness import permutation
 from stages.training.journal import Journal
@@ -73,13 +74,10 @@ class Plan:
 
     @cached_property
     def classifier_fingerprint(self) -> str:
-        """The base classifier's name: by its weights where they are given, else by what it is trained with."""
+        """The base classifier's name: all that it is where it came with its weights, else what it is trained with."""
         config = replace(self.recipe.classifier, weights=None)
         if self.external is not None:
-            weights = weights_fingerprint(self.external.state_dict())
-            return fingerprint(
-                "classifier", 1, factory=config.factory, architecture=config.architecture, weights=weights
-            )
+            return fingerprint("classifier", 2, model=object_fingerprint(self.external))
         return fingerprint(
             "classifier", 1, config=config, data=self.classifier_split.fingerprint, seed=self.recipe.seed
         )
@@ -175,6 +173,13 @@ def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
         )
     images, labels = torch.from_numpy(data.holdout.images[:SAMPLE]), torch.from_numpy(data.holdout.labels[:SAMPLE])
     check_classifier(classifier, classes=len(data.classes), images=images, labels=labels)
+    try:
+        object_fingerprint(classifier)
+    except UnnameableError as error:
+        raise ValueError(
+            f"classifier.factory {recipe.classifier.factory} returns a model that another call cannot recognise, which "
+            f"a run must, to resume: {error}. Keep what a forward pass needs in tensors, numbers and text"
+        ) from error
     return classifier
 
 

@@ -4,39 +4,40 @@
 'pgd'
 """
 
-import hashlib
+import functools
 import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 
 import numpy as np
-import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.attacks import Attack, run_attack
 from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk
 from stages.evaluation.bpda import BPDAConfig, bpda_attack
 from stages.evaluation.classical import ClassicalConfig, classical_attack
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.verdict import ChunkVerdict
-from stages.fingerprint import array_fingerprint, weights_fingerprint
+from stages.identity import UnnameableError, object_fingerprint
 from stages.rap.threat import ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionConfig:
-    """An attack of one's own, as `function_attack` finds it."""
+    """An attack of one's own, as `function_attacks` finds it."""
 
     path: str
-    """module:function"""
-    source: str
-    """sha256 of the source that it stands in, so that a changed attack is run again."""
+    """module:function, and the beginning of ``code`` where another attack has the same."""
+    code: str
+    """`object_fingerprint` of the function: of its code and all that it refers to."""
     batch: int = 128
     """Images that it is given together."""
+    doubt: str = ""
+    """Why the function cannot be recognised, where that is so; ``code`` is then a random one."""
 
 
 AttackConfig = AutoAttackConfig | PGDConfig | ClassicalConfig | BPDAConfig | FunctionConfig
@@ -84,7 +85,10 @@ def identity(attack: AttackConfig) -> dict[str, object]:
             "attacks": list(attack.attacks),
             "batch": attack.batch,
             "seed": attack.seed,
+            "code": version("pyautoattack"),
         }
+    if isinstance(attack, ClassicalConfig):
+        return {**asdict(attack), "code": version("foolbox")}
     return asdict(attack)
 
 
@@ -106,7 +110,7 @@ def attack_images(
         return attack_chunk(model, images, labels, threat, config=attack)
     if isinstance(attack, FunctionConfig):
         if function is None:
-            raise ValueError(f"{attack.path} was named but not given: pass the function that function_attack found")
+            raise ValueError(f"{attack.path} was named but not given: pass the function that function_attacks found")
         return run_attack(attack.path, function, model, images, labels, threat, batch=attack.batch).verdict
     if isinstance(attack, ClassicalConfig):
         run = classical_attack(attack)
@@ -122,22 +126,44 @@ def _pgd(config: PGDConfig, rows: Int64[np.ndarray, " image"]) -> Attack:
     return lambda model, images, labels, threat: pgd(model, images, labels, threat, config=config, rows=rows)[0]
 
 
-def function_attack(given: str | Attack) -> tuple[FunctionConfig, Attack]:
-    """An attack of one's own by "module:function", or the function itself, and what names it.
+def function_attacks(given: Sequence[str | Attack]) -> list[tuple[FunctionConfig, Attack]]:
+    """Attacks of one's own by "module:function", or the functions themselves, and what names each.
 
-    Its name holds the source of its module (of the function alone, where it was typed into a notebook), so that
-    a changed attack is run again. Raises ValueError where it cannot be imported, called with (model, images, labels,
-    threat), or has no source.
+    What is named by its code, and all that this refers to, is run again when any of it has changed. Raises ValueError
+    where one cannot be imported, called with (model, images, labels, threat), or is given twice.
     """
+    found = [_function_attack(each) for each in given]
+    paths = [config.path for config, _ in found]
+    named = [
+        (replace(config, path=f"{config.path} [{config.code[:6]}]") if paths.count(config.path) > 1 else config, attack)
+        for config, attack in found
+    ]
+    paths = [config.path for config, _ in named]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"attack {twice[0]} is given twice: leave one of them out")
+    return named
+
+
+def _function_attack(given: str | Attack) -> tuple[FunctionConfig, Attack]:
     function = _import(given) if isinstance(given, str) else given
-    path = given if isinstance(given, str) else f"{function.__module__}:{getattr(function, '__qualname__', 'attack')}"
+    path = given if isinstance(given, str) else _path_of(given)
     try:
         inspect.signature(function).bind("model", "images", "labels", "threat")
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"attack {path} must take (model, images, labels, threat) and return images of the same shape; {error}"
         ) from error
-    return FunctionConfig(path=path, source=_source(function, path)), function
+    try:
+        return FunctionConfig(path=path, code=object_fingerprint(function)), function
+    except UnnameableError as error:
+        return FunctionConfig(path=path, code=secrets.token_hex(16), doubt=str(error)), function
+
+
+def _path_of(function: Attack) -> str:
+    """module:function, of an object that can be called module:class."""
+    inner = function.func if isinstance(function, functools.partial) else function
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 def _import(path: str) -> Callable[..., Tensor]:
@@ -149,36 +175,3 @@ def _import(path: str) -> Callable[..., Tensor]:
             f"attack {path!r} cannot be imported ({error}): name an importable module, from the working directory or "
             "installed, and a function in it, as in my_package.attacks:follow_the_margin"
         ) from error
-
-
-def _source(function: Callable[..., Tensor], path: str) -> str:
-    try:
-        file = inspect.getsourcefile(function)
-        text = Path(file).read_text() if file and Path(file).is_file() else inspect.getsource(function)
-    except (TypeError, OSError) as error:
-        raise ValueError(
-            f"attack {path} has no source by which its verdicts could be told from those of a changed one: write it "
-            "as a function in a module"
-        ) from error
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def model_identity(model: nn.Module, images: UInt8[Tensor, "image channel height width"]) -> dict[str, object]:
-    """What names a model: its structure, its weights, and how it answers a few images, in value and in gradient.
-
-    Two models that agree in all of it are one to an attack, wherever they were loaded from. Call it with one CPU
-    thread, as the last bits depend on their number.
-    """
-    inputs = to_float(images).to(device_of(model)).requires_grad_(True)
-    with evaluating(model), torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
-        logits = model(inputs)
-        gradient = torch.zeros_like(inputs)
-        if logits.requires_grad:
-            (found,) = torch.autograd.grad(logits.logsumexp(1).sum(), inputs, allow_unused=True)
-            gradient = gradient if found is None else found
-    return {
-        "structure": repr(model),
-        "weights": weights_fingerprint(model.state_dict()),
-        "answers": array_fingerprint(logits.detach().cpu().numpy(), gradient.cpu().numpy()),
-    }

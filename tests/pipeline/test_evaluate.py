@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.command import WorkersConfig
 from pipeline.evaluate import evaluate_model, main
-from pipeline.evaluation import parts, subject_of, worst_of
+from pipeline.evaluation import parts, worst_of
 from pipeline.findings import Findings
 from pipeline.measuring import find, own_measurements
 from pipeline.recipe import EvaluationConfig
@@ -26,7 +26,7 @@ from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.autoattack import AutoAttackConfig
-from stages.evaluation.measurement import Measurement, function_attack
+from stages.evaluation.measurement import Measurement, function_attacks
 from stages.evaluation.pgd import PGDConfig
 from stages.rap.threat import ThreatModel
 
@@ -49,7 +49,7 @@ def model() -> nn.Module:
 
 
 def evaluated(model: nn.Module, test: Split, root: Path, *measurements: Measurement, attacks=(), say=print) -> Findings:
-    given = [function_attack(attack) for attack in attacks]
+    given = function_attacks(attacks)
     own = own_measurements(given, THREAT, EvaluationConfig(images=24, chunk=24))
     return find(
         {"model": model},
@@ -128,15 +128,56 @@ def test_more_images_attack_only_what_is_new_and_the_same_again_nothing(finished
     assert again.evaluations["model"]["autoattack"].verdicts[:24] == before.verdicts
 
 
-def test_a_model_is_named_by_its_answers_too(finished, model, test) -> None:
-    class Scaled(nn.Sequential):
-        def forward(self, input: torch.Tensor) -> torch.Tensor:
-            return 3 * super().forward(input)
+class Switched(nn.Sequential):
+    """Answers otherwise where an image is off the 8-bit grid, and a switch is on."""
 
-    assert repr(Scaled(*model)).replace("Scaled", "Sequential") == repr(model)
-    names = [subject_of(each, test.images).fingerprint for each in (model, Scaled(*model).eval())]
-    assert names[0] != names[1]
-    assert names[0] == finished[0].fingerprints["model"]
+    on = False
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        off = ((255 * input - (255 * input).round()).abs() > 1e-3).flatten(1).any(1, keepdim=True)
+        return super().forward(input) * (1 - 2 * off.float() * self.on)
+
+
+def test_models_that_differ_off_the_grid_alone_share_no_verdict(model, test, ray_session, tmp_path) -> None:
+    found = {}
+    for on in (False, True):
+        switched = Switched(*model).eval()
+        switched.on = on
+        found[on] = evaluated(switched, test, tmp_path, PGD)
+    again = evaluated(switched, test, tmp_path, PGD)
+    first, second = (found[on].evaluations["model"]["pgd"] for on in (False, True))
+    assert (first.attacked_now, second.attacked_now) == (2, 2)
+    assert again.evaluations["model"]["pgd"].attacked_now == 0
+    assert first.robust_mask.tolist() != second.robust_mask.tolist()
+
+
+def test_what_cannot_be_recognised_is_attacked_again_and_said_so(model, test, ray_session, tmp_path) -> None:
+    streamed, lines = nn.Sequential(*model).eval(), []
+    streamed.register_buffer("layout", torch.zeros(2, 2).to_sparse(), persistent=False)
+    for _ in range(2):
+        found = evaluated(streamed, test, tmp_path, PGD, say=lines.append)
+        assert found.evaluations["model"]["pgd"].attacked_now == 2
+    assert any("the model is attacked again at every call, since it cannot be recognised: " in line for line in lines)
+
+
+def make_attack(steps: int):
+    def attack(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, threat: ThreatModel) -> torch.Tensor:
+        return evaluated_models.flip_the_signs(model, images, labels, threat) if steps else images
+
+    return attack
+
+
+def test_attacks_from_one_factory_are_two_rows_with_receipts_of_their_own(model, test, ray_session, tmp_path) -> None:
+    attacks = [make_attack(0), make_attack(40)]
+    found = evaluated(model, test, tmp_path, attacks=attacks).evaluations["model"]
+    assert len(found) == 2
+    nothing, breaking = found.values()
+    assert nothing.robust_mask.tolist() == nothing.clean_mask.tolist()
+    assert breaking.robust.value < nothing.robust.value
+    alone = evaluated(model, test, tmp_path, attacks=[make_attack(40)]).evaluations["model"]
+    assert [each.robust for each in alone.values()] == [breaking.robust]
+    with pytest.raises(ValueError, match="is given twice"):
+        evaluated(model, test, tmp_path, attacks=[make_attack(0), make_attack(0)])
 
 
 SCRIPT = """

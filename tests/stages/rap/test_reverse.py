@@ -133,7 +133,7 @@ def test_a_step_never_leads_out_of_the_ball_by_default():
 def test_a_robust_classifier_without_a_threat_model_or_with_a_step_of_0_is_refused():
     with pytest.raises(TypeError, match="threat"):
         RobustClassifier(None, Net(), steps=3)  # pyright: ignore[reportCallIssue]
-    with pytest.raises(ValueError, match="step_size is 0.0; it must be greater than 0"):
+    with pytest.raises(ValueError, match=r"step_size is 0\.0; it must be greater than 0"):
         robust(step_size=0.0)
     with pytest.raises(ValueError, match="several reverse steps attack in Linf or L2"):
         robust(threat=ThreatModel(norm="L1", radius=1.0)).with_reverse_steps(2)
