@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ def take_network(walk: "Walk", network: nn.Module, at: str) -> None:
 def take_script(walk: "Walk", network: torch.jit.ScriptModule, at: str) -> None:
     """A TorchScript module by what would be saved of it, but for where its source stood."""
     buffer = io.BytesIO()
-    torch.jit.save(network, buffer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of all of TorchScript, which is the user's choice
+        torch.jit.save(network, buffer)
     with zipfile.ZipFile(buffer) as archive:
         for name in sorted(archive.namelist()):
             if not name.endswith((".debug_pkl", "serialization_id")):
