@@ -11,10 +11,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 import ray
+
+from cluster.machines import Cluster, read_cluster
 
 ENVIRONMENT = {
     # A train worker's report waits until the controller polls: 0.1 s a report instead of 2 s.
@@ -46,23 +47,6 @@ class PlacementError(ValueError):
 
 class Interrupted(KeyboardInterrupt):
     """SIGTERM arrived. Like Ctrl-C, it passes every ``except Exception`` and runs every ``finally``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What the session runs on; a cluster that scales itself may have more later."""
-
-    cpus: float
-    """CPUs of all nodes together."""
-    gpus: float
-    """GPUs of all nodes together."""
-    is_local: bool
-    """Started by this process, so it has this machine only and ends with it."""
-
-    def room(self, *, cpus: float, gpus: float) -> int:
-        """How many tasks of a size run at once, at least one."""
-        fits = [total // each for total, each in ((self.cpus, cpus), (self.gpus, gpus)) if each]
-        return max(1, int(min(fits, default=1)))
 
 
 @contextmanager
@@ -103,20 +87,17 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
 
 def describe() -> Cluster:
     """The cluster of the session that is open."""
-    total = ray.cluster_resources()
-    return Cluster(cpus=total.get("CPU", 0), gpus=total.get("GPU", 0), is_local=not os.environ.get("RAY_ADDRESS"))
+    return read_cluster(is_local=not os.environ.get("RAY_ADDRESS"))
 
 
 def check_room(what: str, *, count: int = 1, cpus: float, gpus: float = 0) -> None:
-    """Raise PlacementError when a local cluster can never hold ``count`` workers: they would wait for ever.
-
-    Other clusters are not checked, since they may grow.
-    """
+    """Raise PlacementError when a cluster can never hold ``count`` workers: they would wait for ever."""
     cluster = describe()
-    if cluster.is_local and (count * cpus > cluster.cpus or count * gpus > cluster.gpus):
+    if not cluster.is_unlimited and cluster.room(cpus=cpus, gpus=gpus) < count:
         raise PlacementError(
-            f"{what} needs {count} x ({cpus:g} CPUs, {gpus:g} GPUs), but this machine's session has "
-            f"{cluster.cpus:g} CPUs and {cluster.gpus:g} GPUs: ask for fewer or smaller workers, or run on a cluster"
+            f"{what} needs {count} x ({cpus:g} CPUs, {gpus:g} GPUs), but "
+            f"{'this machine' if cluster.is_local else 'the cluster'} has {cluster.text}: ask for fewer or smaller "
+            "workers, or run on a larger cluster"
         )
 
 

@@ -119,7 +119,7 @@ def evaluate(
         for line in _doubts(subjects, measurements):
             progress(line)
         progress(f"attacking test images in {len(work)} chunks")
-        board.begin(describe().room(cpus=place.cpus, gpus=place.gpus))
+        board.begin(max(1, describe().room(cpus=place.cpus, gpus=place.gpus)))
         done = run_tasks(
             attack_to_receipt,
             work,

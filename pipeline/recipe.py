@@ -189,7 +189,7 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
         ),
         adapter=AdapterConfig(size="36M"),
         attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),
-        schedule=ScheduleConfig(rounds=1200, examples=2048, unit_examples=1024, batch=256, max_lag_updates=48),
+        schedule=ScheduleConfig(rounds=1200, examples=2048, unit_examples=256, batch=256, max_lag_updates=48),
         train=TrainConfig(
             learning_rate=5e-4,
             weight_decay=5e-4,

@@ -3,7 +3,8 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from cluster.session import Cluster, PlacementError, session
+from cluster.machines import Cluster
+from cluster.session import PlacementError, session
 from pipeline.command import WorkersConfig
 from pipeline.recipe import Recipe
 
@@ -62,23 +63,67 @@ def place_for_tasks(cluster: Cluster, config: WorkersConfig) -> Place:
 
 
 def divide(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> Workers:
-    """Divide a cluster. On CPUs the train workers come first and generators fill the rest; with GPUs each has one.
+    """Divide a cluster: the train workers of the recipe come first, generators get what they leave.
 
-    A single CPU or GPU is shared by halves. Raises PlacementError where CUDA is asked for and there is no GPU.
+    Raises PlacementError, with the numbers, where the cluster cannot hold them.
     """
-    place, trainers = place_for_tasks(cluster, config), recipe.train.workers
-    if place.device == "cuda":
-        generators = config.generators or max(1, int(cluster.gpus) - trainers)
-        share = min(1.0, cluster.gpus / (generators + trainers))
-        loop = LoopWorkers(
-            generators=generators, generator_cpus=1, generator_gpus=share, trainer_cpus=1, trainer_gpus=share
-        )
-        return Workers(**vars(place), loop=loop)
-    left = cluster.cpus - trainers * recipe.train.threads
-    generators = config.generators or max(1, int(left // recipe.attack.threads))
-    # Actors that take turns, or more of them than CPUs, get equal shares: a CPU here is a place, not a limit.
-    share = min(1.0, cluster.cpus / (generators + trainers))
-    loop = LoopWorkers(
-        generators=generators, generator_cpus=share, generator_gpus=0, trainer_cpus=share, trainer_gpus=0
-    )
+    place = place_for_tasks(cluster, config)
+    loop = _on_gpus(cluster, config, recipe) if place.device == "cuda" else _on_cpus(cluster, config, recipe)
     return Workers(**vars(place), loop=loop)
+
+
+def _on_gpus(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> LoopWorkers:
+    """A GPU for every actor, but where there is one alone: a train worker and a generator have half of it each.
+
+    nccl needs a GPU for every rank, so train workers share with nobody.
+    """
+    gpus, trainers = int(cluster.gpus), recipe.train.workers
+    share = 0.5 if gpus == trainers == 1 else 1.0
+    left = 1 if share < 1 else gpus - trainers
+    if left < 1:
+        raise PlacementError(
+            f"train.workers is {trainers}, and each of them needs a GPU of its own, beside one for a generator: "
+            f"{trainers + 1} in all, and the cluster has {gpus}. Set train.workers to {max(1, gpus - 1)} or less, or "
+            "add GPUs"
+        )
+    generators = min(left, _units(recipe)) if config.generators is None else config.generators
+    if generators > left:
+        raise PlacementError(
+            f"workers.generators is {generators}, but beside train.workers {trainers} there is room for {left} on "
+            f"{gpus} GPUs: set it to {left} or less, or leave it unset"
+        )
+    cpus = _largest_share(cluster, generators + trainers, gpus=share)
+    return LoopWorkers(
+        generators=generators, generator_cpus=cpus, generator_gpus=share, trainer_cpus=cpus, trainer_gpus=share
+    )
+
+
+def _on_cpus(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> LoopWorkers:
+    """A CPU for each thread that computes, as far as there are any; more actors than CPUs take turns."""
+    trainers = recipe.train.workers
+    left = int((cluster.cpus - trainers * recipe.train.threads) // recipe.attack.threads)
+    generators = max(1, min(left, _units(recipe))) if config.generators is None else config.generators
+    cpus = _largest_share(cluster, generators + trainers, gpus=0)
+    return LoopWorkers(generators=generators, generator_cpus=cpus, generator_gpus=0, trainer_cpus=cpus, trainer_gpus=0)
+
+
+def _units(recipe: Recipe) -> int:
+    """Units of a round: more generators than that would hold what they never use."""
+    return recipe.schedule.examples // recipe.schedule.unit_examples
+
+
+def _largest_share(cluster: Cluster, actors: int, *, gpus: float) -> float:
+    """The CPUs of each of so many actors, at most 1: a CPU here is a place, not a limit.
+
+    Raises PlacementError where no share is small enough.
+    """
+    if cluster.is_unlimited:
+        return 1.0
+    for parts in range(1, actors + 1):
+        share = int(10_000 / parts) / 10_000  # Ray counts in ten-thousandths
+        if cluster.room(cpus=share, gpus=gpus) >= actors:
+            return share
+    raise PlacementError(
+        f"{actors} workers with {gpus:g} GPUs and a share of a CPU each do not fit on the cluster's nodes, "
+        f"{cluster.text}: ask for fewer, or add nodes with both"
+    )

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cluster.session import Cluster, Interrupted, PlacementError, check_room, session
+from cluster.session import Interrupted, PlacementError, check_room, session
 
 WAITING = """
 import sys, threading
@@ -63,7 +63,9 @@ def test_a_session_inside_another_joins_it_and_restores_the_handler(ray_session)
         assert signal.getsignal(signal.SIGTERM) is not handler
     assert signal.getsignal(signal.SIGTERM) is handler
     check_room("a test", count=2, cpus=1)
-    with pytest.raises(PlacementError, match=r"a test needs 3 x \(1 CPUs, 0 GPUs\), but .* session has 2 CPUs"):
+    with pytest.raises(
+        PlacementError, match=r"a test needs 3 x \(1 CPUs, 0 GPUs\), but this machine has 1 x \(2 CPUs, 0 GPUs\)"
+    ):
         check_room("a test", count=3, cpus=1)
 
 
@@ -109,12 +111,3 @@ def test_a_size_for_a_running_cluster_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(PlacementError, match="leave cpus unset"), session(cpus=3):
         pass
-
-
-@pytest.mark.parametrize(
-    ("total", "each", "tasks"),
-    [((2, 0), (1, 0), 2), ((16, 4), (1, 1), 4), ((3, 8), (1, 1), 3), ((2, 1), (0.5, 0.5), 2), ((1, 0), (2, 0), 1)],
-)
-def test_as_many_tasks_run_at_once_as_fit(total, each, tasks):
-    cluster = Cluster(cpus=total[0], gpus=total[1], is_local=True)
-    assert cluster.room(cpus=each[0], gpus=each[1]) == tasks
