@@ -142,7 +142,7 @@ def _calibrate_on(setup: Setup, images: int) -> tuple[float, float]:
     with process.applied():
         step = _time(lambda: attack(robust, chosen, labels, process, start, steps=1))
     with config.train.applied():
-        update = _time(lambda: learner.update(batch))
+        update = _time(lambda: (learner.update(batch), learner.measured()))
     return step / images, update / images
 
 

@@ -15,7 +15,7 @@ True
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -59,9 +59,9 @@ class Arithmetic:
                 torch.use_deterministic_algorithms(True, warn_only=True)
             yield
 
-    def autocast(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device) -> AbstractContextManager:
         """The block in which networks on a device run in bfloat16, where that is the precision."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
 
 @contextmanager

@@ -252,14 +252,13 @@ def attack(
     levels = torch.minimum(torch.maximum(clean + start, low), high)
     loss = ATTACK_LOSSES[process.loss]
     states, signs, success, losses, zeros = [levels], [], [], [], []
-    for step in range(steps):
-        conditioning = _conditioning(process, made + step, seed + step)
+    for t in [_conditioning(process, made + step, seed + step) for step in range(steps)]:
         gradient, value, wrong = loss_gradient(
             robust,
             process.lattice.to_float(levels),
             process.lattice.to_float(clean),
             labels,
-            conditioning,
+            t,
             loss,
             autocast=process.autocast(levels.device),
         )

@@ -86,10 +86,9 @@ class Lattice:
         """The float32 images in [0, 1] of levels.
 
         Divides by a tensor on the same device: CUDA multiplies by the reciprocal of a number, which changes half of
-        the values.
+        the values. The tensor is filled there, since one that is sent there is waited for.
         """
-        divisor = torch.tensor(self.denominator, dtype=torch.float32, device=levels.device)
-        return levels.to(torch.float32) / divisor
+        return levels.to(torch.float32) / torch.full((), self.denominator, dtype=torch.float32, device=levels.device)
 
     def level(self, value: float, name: str) -> int:
         """The level nearest to a length in pixels of [0, 1].

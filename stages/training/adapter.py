@@ -14,7 +14,7 @@ from stages.numerics import Arithmetic
 from stages.randomness import key_seed
 from stages.rap.objective import ObjectiveConfig, objective
 from stages.rap.robust import RobustClassifier
-from stages.training.distributed import average_gradients
+from stages.training.distributed import average, workers
 from stages.training.diverged import DivergedError
 from stages.training.replay import TrainingBatch
 
@@ -80,16 +80,26 @@ class Learner:
         self.parameters = [
             parameter for part in self.parts.values() for parameter in part.requires_grad_(True).parameters()
         ]
+        self._weights = {
+            f"{part}.{name}": value for part, net in self.parts.items() for name, value in net.state_dict().items()
+        }
         self.optimizer = _optimizer(config, self.parameters)
+        self._unread: list[dict[str, Tensor]] = []
+        self._measured: list[dict[str, float]] = []
         self.average = self._copy() if config.ema else None
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights, by name, as they are at this moment (not copied)."""
-        return {f"{part}.{name}": value for part, net in self.parts.items() for name, value in net.state_dict().items()}
+        """The trained weights, by name, as they are at this moment (not copied).
+
+        Raises DivergedError as `measured` does, so that nothing of such a training is judged or published.
+        """
+        self._read()
+        return dict(self._weights)
 
     def shipped(self) -> dict[str, Tensor]:
         """The weights that are judged, evaluated and shipped: the moving average where there is one."""
-        return self.weights() if self.average is None else self.average
+        weights = self.weights()
+        return weights if self.average is None else self.average
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take over weights, as `weights` returns them, and start the moving average from them."""
@@ -100,14 +110,15 @@ class Learner:
             net.load_state_dict(mine)
         self.average = self._copy() if self.config.ema else None
 
-    def update(self, batch: TrainingBatch) -> dict[str, float]:
-        """One update on a batch; returns the loss, its terms, and the cross-entropy on fresh and stored last states.
+    def update(self, batch: TrainingBatch) -> None:
+        """One update on a batch. Nothing in it waits for the device: what it measures lies there until it is asked for.
 
-        Raises DivergedError for a loss that is NaN or infinite, before it reaches the weights.
+        Where the loss or the gradient is NaN or infinite, the weights stay as they are, and `measured` raises.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        with self._training_mode(), self.config.autocast(batch.states.device):
+        device = batch.states.device
+        with self._training_mode(device), self.config.autocast(device):
             t = batch.t if self.config.conditioning == "state" else torch.full_like(batch.t, self.robust.steps)
             restored = self.robust.restore(batch.states, t)
             logits = self.robust.classify(restored).float()
@@ -120,26 +131,54 @@ class Learner:
             labels=batch.labels,
             clean_logits=clean_logits,
         )
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss.item()} in update {self.updates + 1}, and the weights were left as they were: "
-                f"lower train.learning_rate (now {self.config.learning_rate:g}) or set train.clip_norm"
-            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(self.parameters)
+        each = functional.cross_entropy(logits.detach(), batch.labels, reduction="none")
+        figures = {
+            "loss": loss.detach(),
+            **terms,
+            "fresh": _mean(each, batch.fresh & batch.last),
+            "stored": _mean(each, ~batch.fresh & batch.last),
+        }
+        self._step(average(self.parameters, figures))
+
+    def _step(self, figures: dict[str, Tensor]) -> None:
+        """Move the weights along their gradients, unless something in them or in the loss is no number."""
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
         if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip_norm, norm)
+        # What a loss scaler tells a fused optimizer after an overflow: weights and moments stay where it is 1.
+        setattr(self.optimizer, "found_inf", 1 - (norm + figures["loss"]).isfinite().float())  # noqa: B010 - PyTorch's
         self.optimizer.step()
         self.updates += 1
         self._follow()
-        each = functional.cross_entropy(logits.detach(), batch.labels, reduction="none")
-        return {
-            "loss": loss.item(),
-            **{name: term.item() for name, term in terms.items()},
-            "fresh": _mean(each[batch.fresh & batch.last]),
-            "stored": _mean(each[~batch.fresh & batch.last]),
-        }
+        self._unread.append({**figures, "gradient_norm": norm})
+
+    def measured(self) -> list[dict[str, float]]:
+        """What each update since the last call measured, read from the device all at once.
+
+        The loss, its terms, the cross-entropy on fresh and stored last states, and the gradient's norm before clipping.
+
+        Raises DivergedError where the loss or the gradient of one of them was NaN or infinite.
+        """
+        self._read()
+        measured, self._measured = self._measured, []
+        return measured
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        rows = torch.stack([figure for figures in unread for figure in figures.values()]).reshape(len(unread), -1)
+        for behind, row in enumerate(rows.tolist(), 1 - len(unread)):
+            figures = dict(zip(unread[0], row, strict=True))
+            if not np.isfinite(figures["loss"] + figures["gradient_norm"]):
+                raise DivergedError(
+                    f"in update {self.updates + behind} the loss was {figures['loss']:g} and the norm of its gradient "
+                    f"{figures['gradient_norm']:g}, and the weights were left as they were: lower train.learning_rate "
+                    f"(now {self.config.learning_rate:g}) or set train.clip_norm"
+                )
+            self._measured.append(figures)
 
     def learning_rate(self) -> float:
         """The learning rate of the next update: linear warm-up, then half a cosine down to 2 % of the peak."""
@@ -167,16 +206,16 @@ class Learner:
         return self.robust.classify(self.robust.restore(batch.clean, deployed)).float()
 
     @contextmanager
-    def _training_mode(self) -> Iterator[None]:
-        """Dropout and batch norm of a classifier that is trained, with the update's own random numbers.
+    def _training_mode(self, device: torch.device) -> Iterator[None]:
+        """Dropout and batch norm of a classifier that is trained, with the update's (and worker's) own random numbers.
 
         A frozen classifier stays in eval mode, and the adapter has neither.
         """
         if "classifier" not in self.parts:
             yield
             return
-        with torch.random.fork_rng():
-            torch.manual_seed(key_seed(self.seed, "dropout", self.updates))
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(key_seed(self.seed, "dropout", self.updates, workers()[0]))
             self.robust.classifier.train()
             try:
                 yield
@@ -184,25 +223,27 @@ class Learner:
                 self.robust.classifier.eval()
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.weights().items()}
+        return {name: value.clone() for name, value in self._weights.items()}
 
     def _follow(self) -> None:
         if self.average is None:
             return
         decay = min(self.config.ema, self.updates / (self.updates + 10))  # the first weights are soon forgotten
-        for name, value in self.weights().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value.detach(), 1 - decay)
-            else:
-                self.average[name].copy_(value)
+        floating = [name for name, value in self._weights.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[name] for name in floating], [self._weights[name] for name in floating], 1 - decay
+        )
+        for name in self._weights.keys() - set(floating):
+            self.average[name].copy_(self._weights[name])
 
 
 def _optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
 
-def _mean(values: Tensor) -> float:
-    return values.mean().item() if len(values) else float("nan")
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Over the chosen ones; NaN without any. Picking them out would ask the device how many there are."""
+    return values.where(chosen, 0).sum() / chosen.sum()

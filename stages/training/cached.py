@@ -73,6 +73,7 @@ def train_on_cache(
                     slots = order[first : first + batch]
                     learner.update(window.batch(_batch(number, slots, states[slots])))
                 progress(f"cached shards: {number + 1} of {len(segments)}, pass {turn + 1} of {passes}")
+        learner.measured()
         slots = np.arange(len(segments[-1]))
         last = window.batch(_batch(len(segments) - 1, slots, np.full(len(slots), segments[-1].steps)))
         robust = learner.robust.eval().requires_grad_(False)

@@ -12,16 +12,18 @@ def workers() -> tuple[int, int]:
     return 0, 1
 
 
-def average_gradients(parameters: list[Parameter]) -> None:
-    """Replace every gradient by its mean over the workers, in one message."""
+def average(parameters: list[Parameter], figures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replace every gradient by its mean over the workers, and return the means of the figures, in one message."""
     if workers()[1] == 1:
-        return
+        return figures
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    flat = torch.cat([value.reshape(-1) for value in (*gradients, *figures.values())])
     distributed.all_reduce(flat)
     flat /= workers()[1]
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+    means = flat.split([gradient.numel() for gradient in gradients] + [1] * len(figures))
+    for gradient, mean in zip(gradients, means, strict=False):
         gradient.copy_(mean.reshape(gradient.shape))
+    return {name: mean[0] for name, mean in zip(figures, means[len(gradients) :], strict=True)}
 
 
 def any_worker(flag: bool, device: str = "cpu") -> bool:

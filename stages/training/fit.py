@@ -82,13 +82,12 @@ def fit(
         raise ValueError(f"there is no adapter for train.what = {train.what!r}: pass one, or train the classifier")
     learner = Learner(robust, train, total_updates=epochs * _length(loader), seed=seed)
     for epoch in range(epochs):
-        measured = []
         for images, labels in loader:
             batch = attacked(
                 robust, _pixels(images).to(device), labels.to(device).long(), process, key=(seed, learner.updates)
             )
-            measured.append(learner.update(batch))
-        progress(f"epoch {epoch + 1} of {epochs}: {_summary(measured)}")
+            learner.update(batch)
+        progress(f"epoch {epoch + 1} of {epochs}: {_summary(learner.measured())}")
     return load_trained(robust, learner.shipped()).requires_grad_(False)
 
 

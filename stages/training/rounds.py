@@ -259,12 +259,11 @@ def _train_round(
 ) -> list[dict[str, float]] | None:
     """The updates of a round; returns what each measured, or None when stopped."""
     rank, world = workers()
-    measured = []
     for batch in schedule.batches(number):
-        measured.append(learner.update(window.batch(batch.part(rank, world))))
+        learner.update(window.batch(batch.part(rank, world)))
         if any_worker(stopped(), device):
             return None
-    return measured
+    return learner.measured()
 
 
 def _judge(setup: Setup, learner: Learner, version: int) -> Judgement | None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.data.datasets import DataConfig, load_data
+from stages.nets.unet import UNet, UNetConfig
 from stages.rap.attack import AttackConfig, AttackProcess, Trajectory, attack, draw_start
 from stages.rap.losses import ATTACK_LOSSES
 from stages.rap.robust import RobustClassifier
@@ -363,3 +364,26 @@ def test_the_default_step_is_two_and_a_half_radii_over_t():
     for steps, norm in itertools.product((1, 2, 3, 10, 40), THREATS):
         process = AttackConfig(steps=steps).process(THREATS[norm])
         assert process.step == round(min(2.5 / steps, 1) * process.bound)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_an_attack_step_waits_for_nothing(norm, loss, conditioning, waiting):
+    process = process_of(norm, loss=loss, conditioning=conditioning, steps=2)
+    start = start_of(process)
+    model, labels = robust(steps=2), torch.arange(8)
+    with waiting() as device:
+        attack(model, pictures(), labels, process, start)
+    assert device.asked == []
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("loss", ATTACK_LOSSES)
+def test_an_attack_runs_on_tensors_without_values(norm, loss):
+    """On PyTorch's meta device whatever looks at a value, or copies one to the host, raises."""
+    process = process_of(norm, loss=loss, steps=2)
+    model = RobustClassifier(UNet(UNetConfig(width=8), 1), Net(), steps=2, threat=THREATS[norm]).eval().to("meta")
+    inputs = [tensor.to("meta") for tensor in (pictures(), torch.arange(8), start_of(process))]
+    trajectory = attack(model, inputs[0], inputs[1], process, inputs[2])
+    assert (trajectory.levels.device.type, trajectory.levels.shape) == ("meta", (3, 8, 1, 8, 8))

@@ -41,7 +41,16 @@ def batch_of(number: int, size: int = 16) -> TrainingBatch:
 
 
 def trained(learner: Learner, numbers: range) -> list[dict[str, float]]:
-    return [learner.update(batch_of(number)) for number in numbers]
+    for number in numbers:
+        learner.update(batch_of(number))
+    return learner.measured()
+
+
+def updated(learner: Learner, batch: TrainingBatch) -> dict[str, float]:
+    """What one update measured."""
+    learner.update(batch)
+    (figures,) = learner.measured()
+    return figures
 
 
 def copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -100,7 +109,7 @@ def test_the_loss_falls_on_the_digits():
 
 def test_a_classifier_alone_learns_adversarially():
     learner = learner_of(replace(TRAIN, what="classifier", learning_rate=1e-2), adapter=False, updates=60)
-    figures = [learner.update(batch_of(0, 64)) for _ in range(60)]
+    figures = [updated(learner, batch_of(0, 64)) for _ in range(60)]
     first, last = figures[:8], figures[-8:]
     assert np.mean([one["cross_entropy"] for one in last]) < 0.7 * np.mean([one["cross_entropy"] for one in first])
     assert {name.split(".")[0] for name in learner.weights()} == {"classifier"}
@@ -129,14 +138,14 @@ def test_a_frozen_classifier_stays_in_eval_mode():
 def test_dropout_is_a_function_of_seed_and_update_and_leaves_the_callers_random_numbers():
     config = replace(TRAIN, what="classifier")
     state = torch.get_rng_state()
-    first = learner_of(config).update(batch_of(0))
+    first = updated(learner_of(config), batch_of(0))
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
-    assert str(learner_of(config).update(batch_of(0))) == str(first)
-    assert learner_of(config, seed=1).update(batch_of(0))["loss"] != first["loss"]
+    assert str(updated(learner_of(config), batch_of(0))) == str(first)
+    assert updated(learner_of(config, seed=1), batch_of(0))["loss"] != first["loss"]
     later = learner_of(config)
     later.updates = 1
-    assert later.update(batch_of(0))["loss"] != first["loss"]
+    assert updated(later, batch_of(0))["loss"] != first["loss"]
 
 
 def test_the_average_starts_at_the_weights_and_follows_them():
@@ -196,18 +205,67 @@ def test_the_kl_term_compares_with_the_clean_images_and_is_weighted():
     batch = batch_of(0)
     clean = replace(batch, states=batch.clean, t=torch.full_like(batch.t, 4))
     config = replace(TRAIN, objective=ObjectiveConfig(reconstruction=0.0, kl=2.0))
-    assert learner_of(config).update(clean)["kl"] == pytest.approx(0, abs=1e-6)
-    figures = learner_of(config).update(batch)
+    assert updated(learner_of(config), clean)["kl"] == pytest.approx(0, abs=1e-6)
+    figures = updated(learner_of(config), batch)
     assert figures["kl"] > 1e-3
     assert figures["loss"] == pytest.approx(figures["cross_entropy"] + 2 * figures["kl"], rel=1e-5)
 
 
-def test_a_loss_that_is_no_number_never_reaches_the_weights():
-    batch, learner = batch_of(0, 32), learner_of()
-    before = {name: value.clone() for name, value in learner.weights().items()}
-    with pytest.raises(DivergedError, match=r"nan in update 1.*lower train\.learning_rate"):
-        learner.update(replace(batch, states=torch.full_like(batch.states, torch.nan)))
-    assert all(torch.equal(value, before[name]) for name, value in learner.weights().items())
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_a_loss_that_is_no_number_never_reaches_the_weights(config):
+    learner = learner_of(replace(config, what="adapter"))
+    trained(learner, range(2))
+    before = copy.deepcopy(learner.state())
+    batch = batch_of(2, 32)
+    learner.update(replace(batch, states=torch.full_like(batch.states, torch.nan)))
+    with pytest.raises(DivergedError, match=r"in update 3 the loss was nan .* lower train\.learning_rate"):
+        learner.measured()
+    assert same(learner.weights(), before["weights"])
+    moments = learner.optimizer.state_dict()["state"]
+    assert all(same(moments[weight], kept) for weight, kept in before["optimizer"]["state"].items())
+
+
+def test_a_gradient_that_is_no_number_is_found_beside_a_loss_that_is_one(monkeypatch):
+    learner = learner_of()
+    before = copied(learner.weights())
+    learner.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
+    learner.update(batch_of(0))
+    with pytest.raises(DivergedError, match=r"in update 1 the loss was \d.* norm of its gradient (nan|inf)"):
+        learner.measured()
+    assert same(learner.weights(), before)
+
+
+@pytest.mark.parametrize("ask", [Learner.weights, Learner.shipped, Learner.state])
+def test_nothing_of_a_training_that_diverged_is_handed_out(ask):
+    batch, learner = batch_of(0), learner_of(replace(TRAIN, ema=0.9))
+    learner.update(replace(batch, clean=torch.full_like(batch.clean, torch.inf)))
+    learner.update(batch)
+    with pytest.raises(DivergedError, match="in update 1"):
+        ask(learner)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_an_update_waits_for_nothing(config, waiting):
+    learner, batch = learner_of(config), batch_of(0)
+    learner.update(batch)  # the optimizer makes its state
+    with waiting() as device:
+        learner.update(batch)
+    assert device.asked == []
+    with waiting() as device:
+        float(batch.states.mean())
+        batch.states[batch.fresh]
+    assert device.asked == ["_local_scalar_dense", "index"]
+
+
+def test_an_update_runs_on_tensors_without_values(monkeypatch):
+    """On PyTorch's meta device whatever looks at a value, or copies one to the host, raises."""
+    learner, batch = learner_of(replace(TRAIN, ema=0.9, clip_norm=1.0)), batch_of(0)
+    learner.robust.to("meta")
+    meta = Learner(learner.robust, learner.config, total_updates=40, seed=0)
+    monkeypatch.setattr(meta.optimizer, "step", lambda: None)  # whose kernels do not exist there
+    meta.update(TrainingBatch(**{name: value.to("meta") for name, value in vars(batch).items()}))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        meta.measured()
 
 
 def test_fresh_and_stored_losses_are_those_of_last_states():
@@ -216,11 +274,11 @@ def test_fresh_and_stored_losses_are_those_of_last_states():
     with torch.no_grad():
         logits = learner.robust(batch.states)
     each = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-    figures = learner.update(batch)
+    figures = updated(learner, batch)
     assert figures["fresh"] == pytest.approx(each[batch.fresh & batch.last].mean().item(), rel=1e-5)
     assert figures["stored"] == pytest.approx(each[~batch.fresh & batch.last].mean().item(), rel=1e-5)
     none = replace(batch, last=torch.zeros_like(batch.last))
-    assert np.isnan(learner_of().update(none)["fresh"])
+    assert np.isnan(updated(learner_of(), none)["fresh"])
 
 
 def test_a_gradient_is_clipped_to_its_bound():
@@ -234,9 +292,9 @@ def test_a_gradient_is_clipped_to_its_bound():
 
 def test_bfloat16_updates_keep_float32_weights_and_losses():
     learner = learner_of(replace(TRAIN, precision="bfloat16"))
-    figures = learner.update(batch_of(0))
+    figures = updated(learner, batch_of(0))
     assert {value.dtype for value in learner.weights().values()} == {torch.float32}
-    assert figures["loss"] == pytest.approx(learner_of().update(batch_of(0))["loss"], rel=0.02)
+    assert figures["loss"] == pytest.approx(updated(learner_of(), batch_of(0))["loss"], rel=0.02)
 
 
 @pytest.mark.parametrize(

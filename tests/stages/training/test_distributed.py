@@ -9,7 +9,7 @@ from tiny_runs import SCHEDULE, TRAIN, after, loop_config, published, setup_of
 from torch import distributed, multiprocessing
 from torch.nn import Parameter
 
-from stages.training.distributed import any_worker, average_gradients, workers
+from stages.training.distributed import any_worker, average, workers
 from stages.training.rounds import Setup, run_serially
 
 # SGD: AdamW divides by the root of the squared gradient, which makes much of rounding where that is near zero.
@@ -25,9 +25,9 @@ def start(rank: int, root: Path) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=2)
     parameter, untouched = Parameter(torch.zeros(2)), Parameter(torch.zeros(1))
     parameter.grad = torch.tensor([1.0, 4.0]) * (rank + 1)
-    average_gradients([parameter, untouched])
+    figures = average([parameter, untouched], {"loss": torch.tensor(2.0 * rank), "kl": torch.tensor(rank * torch.nan)})
     votes = [any_worker(flag) for flag in (False, rank == 1, True)]
-    torch.save((workers(), parameter.grad, votes), root / f"agreed-{rank}")
+    torch.save((workers(), parameter.grad, figures, votes), root / f"agreed-{rank}")
     setup = setup_of(root, CONFIG)
     run_serially(setup, stopped=after(6) if rank == 1 else lambda: False)
     distributed.barrier()
@@ -44,11 +44,13 @@ def two(tmp_path_factory) -> Setup:
     return setup_of(root, CONFIG)
 
 
-def test_gradients_are_averaged_and_one_vote_is_enough(two):
+def test_gradients_and_figures_are_averaged_and_one_vote_is_enough(two):
     for rank in range(2):
-        seen, gradient, votes = torch.load(two.root / f"agreed-{rank}", weights_only=True)
+        seen, gradient, figures, votes = torch.load(two.root / f"agreed-{rank}", weights_only=True)
         assert seen == (rank, 2)
         assert gradient.tolist() == [1.5, 6.0]
+        assert figures["loss"] == 1
+        assert figures["kl"].isnan()  # so all of them know of a loss that is no number on one
         assert votes == [False, True, True]
 
 
@@ -76,7 +78,8 @@ def test_a_stop_that_one_worker_sees_stops_both(two):
 def test_alone_nothing_is_exchanged():
     parameter = Parameter(torch.zeros(2))
     parameter.grad = torch.ones(2)
-    average_gradients([parameter])
+    figures = {"loss": torch.ones(())}
+    assert average([parameter], figures) == figures
     assert workers() == (0, 1)
     assert parameter.grad.tolist() == [1, 1]
     assert any_worker(True)
