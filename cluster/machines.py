@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray._private.state import state  # of a cluster's configuration Ray tells nobody else
 
 UNLIMITED = -1  # machines of a kind, in Ray's record of a cluster that scales itself
 
@@ -59,7 +60,7 @@ class Cluster:
 def read_cluster(*, is_local: bool) -> Cluster:
     """The cluster of the Ray that is connected: its nodes, and those that its autoscaler may add."""
     alive = [_machine(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    config: Any = ray._private.state.state.get_cluster_config()  # pyright: ignore[reportAttributeAccessIssue]
+    config = state.get_cluster_config()
     kinds = list(config.node_group_configs) if config else []
     return Cluster(
         machines=(*alive, *_addable(kinds, alive)),

@@ -24,6 +24,7 @@ from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 
 FORMAT = 3
+BATCH = "the evaluation's batch (--evaluation.batch of a run, --chunk of an evaluation)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,10 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
 
     def write(directory: Path) -> dict:
         images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
-        verdict = attack_images(chunk.attack, model, images, labels, chunk.split.rows, chunk.threat, function=function)
+        with numerics.within_memory(BATCH, chunk.attack.batch):
+            verdict = attack_images(
+                chunk.attack, model, images, labels, chunk.split.rows, chunk.threat, function=function
+            )
         check = verify_chunk(model, images, labels, verdict, chunk.threat)
         np.savez_compressed(
             directory / "verdict.npz",

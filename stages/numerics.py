@@ -80,6 +80,24 @@ def verdict(*, threads: int | None = None) -> Iterator[None]:
         yield
 
 
+class DeviceMemoryError(RuntimeError):
+    """A device has no room for what a setting asks of it at once; the message names the setting."""
+
+
+@contextmanager
+def within_memory(setting: str, value: int) -> Iterator[None]:
+    """Where a device runs out of memory inside of the block, say which setting to lower. Raises DeviceMemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise DeviceMemoryError(
+            f"the device has no room for {setting} = {value} ({str(error).splitlines()[0]}): lower it, or leave the "
+            "device to fewer processes; nothing committed is lost, and the same command goes on from here"
+        ) from error
+
+
 def _allow_tf32(allowed: bool) -> None:
     """Set both of PyTorch's interfaces to the same: it refuses to read the older one where they differ."""
     with _older_interface():

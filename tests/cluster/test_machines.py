@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
+from cluster import machines as machines_module
 from cluster.machines import Cluster, Machine, read_cluster
 
 
@@ -39,7 +40,7 @@ def test_machines_that_an_autoscaler_may_add_count_up_to_their_limit(monkeypatch
     there = [{"Alive": alive, "Resources": {"CPU": cpus, "GPU": 1}} for alive, cpus in ((True, 8), (False, 8))]
     head = {"Alive": True, "Resources": {}}
     monkeypatch.setattr(ray, "nodes", lambda: [head, *there])
-    state = SimpleNamespace(get_cluster_config=lambda: SimpleNamespace(node_group_configs=kinds))
-    monkeypatch.setattr(ray._private.state, "state", state)
+    config = SimpleNamespace(node_group_configs=kinds)
+    monkeypatch.setattr(machines_module.state, "get_cluster_config", lambda: config)
     cluster = read_cluster(is_local=False)
     assert (len(cluster.machines), cluster.is_unlimited) == (machines, unlimited)

@@ -44,7 +44,7 @@ def place(trainers: int) -> str:
 
 if __name__ == "__main__":
     gpus = int(sys.argv[1])
-    ray.init(address="local", num_cpus=4, num_gpus=gpus, include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, num_gpus=gpus, include_dashboard=False, log_to_driver=False)
     with session():
         for trainers in map(int, sys.argv[2:]):
             print(place(trainers), flush=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages import numerics
-from stages.numerics import Arithmetic, verdict
+from stages.numerics import Arithmetic, DeviceMemoryError, verdict, within_memory
 
 BACKENDS = torch.backends
 
@@ -122,6 +122,24 @@ def test_settings_are_restored_behind_an_error():
     with pytest.raises(ValueError, match="wrong"), verdict(threads=2):
         raise ValueError("wrong")
     assert settings() == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has ..."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+def test_a_device_without_room_names_the_setting_to_lower(error):
+    said = r"no room for attack\.batch = 512 \(.*allocate.*\): lower it"
+    with pytest.raises(DeviceMemoryError, match=said), within_memory("attack.batch", 512):
+        raise error
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), within_memory("attack.batch", 512):
+        raise RuntimeError("shapes differ")
 
 
 def test_the_modules_example_runs():
