@@ -12,7 +12,8 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.plan import Plan
 from pipeline.workers import Workers
 from stages import numerics
-from stages.nets.classifiers import build_classifier, check_classifier
+from stages.evaluation.contract import check_model
+from stages.nets.classifiers import build_classifier
 from stages.training.classifier import clean_accuracy, train_classifier
 from stages.weights import save_weights
 
@@ -42,8 +43,7 @@ def _checked(plan: Plan, artifact: Artifact | None) -> tuple[nn.Module, float]:
         with numerics.verdict(threads=1):
             return plan.external, clean_accuracy(plan.external, images, labels=labels)
     classifier = _load(plan, artifact)
-    with numerics.verdict(threads=1):
-        check_classifier(classifier, classes=len(plan.data.classes), images=images[:200], labels=labels[:200])
+    check_model(classifier, images[:200], labels[:200], classes=len(plan.data.classes), threat=plan.recipe.threat)
     return classifier, artifact.metrics["holdout_accuracy"]
 
 

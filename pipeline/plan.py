@@ -19,9 +19,10 @@ from pipeline.recipe import Recipe
 from pipeline.search import candidates
 from stages.data.datasets import ImageData, load_data
 from stages.data.splits import Split
+from stages.evaluation.contract import check_model
 from stages.fingerprint import canonical, fingerprint
 from stages.identity import UnnameableError, object_fingerprint
-from stages.nets.classifiers import build_classifier, check_classifier
+from stages.nets.classifiers import build_classifier
 from stages.randomness import permutation
 from stages.training.journal import Journal
 from stages.training.rounds import Setup
@@ -172,7 +173,7 @@ def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
             std=data.std,
         )
     images, labels = torch.from_numpy(data.holdout.images[:SAMPLE]), torch.from_numpy(data.holdout.labels[:SAMPLE])
-    check_classifier(classifier, classes=len(data.classes), images=images, labels=labels)
+    check_model(classifier, images, labels, classes=len(data.classes), threat=recipe.threat)
     try:
         object_fingerprint(classifier)
     except UnnameableError as error:

@@ -5,15 +5,14 @@ from typing import TypeGuard
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.evaluation import Subject, in_order, subject_of
-from stages import numerics
 from stages.data.datasets import ImageData
+from stages.data.images import check_labels, paired
 from stages.data.splits import Split
-from stages.evaluation.accuracy import to_float
-from stages.evaluation.contract import answer_of, check_images, check_model
-from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
+from stages.evaluation.contract import check_model, check_module, classes_of
+from stages.nets.classifiers import ClassifierConfig, build_classifier
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.rap.robust import RobustClassifier
@@ -23,40 +22,26 @@ from stages.shipped import load_model
 SAMPLE = 200  # test images on which a model is checked before anything is attacked
 
 
-def split_of(images: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> Split:
-    """Test images of one's own. Raises ValueError for images that are not 8-bit ones in [0, 255] or [0, 1]."""
-    values, target = torch.as_tensor(images).cpu(), torch.as_tensor(labels).cpu().long()
-    if values.dtype != torch.uint8:
-        check_images(values, target, int(target.max()) + 1 if len(target) else 1)
-        levels = (255 * values).round()
-        if (255 * values - levels).abs().max() > 1e-3:  # far above the rounding of float16, far below half a level
-            raise ValueError(
-                "the images are not multiples of 1/255: evaluate on the 8-bit images as they are, and put resizing and "
-                "normalisation into the model, so that the radius means pixels"
-            )
-        values = levels.to(torch.uint8)
-    check_images(values.float() / 255, target, int(target.max()) + 1)
-    return Split(values.numpy(), target.numpy(), np.arange(len(target)))
+def split_of(images: object, labels: object) -> Split:
+    """Test images of one's own. Raises ValueError for images that are not 8-bit ones in [0, 255] or [0, 1], and for
+    labels that are no class numbers."""
+    pixels, numbers = paired(images, labels)
+    return Split(pixels.numpy(force=True), numbers.numpy(force=True), np.arange(len(numbers)))
 
 
-@numerics.verdict(threads=1)
 def check_subject(
     model: nn.Module, test: Split, *, classes: int | None, threat: ThreatModel, random: bool = False
 ) -> None:
-    """Refuse, with the reason, what no attack could judge: a model in train mode, probabilities, normalisation outside
-    of the model, labels that are no classes, a radius in another unit. Raises ValueError.
+    """Refuse, with the reason, what no attack could judge: what breaks the model contract, labels that are no classes,
+    a radius in another unit. Raises ValueError.
     """
+    check_module(model)
     check_radius(threat, int(np.prod(test.images.shape[1:])))
     chosen = in_order(test)[:SAMPLE]
-    bytes_, labels = torch.from_numpy(test.images[chosen]), torch.from_numpy(test.labels)
-    pixels = to_float(bytes_)
-    if classes is None:
-        answer = answer_of(model, pixels[:1])
-        classes = answer.shape[1] if isinstance(answer, Tensor) and answer.ndim == 2 else int(labels.max()) + 1
-    check_images(pixels[:1].expand(len(labels), -1, -1, -1), labels, classes)
-    check_model(model, pixels, labels[chosen], classes=classes, random=random)
-    if not random:
-        check_classifier(model, classes=classes, images=bytes_, labels=labels[chosen])
+    images, labels = torch.from_numpy(test.images[chosen]), torch.from_numpy(test.labels)
+    known = classes or classes_of(model, images) or max(2, int(labels.max()) + 1)
+    check_labels(labels, classes=known)
+    check_model(model, images, labels[chosen], classes=known, threat=threat, random=random)
 
 
 def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Module, ThreatModel | None]:

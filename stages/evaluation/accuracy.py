@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,22 +75,31 @@ class Accuracy:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and its weights without gradients; both as they were when the block ends.
+    """The model in eval mode, its weights without gradients, its logits in the images' precision; as it was afterwards.
 
-    FAB calls ``backward``, which would otherwise leave gradients on the weights.
+    FAB calls ``backward``, which would otherwise leave gradients on the weights. Logits of a model that computes in
+    bfloat16 or float16 are too coarse for the losses of attacks and have types that most of them do not take.
     """
     modes = [(module, module.training) for module in model.modules()]
     tracked = [weight for weight in model.parameters() if weight.requires_grad]
+    converted = nn.Module.register_forward_hook(model, _in_precision_of_images)  # also on a ScriptModule
     try:
         model.eval()
         for weight in tracked:
             weight.requires_grad_(False)
         yield
     finally:
+        converted.remove()
         for module, training in modes:
             module.training = training
         for weight in tracked:
             weight.requires_grad_(True)
+
+
+def _in_precision_of_images(model: nn.Module, arguments: tuple[Any, ...], logits: object) -> object:
+    if isinstance(logits, Tensor) and logits.is_floating_point() and arguments and isinstance(arguments[0], Tensor):
+        return logits.to(arguments[0].dtype)
+    return logits
 
 
 def device_of(model: nn.Module) -> torch.device:

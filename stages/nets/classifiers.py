@@ -3,14 +3,13 @@
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from stages.nets.cnn import CNN
@@ -101,30 +100,6 @@ def build_classifier(
     return classifier.eval()
 
 
-def check_classifier(
-    classifier: Callable[[Tensor], Tensor],
-    *,
-    classes: int,
-    images: UInt8[Tensor, "batch channel height width"],
-    labels: Int64[Tensor, " batch"] | None = None,
-) -> None:
-    """Raise ValueError, naming what to do, unless the classifier can be attacked and judged as it stands.
-
-    Images in [0, 1] must give finite logits [batch, class] (not probabilities), the same again and the same
-    for an image alone, with a gradient to the image. With ``labels``, which a trained classifier needs, the
-    accuracy on these images must be above chance and not higher for standardised images or pixels in 0..255,
-    as it is when normalisation lies outside. The images must be on the classifier's device; 100 are enough.
-    """
-    pixels = images.float() / 255
-    with torch.no_grad():
-        logits = _logits(_answer(classifier, pixels), batch=len(images), classes=classes)
-        alone = _logits(_answer(classifier, pixels[:1]), batch=1, classes=classes)
-        _check_repeatable(logits, classifier(pixels), alone)
-        if labels is not None:
-            _check_normalisation(classifier, pixels, labels, classes=classes)
-    _check_gradient(classifier, pixels[:2])
-
-
 def _call_factory(path: str) -> nn.Module:
     module_name, _, name = path.partition(":")
     try:
@@ -191,101 +166,3 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             "save model.state_dict() alone"
         )
     return dict(state)
-
-
-def _answer(classifier: Callable[[Tensor], object], pixels: Tensor) -> object:
-    try:
-        return classifier(pixels)
-    except Exception as error:  # whatever anybody's forward may raise
-        raise ValueError(
-            f"the classifier raised {type(error).__name__} on float32 images {list(pixels.shape)} ({error}); it must "
-            "take [batch, channel, height, width] as the data set has them: resize or convert inside it"
-        ) from error
-
-
-def _logits(answer: object, *, batch: int, classes: int) -> Float[Tensor, "batch klass"]:
-    """The classifier's answer, if it is finite logits."""
-    if not isinstance(answer, Tensor) or answer.shape != (batch, classes):
-        found = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise ValueError(
-            f"the classifier returns {found} for {batch} images; it must return logits [{batch}, {classes}], "
-            "one for each class of the data set"
-        )
-    if not answer.isfinite().all():
-        count = int((~answer.isfinite()).any(1).sum())
-        raise ValueError(
-            f"the classifier returns NaN or infinity for {count} of {batch} images; its logits must be finite: "
-            "check its weights"
-        )
-    for kind, values in (("probabilities", answer), ("log-probabilities", answer.exp())):
-        if _sums_to_one(values):
-            raise ValueError(
-                f"the classifier returns {kind} (each row sums to 1); it must return logits, because a softmax "
-                "hides gradients from attacks: remove its last softmax layer"
-            )
-    return answer
-
-
-def _sums_to_one(values: Float[Tensor, "batch klass"]) -> bool:
-    # 1e-3: rows of float16 probabilities sum to 1 with errors up to this
-    return bool((values >= 0).all() and ((values.sum(1) - 1).abs() < 1e-3).all())
-
-
-def _check_repeatable(logits: Tensor, again: Tensor, alone: Tensor) -> None:
-    if not torch.equal(logits, again):
-        raise ValueError(
-            "the classifier gives the same images different logits each time, in eval mode; it must be "
-            "deterministic: remove its randomness (dropout outside of training, added noise)"
-        )
-    # 1e-2 of the largest logit: other kernels for other batch sizes differ by rounding, TF32's included
-    if (logits[:1] - alone).abs().max() > 1e-2 * logits.abs().max():
-        raise ValueError(
-            "the classifier's logits for an image depend on the other images of the batch; each image must be "
-            "answered alone: use BatchNorm with running statistics, in eval mode"
-        )
-
-
-def _check_normalisation(
-    classifier: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, *, classes: int
-) -> None:
-    def accuracy(inputs: Tensor) -> float:
-        return float(_hits(classifier(inputs), labels).float().mean())
-
-    remedy = "the classifier must take images in [0, 1] and normalise inside: put its normalisation into forward"
-    found = accuracy(pixels)
-    std, mean = torch.std_mean(pixels, dim=(0, 2, 3), keepdim=True)
-    # 1e-3: a channel that is constant over the sample cannot be divided by its deviation
-    outside = {"standardised": (pixels - mean) / std.clamp(min=1e-3), "0..255": pixels * 255}
-    for name, inputs in outside.items():
-        try:
-            other = accuracy(inputs)
-        except Exception:  # a classifier may well refuse pixels outside [0, 1]
-            continue
-        # 5 points: what a sample of 100 images can differ by without meaning anything
-        if other > found + 0.05:
-            raise ValueError(
-                f"the classifier is right on {found:.1%} of {len(labels)} images in [0, 1], and on {other:.1%} "
-                f"of the same images {name}; {remedy}"
-            )
-    # two standard deviations above guessing
-    chance = 1 / classes + 2 * math.sqrt((1 / classes) * (1 - 1 / classes) / len(labels))
-    if found <= chance:
-        raise ValueError(
-            f"the classifier is right on {found:.1%} of {len(labels)} images, no better than chance (up to "
-            f"{chance:.1%}); check its weights and the order of its classes; {remedy}"
-        )
-
-
-def _hits(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-    return logits.argmax(1) == labels
-
-
-def _check_gradient(classifier: Callable[[Tensor], Tensor], pixels: Tensor) -> None:
-    inputs = pixels.clone().requires_grad_()
-    with torch.enable_grad():
-        logits = classifier(inputs)
-    if not logits.requires_grad:
-        raise ValueError(
-            "the classifier's logits have no gradient with respect to the image; attacks need one: remove "
-            "torch.no_grad, detach and conversions to NumPy from its forward"
-        )

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from pyautoattack import checks as official
 from torch import Tensor, nn
 
+from stages import numerics
 from stages.evaluation.accuracy import evaluating, to_float
 from stages.evaluation.attacks import AttackResult, worst_case
 from stages.evaluation.autoattack import distances
@@ -17,7 +18,6 @@ from stages.evaluation.checks.attacking import ascend, fixed_seed, run_pgd, subm
 from stages.evaluation.checks.case import Behaviour, Case, Outcome
 from stages.evaluation.checks.counts import alone, outnumbers
 from stages.evaluation.checks.examined import CheckSize, Examined, on_device
-from stages.evaluation.contract import SAME
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.pgd import PGDConfig
 
@@ -55,7 +55,7 @@ class Seeded(nn.Module):
 def observe(examined: Examined, size: CheckSize) -> Behaviour:
     """How the model answers: the same images twice, in another order and company, and whether it takes gradients.
 
-    Differences count from `SAME` of the largest logit on, as for the models that may be attacked at all.
+    Differences count from where the model contract counts them.
     """
     images = on_device(examined.first(size.batch))[0]
     with torch.no_grad(), evaluating(examined.model):
@@ -66,10 +66,10 @@ def observe(examined: Examined, size: CheckSize) -> Behaviour:
     scale = logits.abs().max().clamp(min=torch.finfo(logits.dtype).tiny)
     repeated = float((logits - again).abs().max() / scale)
     company = float(torch.cat([(logits - flipped).flatten(), (logits[:8] - single).flatten()]).abs().max() / scale)
-    random = repeated > SAME
+    random = repeated > numerics.SAME
     return Behaviour(
         random=random,
-        batch_dependent=not random and company > SAME,
+        batch_dependent=not random and company > numerics.SAME_ALONE,
         adaptive=adaptive,
         difference=max(repeated, company),
     )

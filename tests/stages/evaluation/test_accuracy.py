@@ -1,11 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from known_models import linear_layer, load_images, train_linear
+from known_models import Wrapped, linear_layer, load_images, train_linear
 from scipy.stats import binomtest
 from torch import nn
 
-from stages.evaluation.accuracy import Accuracy, NonFiniteLogits, clean_mask, evaluating, to_float
+from stages.evaluation.accuracy import Accuracy, NonFiniteLogits, clean_mask, evaluating, finite_logits, to_float
+from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.bpda import BPDAConfig
+from stages.evaluation.checks.examined import CheckSize, Examined
+from stages.evaluation.checks.run import run_checks
+from stages.evaluation.classical import ClassicalConfig
+from stages.evaluation.measurement import attack_images
+from stages.evaluation.pgd import PGDConfig
+from stages.rap.threat import ThreatModel
 
 
 @pytest.mark.parametrize(("correct", "images"), [(375, 512), (0, 128), (128, 128), (1, 1), (69, 128)])
@@ -72,3 +80,66 @@ def test_evaluating_restores_modes_and_gradients_also_after_an_error():
         fail_inside()
     assert [part.training for part in model.modules()] == [True, False, True, True]
     assert [weight.requires_grad for weight in model.parameters()] == [True, True, False, True]
+
+
+class Halved(nn.Module):
+    """A model that computes in another precision, to which it converts its images."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = model.to(dtype), dtype
+
+    def forward(self, images):
+        return self.model(images.to(self.dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_logits_of_any_precision_are_read_in_that_of_the_images(dtype):
+    images, labels = load_images(10, 5)
+    model = Halved(train_linear(images, labels, 10), dtype)
+    with evaluating(model), evaluating(model):
+        assert model(to_float(images)).dtype == torch.float32
+        assert model(to_float(images).double()).dtype == torch.float64
+        assert finite_logits(model, to_float(images)).dtype == torch.float32
+    assert model(to_float(images)).dtype == dtype
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_scripted_model_is_evaluated_too():
+    images, labels = load_images(10, 5)
+    model = torch.jit.script(train_linear(images, labels, 10))
+    assert clean_mask(model, images, labels).all()
+
+
+ATTACKS = {
+    "AutoAttack": AutoAttackConfig(version="custom", attacks=("apgd-ce", "apgd-dlr", "fab")),
+    "PGD": PGDConfig(steps=3, loss="dlr"),
+    "foolbox": ClassicalConfig(method="deepfool"),
+    "EOT": BPDAConfig(backward="full", steps=3),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_model_in_bfloat16_is_attacked_as_one_that_converts_its_logits_itself(name):
+    images, labels = load_images(10, 40)
+    model = Halved(train_linear(images, labels, 10), torch.bfloat16)
+    threat, images, labels = ThreatModel(radius=0.1), images[:12], labels[:12]
+    found, expected = (
+        attack_images(ATTACKS[name], each.eval(), images, labels, np.arange(12), threat)
+        for each in (model, Wrapped(model, after=lambda logits: logits.float()))
+    )
+    assert 0 < found.robust.sum() < 12
+    assert found.broken_by == expected.broken_by
+    assert np.array_equal(found.adversarial, expected.adversarial)
+
+
+def test_a_model_in_bfloat16_is_examined():
+    images, labels = load_images(10, 40)
+    model = Halved(train_linear(images, labels, 10), torch.bfloat16).eval()
+    examined = Examined(
+        model=model, images=images[:6], labels=labels[:6], rows=np.arange(6), threat=ThreatModel(radius=0.1)
+    )
+    size = CheckSize(images=6, steps=4, short_steps=2, queries=10, gradient_images=4, binarized=4, inner=8, samples=2)
+    verdicts = {check.number: check.verdict for check in run_checks(examined, size).checks}
+    assert verdicts[2] == "not applicable"  # whether its gradient is the derivative is seen in float64 only
+    assert "fail" not in verdicts.values()

@@ -1,70 +1,383 @@
+"""The model contract: what can be attacked passes, and whatever can't is refused with its cause."""
+
+import math
+
+import numpy as np
 import pytest
 import torch
-from known_models import Wrapped, load_images, noisy, train_linear
-from torch import nn
+from known_models import GradientInside, Wrapped, load_images, noisy, quantised, scaled, train_linear, unchecked_types
+from scipy.stats import binom
+from torch import Tensor, nn
+from torch.nn import functional
 
-from stages.evaluation.accuracy import to_float
-from stages.evaluation.contract import check_model
+from stages.evaluation.contract import check_model, is_better, is_chance
+from stages.rap.threat import ThreatModel
 
-IMAGES, LABELS = load_images(10, 20)
+IMAGES, LABELS = load_images(10, 200)
 MODEL = train_linear(IMAGES, LABELS, 10)
+THREAT = ThreatModel(norm="Linf", radius=0.1)
 
 
-def changed(after):
-    return Wrapped(MODEL, after=after).eval()
+def check(model, count: int = 60, *, threat: ThreatModel = THREAT, random: bool = False) -> None:
+    check_model(model, IMAGES[:count], LABELS[:count], classes=10, threat=threat, random=random)
 
 
-def test_a_model_that_returns_logits_passes():
-    check_model(MODEL, to_float(IMAGES), LABELS, classes=10)
+def before(change) -> nn.Module:
+    """The model behind a change of its images."""
+    return Wrapped(MODEL, before=change).eval()
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (changed(lambda logits: logits.softmax(1)), "returned probabilities"),
-        (changed(lambda logits: logits.log_softmax(1)), "returned log-probabilities"),
-        (changed(lambda logits: logits / 0), "NaN or infinity"),
-        (changed(lambda logits: logits[:, :9]), r"\[20, 9\]; expected logits of shape \[20, 10\]"),
-        (changed(lambda logits: logits[None]), r"\[1, 20, 10\]"),
-        (changed(lambda logits: (logits, logits)), "returned a tuple"),
-        (nn.Conv2d(3, 4, 3).eval(), r"raised RuntimeError on images of shape \[20, 1, 8, 8\].*3 channels"),
-        (noisy(MODEL), "answers the same images differently"),
-        (nn.Sequential(MODEL, nn.Dropout(0.5)), "in training mode"),
-    ],
-    ids=["probabilities", "log-probabilities", "nan", "classes", "axes", "tuple", "raises", "noise", "training"],
-)
-def test_a_model_that_no_attack_can_judge_is_refused(model, message):
-    with pytest.raises(ValueError, match=message):
-        check_model(model, to_float(IMAGES), LABELS, classes=10)
+def after(change) -> nn.Module:
+    """The model with another answer."""
+    return Wrapped(MODEL, after=change).eval()
 
 
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (IMAGES, LABELS, "divide uint8 images by 255"),
-        (IMAGES.float(), LABELS, r"lie in \[0, 255\]"),
-        (to_float(IMAGES) - 0.5, LABELS, "move normalisation into the model"),
-        (to_float(IMAGES) / 0, LABELS, r"expected \[0, 1\]"),
-        (to_float(IMAGES).permute(0, 2, 3, 1), LABELS, r"looks like \[image, height, width, channel\]"),
-        (to_float(IMAGES), LABELS + 1, r"labels lie in \[1, 10\]; expected 0 to 9"),
-        (to_float(IMAGES), LABELS[:3], "have shape"),
-        (to_float(IMAGES)[0], LABELS[:1], "have shape"),
-        (to_float(IMAGES)[:0], LABELS[:0], "at least one image"),
-    ],
-)
-def test_images_and_labels_that_do_not_fit_are_refused(images, labels, message):
-    with pytest.raises(ValueError, match=message):
-        check_model(MODEL, images, labels, classes=10)
+class Precise(nn.Module):
+    """The model in another precision, to which it converts its images."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = train_linear(IMAGES, LABELS, 10).to(dtype), dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images.to(self.dtype))
 
 
-def test_a_part_in_training_mode_is_named():
-    model = nn.Sequential(MODEL, nn.Identity()).eval()
-    model[1].train()
-    with pytest.raises(ValueError, match="1 is in training mode"):
-        check_model(model, to_float(IMAGES), LABELS, classes=10)
+class Autocast(nn.Module):
+    """The model under autocast in its forward."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return MODEL(images)
 
 
-def test_checking_takes_no_gradient():
-    check_model(MODEL, to_float(IMAGES), LABELS, classes=10)
-    assert all(weight.grad is None for weight in MODEL.parameters())
+class Strict(nn.Module):
+    """A model that refuses pixels outside of its range."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert 0 <= images.min() <= images.max() <= 1
+        return MODEL(images)
+
+
+class Coarse(nn.Module):
+    """A model whose kernels for one image round otherwise than those for many, as TF32's and bfloat16's do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL(images) * (1 + 2**-6 * (len(images) == 1))
+
+
+class Branching(nn.Module):
+    """A model whose control flow depends on each image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([MODEL(image if image.mean() > 0.2 else 2 * image) for image in images.split(1)])
+
+
+SOUND = {
+    "linear": lambda: MODEL,
+    "bfloat16": lambda: Precise(torch.bfloat16).eval(),
+    "float16": lambda: Precise(torch.float16).eval(),
+    "float64": lambda: Precise(torch.float64).eval(),
+    "autocast": lambda: Autocast().eval(),
+    "refuses other pixels": lambda: Strict().eval(),
+    "quantised: no slope anywhere": lambda: quantised(MODEL),
+    "saturated": lambda: scaled(MODEL),
+    "gradient inside": lambda: GradientInside(MODEL).eval(),
+    "straight-through": lambda: before(lambda x: x + (x.mul(3).round().div(3) - x).detach()),
+    "a safe root": lambda: before(lambda x: (x + 1e-6).sqrt()),
+    "control flow": lambda: Branching().eval(),
+    "compiled": lambda: torch.jit.trace(MODEL, torch.zeros(2, 1, 8, 8)),
+    "scripted": lambda: torch.jit.script(train_linear(IMAGES, LABELS, 10)),
+    "frozen": lambda: train_linear(IMAGES, LABELS, 10).requires_grad_(False),
+    "clamps where an attack arrives": lambda: before(lambda x: x.clamp(0.05, 0.95)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", SOUND)
+def test_a_model_that_can_be_judged_passes_and_stays_as_it_was(name: str):
+    model = SOUND[name]()
+    weights = [(weight.requires_grad, weight.detach().clone()) for weight in model.parameters()]
+    check(model)
+    assert [weight.requires_grad for weight in model.parameters()] == [tracked for tracked, _ in weights]
+    assert all(torch.equal(now, kept) for now, (_, kept) in zip(model.parameters(), weights, strict=True))
+    assert all(weight.grad is None for weight in model.parameters())
     assert torch.is_grad_enabled()
+
+
+class NoGradient(nn.Module):
+    """A forward without a graph."""
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL(images)
+
+
+class Inference(nn.Module):
+    """Another."""
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL(images)
+
+
+class Table(nn.Module):
+    """Trainable weights that are looked up by what has no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.table(images.flatten(1).argmax(1))
+
+
+class NoBackward(torch.autograd.Function):
+    """A function of somebody who never needed its derivative."""
+
+    @staticmethod
+    def forward(ctx, images):
+        return images * 1
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise NotImplementedError("not needed")
+
+
+class InPlace(nn.Module):
+    """Normalisation that is written into the image that it was given."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        images -= 0.1
+        return MODEL(images)
+
+
+class Dropping(nn.Module):
+    """Dropout that no eval mode ends."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL(functional.dropout(images, 0.2))
+
+
+class Stubborn(nn.Dropout):
+    """A module that does not leave its training mode."""
+
+    def train(self, mode: bool = True):
+        return super().train(True)
+
+
+class HalfBlind(nn.Module):
+    """NaN off the 8-bit grid only, where no clean image lies."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        between = (255 * images - (255 * images).round()).abs().amax((1, 2, 3))
+        return MODEL(images) + torch.where(between > 0.01, math.nan, 0.0)[:, None]
+
+
+def jpeg(images: Tensor) -> Tensor:
+    return torch.from_numpy(np.round(images.detach().numpy() * 16) / 16)
+
+
+UNFIT = {
+    "probabilities": (lambda: after(lambda z: z.softmax(1)), "returned probabilities .* remove its last softmax"),
+    "log-probabilities": (lambda: after(lambda z: z.log_softmax(1)), "returned log-probabilities"),
+    "probabilities in float16": (lambda: after(lambda z: z.half().softmax(1)), "returned probabilities"),
+    "probabilities in bfloat16": (lambda: after(lambda z: z.bfloat16().softmax(1)), "returned probabilities"),
+    "log-probabilities in bfloat16": (lambda: after(lambda z: z.bfloat16().log_softmax(1)), "log-probabilities"),
+    "infinite": (lambda: after(lambda z: z / 0), "NaN or infinity for 60 of 60 images"),
+    "NaN for some": (lambda: before(lambda x: x / (x.flatten(1)[:, :5].amax(1) < 0.6)[:, None, None, None]), "NaN or"),
+    "too few classes": (lambda: after(lambda z: z[:, :9]), r"\[60, 9\] for 60 images; expected logits \[60, 10\]"),
+    "one logit": (lambda: after(lambda z: z[:, :1]), r"two classes, return torch.cat\(\[-logit, logit\], 1\)"),
+    "squeezed": (lambda: after(lambda z: z.squeeze(0)), r"\[10\] for 1 images"),
+    "another axis": (lambda: after(lambda z: z[None]), r"returned \[1, 60, 10\]"),
+    "a tuple": (lambda: after(lambda z: (z, z)), "returned a tuple of 2; .*wrap it in a module"),
+    "a dictionary": (lambda: after(lambda z: {"logits": z, "loss": 0}), "returned a dict with logits, loss"),
+    "an output class": (lambda: after(lambda z: type("Output", (), {"logits": z})()), "returned a Output with .logits"),
+    "an array": (lambda: after(lambda z: z.detach().numpy()), "returned a ndarray"),
+    "integers": (lambda: after(lambda z: (1000 * z).long()), "returned int64; expected logits, floats"),
+    "complex": (lambda: after(lambda z: z.to(torch.complex64)), "returned complex64"),
+    "booleans": (lambda: after(lambda z: z > 0), "returned bool"),
+    "other channels": (lambda: nn.Conv2d(3, 10, 8).eval(), r"raised RuntimeError on float32 images \[60, 1, 8, 8\]"),
+    "an error of its own": (lambda: after(lambda z: {}["x"]), "raised KeyError .*resize or convert them inside"),
+    "half weights": (lambda: train_linear(IMAGES, LABELS, 10).half(), r"weights are float16, so call model.float\(\)"),
+    "bfloat16 weights": (lambda: train_linear(IMAGES, LABELS, 10).bfloat16(), "weights are bfloat16"),
+    "double weights": (lambda: train_linear(IMAGES, LABELS, 10).double(), "weights are float64"),
+    "in place": (lambda: InPlace().eval(), "changes the images that it is given in place"),
+    "noise": (lambda: noisy(MODEL), "different logits each time, by up to .* evaluate it as a randomised model"),
+    "dropout": (lambda: Dropping().eval(), "different logits each time"),
+    "its batch": (lambda: after(lambda z: z - z.mean(0)), "depend on the other images of the batch"),
+    "BatchNorm without statistics": (
+        lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), MODEL).eval(),
+        "depend on the other images of the batch",
+    ),
+    "no_grad": (lambda: NoGradient().eval(), "no gradient with respect to the image, .*torch.no_grad"),
+    "inference_mode": (lambda: Inference().eval(), "no gradient with respect to the image"),
+    "JPEG": (lambda: before(jpeg), r"no gradient with respect to the image, .*x \+ \(f\(x\) - x\).detach\(\)"),
+    "comparison": (lambda: before(lambda x: (x > 0.5).float()), "no gradient with respect to the image"),
+    "a table": (lambda: Table().eval(), "no gradient with respect to the image"),
+    "NumPy without detach": (lambda: before(lambda x: torch.from_numpy(x.numpy())), "ask for a gradient .*NumPy"),
+    "no backward": (lambda: before(NoBackward.apply), "cannot be computed .NotImplementedError: not needed"),
+    "NaN off the grid": (lambda: HalfBlind().eval(), "NaN or infinity for images moved inside of the ball"),
+    "training": (lambda: nn.Sequential(MODEL, nn.Dropout(0.5)), "the model is in training mode"),
+    "training inside": (
+        lambda: nn.Sequential(MODEL, Stubborn()).eval(),
+        "1 is in training mode, .*train or eval method",
+    ),
+    "meta": (lambda: nn.Linear(64, 10, device="meta").eval(), "meta device"),
+    "a function": (lambda: MODEL.forward, "is a method; expected a torch.nn.Module: put what it computes"),
+    "a lambda": (lambda: lambda images: MODEL(images), "is a function; expected a torch.nn.Module"),
+    "a class": (lambda: NoGradient, "is the class NoGradient; .* call it"),
+    "weights": (lambda: dict(MODEL.state_dict()), "is a dict; .*load_state_dict"),
+    "chance": (lambda: after(lambda z: z.roll(1, 1)), "no better than chance: .*the order of its classes"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_model_that_cannot_be_judged_is_refused(name: str):
+    model, message = UNFIT[name]
+    with unchecked_types(), pytest.raises(ValueError, match=message):
+        check(model())
+
+
+STEEP = {
+    "power": (lambda x: x.clamp(0, 1).pow(0.5), "clean images", "pow", "value 0"),
+    "root": (lambda x: x.sqrt(), "clean images", "sqrt", "value 0"),
+    "root of white": (lambda x: (1 - x).sqrt(), "clean images", "sqrt", "value 1"),
+    "logarithm": (lambda x: (x * 0 + 1) * torch.where(x > 0, x.log(), 0.0), "clean images", "log", "value 0"),
+    "arc cosine": (lambda x: (2 * x - 1).acos(), "clean images", "acos", "values from 0 to 1"),
+    "norm": (
+        lambda x: x.view(-1, 8, 8, 1).norm(dim=3).view(-1, 1, 8, 8) + (x - x[:, :, :1, :1]).pow(2).sqrt(),
+        0,
+        0,
+        0,
+    ),
+    "where": (lambda x: torch.where(x > 0.1, x.log(), x), "clean images", "log", "value 0"),
+}
+
+
+@pytest.mark.parametrize("name", STEEP)
+def test_a_gradient_that_is_not_finite_is_found_with_its_cause(name: str):
+    change, where, function, value = STEEP[name]
+    with pytest.raises(ValueError, match=r"loss is NaN or infinite for .* as \(x \+ 1e-6\).sqrt") as raised:
+        check(before(change))
+    said = str(raised.value)
+    if where:
+        assert f"{where}" in said
+        assert f"first in the derivative of {function}" in said
+        assert value in said
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_a_slope_is_looked_for_where_the_ball_reaches(norm):
+    grey = IMAGES.clamp(20, 235)
+
+    def steep(images: Tensor) -> Tensor:
+        return images.sqrt() + (1 - images).sqrt()
+
+    small = {"Linf": 0.05, "L2": 0.5, "L1": 5.0}[norm]
+    check_model(before(steep), grey, None, classes=10, threat=ThreatModel(norm=norm, radius=small))
+    with pytest.raises(ValueError, match=r"images moved .* of the ball, .*derivative of sqrt"):
+        check_model(before(steep), grey, None, classes=10, threat=ThreatModel(norm="Linf", radius=0.1))
+
+
+def test_a_randomised_model_is_held_to_all_but_sameness():
+    check(noisy(MODEL), random=True)
+    with pytest.raises(ValueError, match="returned probabilities"):
+        check(Wrapped(noisy(MODEL), after=lambda z: z.softmax(1)).eval(), random=True)
+    with pytest.raises(ValueError, match="no gradient with respect to the image"):
+        check(Wrapped(noisy(MODEL), before=jpeg).eval(), random=True)
+
+
+def test_kernels_for_other_batches_are_no_randomness():
+    check(Coarse().eval())
+
+
+def test_noise_that_a_tolerance_for_kernels_would_let_pass_is_randomness():
+    with pytest.raises(ValueError, match="different logits each time"):
+        check(after(lambda z: z + 1e-3 * z.abs().max() * torch.randn_like(z)))
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "classes"), [(1, 1, 1, 2), (2, 3, 3, 1000), (8, 4, 2, 3)])
+def test_images_and_classes_of_any_number_pass(height: int, width: int, channels: int, classes: int):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, classes)).eval()
+        images = torch.randint(256, (5, channels, height, width), dtype=torch.uint8)
+    labels = model(images.flatten(1) / 255).argmax(1)
+    check_model(model, images, labels, classes=classes, threat=THREAT)
+
+
+def test_labels_that_name_no_class_are_refused():
+    with pytest.raises(ValueError, match=r"lie in \[1, 10\]; expected 0 to 9 for 10 classes: they count from 1"):
+        check_model(MODEL, IMAGES, LABELS + 1, classes=10, threat=THREAT)
+
+
+class Outside(nn.Module):
+    """A model that expects standardised images, whose bright pixels lie between 1 and 3."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL((images - 1).relu() * (images < 3))
+
+
+class Bytes(nn.Module):
+    """A model that expects pixels in 0..255."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL(images.clamp(min=1) / 255)
+
+
+@pytest.mark.parametrize("count", [60, 100, 200])
+def test_normalisation_outside_of_the_model_is_seen(count: int):
+    with pytest.raises(ValueError, match=rf"of {count} images in \[0, 1\], and on .* standardised; .*into forward"):
+        check(Outside().eval(), count)
+    with pytest.raises(ValueError, match=r"of the same images 0\.\.255; the model must take images in \[0, 1\]"):
+        check(Bytes().eval(), count)
+
+
+def rate(refused, draws: int = 400) -> float:
+    """The share of draws in which something is refused."""
+    return sum(refused() for _ in range(draws)) / draws
+
+
+@pytest.mark.parametrize("images", [1, 2, 5, 19, 50, 100, 200])
+@pytest.mark.parametrize("accuracy", [0.3, 0.6, 0.9, 0.99])
+def test_a_sound_model_is_hardly_ever_refused_by_its_accuracy(images: int, accuracy: float):
+    """On other inputs it is as good as on the images at best, and answers differ as much as they can."""
+    draw = np.random.default_rng(images)
+
+    def refused() -> bool:
+        right, other = (torch.from_numpy(draw.random(images) < accuracy) for _ in range(2))
+        return is_better(other, right) or is_chance(int(right.sum()), images, 10)
+
+    assert rate(refused) <= 0.01
+
+
+@pytest.mark.parametrize("images", [100, 200])
+def test_a_model_that_loses_half_without_its_normalisation_is_refused(images: int):
+    draw = np.random.default_rng(0)
+
+    def refused() -> bool:
+        right, other = (torch.from_numpy(draw.random(images) < share) for share in (0.45, 0.9))
+        return is_better(other, right)
+
+    assert rate(refused) >= 0.99
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+@pytest.mark.parametrize("images", [1, 3, 20, 200])
+def test_chance_is_only_called_so_where_the_sample_can_tell(images: int, classes: int):
+    useful = 1 / classes + 0.2 * (1 - 1 / classes)
+    refused = [right for right in range(images + 1) if is_chance(right, images, classes)]
+    assert binom.pmf(refused, images, useful).sum() < 1e-3
+    assert not is_chance(images, images, classes)
+    if images == 200:
+        assert is_chance(0, images, classes)
+    if images < 4:
+        assert not refused
+
+
+def test_one_image_of_two_classes_is_never_chance():
+    pair = load_images(2, 1)
+    model = train_linear(*load_images(2, 100), 2)
+    check_model(model, *pair, classes=2, threat=THREAT)
+    check_model(model, pair[0], 1 - pair[1], classes=2, threat=THREAT)

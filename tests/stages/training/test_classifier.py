@@ -11,7 +11,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from stages.data.splits import Split, divide
-from stages.nets.classifiers import ClassifierConfig, build_classifier, check_classifier
+from stages.evaluation.contract import check_model
+from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.rap.threat import ThreatModel
 from stages.training.classifier import clean_accuracy, settle_batch_norm, train_classifier
 from stages.training.diverged import DivergedError
 
@@ -55,7 +57,7 @@ def test_the_cnn_learns_the_digits_and_passes_its_check():
     classifier, accuracy = judged(config, state)
     assert accuracy >= 0.98
     images, labels = torch.tensor(digits()[1].images[:100]), torch.tensor(digits()[1].labels[:100])
-    check_classifier(classifier, classes=10, images=images, labels=labels)
+    check_model(classifier, images, labels, classes=10, threat=ThreatModel(radius=0.1))
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
