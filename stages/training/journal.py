@@ -10,16 +10,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.evaluation.judge import Judgement
 from stages.training.adapter import Learner
 from stages.training.schedule import Schedule
+from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerRow
 from stages.weights import save_weights
 
@@ -120,7 +122,7 @@ class Journal:
         """Bring a learner to the last checkpoint; returns the round to go on with, 0 without one."""
         if not self.checkpoint.exists():
             return 0
-        saved = torch.load(self.checkpoint, map_location=device, weights_only=True)
+        saved = self._read_checkpoint(device)
         learner.load_state(saved["learner"])
         return int(saved["round"])
 
@@ -129,7 +131,7 @@ class Journal:
         """The round that the checkpoint goes on with, 0 without one."""
         if not self.checkpoint.exists():
             return 0
-        return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True)["round"])
+        return int(self._read_checkpoint("cpu")["round"])
 
     def lines(self) -> list[dict]:
         """The lines of metrics.jsonl, in order of round; a line that was torn by a kill is left out."""
@@ -159,10 +161,30 @@ class Journal:
             temporary.replace(self.checkpoint)
 
     def best_weights(self) -> tuple[dict[str, Tensor], int]:
-        """The weights that the judge liked best, and their version. Raises FileNotFoundError before any verdict."""
-        with safe_open(self.best, framework="pt") as file:
-            version = int(file.metadata()["version"])
-        return load_file(self.best), version
+        """The weights that the judge liked best, and their version.
+
+        Raises FileNotFoundError before any verdict, and VersionMismatchError where the file was damaged.
+        """
+        try:
+            with safe_open(self.best, framework="pt") as file:
+                version = int(file.metadata()["version"])
+            return load_file(self.best), version
+        except (SafetensorError, TypeError, KeyError) as error:  # of its bytes, or of a file without its version
+            raise self._damaged(self.best, error) from error
+
+    def _read_checkpoint(self, device: str) -> dict[str, Any]:
+        try:
+            return torch.load(self.checkpoint, map_location=device, weights_only=True)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # damaged bytes lead the reader into errors of a dozen types
+            raise self._damaged(self.checkpoint, error) from error
+
+    def _damaged(self, path: Path, error: Exception) -> VersionMismatchError:
+        return VersionMismatchError(
+            f"{path} is damaged ({path.stat().st_size:,} bytes; {type(error).__name__}): remove {self.train}, and the "
+            "same command repeats this run's updates on the shards that are there"
+        )
 
     def _save_best(self, weights: dict[str, Tensor], version: int) -> None:
         temporary = self.best.with_suffix(f".{os.getpid()}")

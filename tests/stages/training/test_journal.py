@@ -1,6 +1,7 @@
 """What a run writes down: torn lines, alarms, and the best weights."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,8 @@ from tiny_runs import TRAIN, loop_config, setup_of
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
 from stages.training.journal import Journal, alarms, best_robust
+from stages.training.rounds import run_serially
+from stages.training.versions import VersionMismatchError
 
 HEALTHY = {"fresh_to_stored": 1.2, "recent_fresh_to_stored": 1.2, "zero_gradients": 0.05}
 
@@ -117,3 +120,24 @@ def test_a_stale_alarm_needs_ten_rounds(tmp_path):
         line = {"round": number, "fresh_to_stored": 4.0, "zero_gradients": 0.0}
         journal.write(line, learner, None, checkpoint=False)
     assert [len(line["alarms"]) for line in journal.lines()] == [0] * 9 + [1] * 3
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.safetensors"])
+def test_a_damaged_file_is_named_and_can_be_made_again(tmp_path, name):
+    setup = setup_of(tmp_path, loop_config(train=TRAIN))
+    run_serially(setup)
+    weights, version = setup.journal.best_weights()
+    whole = {key: value.clone() for key, value in weights.items()}  # they are read from the file as they are asked for
+    path = tmp_path / "runs/run/train" / name
+    for content in (path.read_bytes()[: path.stat().st_size // 2], b"", b"version https://git-lfs"):
+        path.write_bytes(content)
+        with pytest.raises(VersionMismatchError, match=f"{name} is damaged .*: remove .*train, and the same command"):
+            _ = setup.journal.checkpointed, setup.journal.best_weights()
+        with pytest.raises(VersionMismatchError, match=name):
+            _ = setup.journal.best_weights() if "best" in name else setup.journal.resume(setup.learner(), "cpu")
+    shutil.rmtree(tmp_path / "runs/run/train")
+    again = setup_of(tmp_path, loop_config(train=TRAIN))
+    run_serially(again)
+    weights, found = again.journal.best_weights()
+    assert found == version
+    assert all(torch.equal(weights[key], value) for key, value in whole.items())
