@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from stages.nets.classifiers import ClassifierConfig, build_classifier
 from stages.nets.unet import UNet, UNetConfig
+from stages.rap.reverse import reverse_times
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
-from stages.weights import save_weights
+from stages.weights import damage_of, load_weights, save_weights
 
 FORMAT = 1
+AGAIN = "copy the folder of the model again, or save the model again"
 
 
 def save_model(
@@ -60,36 +61,56 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
 
     With ``reverse_steps`` above 1 it is an adaptive test-time defence (Alg. 2), whose inner attack moves in
     steps of ``step_size`` pixels of [0, 1], by default 2.5 radius / T. Raises ValueError for a directory that
-    holds no such model.
+    holds no such model, or a damaged one, with the file that is not right and what is wrong with it.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
+    file, weights = directory / "config.json", directory / "model.safetensors"
+    config = _read_config(file)
     try:
-        config = json.loads((directory / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(
-            f"{directory} holds no config.json; a saved model is a directory with config.json and model.safetensors, "
-            "such as RUN/model"
-        ) from None
-    if config.get("format") != FORMAT:
-        raise ValueError(f"{directory} has format {config.get('format')!r}; this version reads format {FORMAT}")
-    inputs = {name: tuple(value) if isinstance(value, list) else value for name, value in config["inputs"].items()}
-    with torch.random.fork_rng():  # building draws first weights, which are then replaced
-        adapter = _adapter(config["adapter"], inputs)
-        classifier = _classifier(config["classifier"], inputs)
+        inputs = {name: tuple(value) if isinstance(value, list) else value for name, value in config["inputs"].items()}
+        with torch.random.fork_rng(devices=[]):  # building draws first weights, which are then replaced
+            adapter = _adapter(config["adapter"], inputs)
+            classifier = _classifier(config["classifier"], inputs)
+        steps, straight_through = config["steps"], config["straight_through"]
+        reverse_times(1, steps)
+        if not isinstance(straight_through, bool):
+            raise TypeError(f"straight_through is {straight_through!r}; it must be true or false")  # noqa: TRY301
+        threat = ThreatModel(**config["threat"])
+    except Exception as error:  # a value that was edited may lead to any
+        found = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} does not describe a saved model ({found}): {AGAIN}") from error
+    if not weights.exists():
+        raise ValueError(f"{directory} holds a config.json but no model.safetensors: save the model again")
     robust = RobustClassifier(
         adapter,
         classifier,
-        steps=config["steps"],
-        straight_through=config["straight_through"],
-        threat=ThreatModel(**config["threat"]),
+        steps=steps,
+        straight_through=straight_through,
+        threat=threat,
         reverse_steps=reverse_steps,
         step_size=step_size,
     )
-    weights = directory / "model.safetensors"
-    if not weights.exists():
-        raise ValueError(f"{directory} holds a config.json but no model.safetensors: save the model again")
-    robust.load_state_dict(load_file(weights))
+    load_weights(robust, weights, name=str(weights), remedy=f"its config.json is another model's. {AGAIN.capitalize()}")
     return robust.eval().requires_grad_(False)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """What config.json holds. Raises ValueError where it is not there, damaged, or of another version."""
+    if not file.exists():
+        raise ValueError(
+            f"{file.parent} holds no config.json; a saved model is a directory with config.json and model.safetensors, "
+            "such as RUN/model"
+        )
+    if damage := damage_of(file):
+        raise ValueError(f"{file} {damage}")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:  # of its characters, or of its JSON
+        raise ValueError(f"{file} is no JSON ({error}; {file.stat().st_size:,} bytes): {AGAIN}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = repr(config.get("format")) if isinstance(config, dict) else f"a {type(config).__name__}"
+        raise ValueError(f"{file.parent} has format {found}; this version reads format {FORMAT}")
+    return config
 
 
 def _adapter(config: dict[str, Any] | None, inputs: dict[str, Any]) -> UNet | None:

@@ -3,19 +3,17 @@
 import importlib
 import inspect
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.nets.cnn import CNN
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.numerics import Arithmetic
+from stages.weights import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +94,8 @@ def build_classifier(
         width = 8 if config.architecture == "resnet18-narrow" else 64
         classifier = ResNet18(channels, classes, mean=mean, std=std, width=width)
     if config.weights is not None:
-        _load_weights(classifier, Path(config.weights))
+        path = Path(config.weights).expanduser()
+        load_weights(classifier, path, name=f"classifier.weights {config.weights}", remedy=_other_network(config))
     return classifier.eval()
 
 
@@ -104,18 +103,24 @@ def _call_factory(path: str) -> nn.Module:
     module_name, _, name = path.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever anybody's module does when it is imported
         raise ValueError(
-            f"classifier.factory {path!r} cannot be imported ({error}): name an importable module, from the "
+            f"classifier.factory {path!r} cannot be imported ({_said(error)}): name an importable module, from the "
             "working directory or installed, and a function in it, as in my_package.models:build"
         ) from error
     try:
         inspect.signature(factory).bind()
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"classifier.factory {path!r} is called without arguments, but {error}: name a function that takes none"
         ) from error
-    classifier = factory()
+    try:
+        classifier = factory()
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"classifier.factory {path!r} raised an error instead of returning a network ({_said(error)}): it must "
+            "work when it is called without arguments, wherever the command runs"
+        ) from error
     if not isinstance(classifier, nn.Module):
         raise ValueError(  # noqa: TRY004 - a setting of the user's is wrong, whatever its type
             f"classifier.factory {path!r} returned an object of type {type(classifier).__name__}; it must return a "
@@ -124,45 +129,17 @@ def _call_factory(path: str) -> nn.Module:
     return classifier
 
 
-def _load_weights(classifier: nn.Module, path: Path) -> None:
-    state = _read_state(path)
-    expected = classifier.state_dict()
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [name for name in expected if name in state and state[name].shape != expected[name].shape]
-    if missing or unexpected or shapes:
-        differing = f"{shapes[0]} with {list(state[shapes[0]].shape)} for {list(expected[shapes[0]].shape)}"
-        raise ValueError(
-            f"classifier.weights {path} do not fit the network: {len(missing)} missing ({_first(missing)}), "
-            f"{len(unexpected)} unexpected ({_first(unexpected)}), {len(shapes)} of another shape "
-            f"({differing if shapes else 'none'}): name the network that they were trained in with "
-            "classifier.architecture or classifier.factory, or rename the tensors (the networks of this project "
-            "also hold normalise.mean and normalise.std, [channel, 1, 1] in pixels of [0, 1])"
-        )
-    classifier.load_state_dict(state)
+def _other_network(config: ClassifierConfig) -> str:
+    """What to do about weights that do not fit."""
+    if config.factory is not None:
+        return "name the network that they were trained in with classifier.factory, or rename the tensors"
+    return (
+        "name the network that they were trained in with classifier.architecture or classifier.factory, or rename the "
+        "tensors (the networks of this project also hold normalise.mean and normalise.std, [channel, 1, 1] in pixels "
+        "of [0, 1])"
+    )
 
 
-def _first(names: list[str]) -> str:
-    return f"the first is {names[0]}" if names else "none"
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors file or a torch file, of which no code is run."""
-    if not path.is_file():
-        raise ValueError(f"classifier.weights {path} is no file: give a safetensors file or a file of torch.save")
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes lead the readers into errors of a dozen types
-        raise ValueError(
-            f"classifier.weights {path} cannot be read ({error}): give a safetensors file, or a file of "
-            "torch.save that holds tensors only"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"classifier.weights {path} hold a {type(state).__name__}, not a state dict of names and tensors: "
-            "save model.state_dict() alone"
-        )
-    return dict(state)
+def _said(error: BaseException) -> str:
+    """An error's kind and text, as a user knows it from a traceback."""
+    return f"{type(error).__name__}: {error}"

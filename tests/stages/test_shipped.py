@@ -151,25 +151,99 @@ def test_an_adapter_that_could_not_be_built_again_is_refused_before_anything_is_
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        ("nothing there", r"holds no config\.json"),
-        ("no weights", r"holds a config\.json but no model\.safetensors"),
-        ("another format", "has format 99; this version reads format 1"),
-    ],
-)
-def test_a_directory_that_holds_no_such_model_is_refused(damage, message, tmp_path):
+def edited(**changes: object):
+    """A change of config.json."""
+
+    def edit(model: Path) -> None:
+        file = model / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return edit
+
+
+def without(name: str):
+    def edit(model: Path) -> None:
+        file = model / "config.json"
+        config = json.loads(file.read_text())
+        del config[name]
+        file.write_text(json.dumps(config))
+
+    return edit
+
+
+def cut(name: str, share: float = 0.5):
+    def edit(model: Path) -> None:
+        content = (model / name).read_bytes()
+        (model / name).write_bytes(content[: int(share * len(content))])
+
+    return edit
+
+
+def of_another(model: Path) -> None:
+    save(model.parent / "other", robust_of(architecture="resnet18-narrow"), architecture="resnet18-narrow")
+    (model / "model.safetensors").write_bytes((model.parent / "other/model.safetensors").read_bytes())
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 501234\n"
+DAMAGED = {
+    "nothing there": (lambda model: (model / "config.json").unlink(), r"model holds no config\.json"),
+    "no weights": (lambda model: (model / "model.safetensors").unlink(), r"but no model\.safetensors"),
+    "another format": (edited(format=99), "has format 99; this version reads format 1"),
+    "a list": (lambda model: (model / "config.json").write_text("[1]"), "has format a list"),
+    "cut weights": (cut("model.safetensors"), r"model\.safetensors cannot be read .* bytes\).*all of it has arrived"),
+    "weights cut to their header": (cut("model.safetensors", 0.01), r"model\.safetensors cannot be read"),
+    "empty weights": (lambda model: (model / "model.safetensors").write_bytes(b""), r"model\.safetensors is empty"),
+    "a pointer for weights": (
+        lambda model: (model / "model.safetensors").write_text(POINTER),
+        r"model\.safetensors is only a pointer of git-lfs, .*: run git lfs pull",
+    ),
+    "a pointer for the config": (
+        lambda model: (model / "config.json").write_text(POINTER),
+        r"config\.json is only a pointer of git-lfs",
+    ),
+    "weights of another model": (
+        of_another,
+        r"model\.safetensors does not fit the network: \d+ missing .*its config.json is another model's",
+    ),
+    "a cut config": (cut("config.json"), r"config\.json is no JSON .*: copy the folder of the model again"),
+    "a config of bytes": (lambda model: (model / "config.json").write_bytes(b"\xff\xfe{"), r"config\.json is no JSON"),
+    "no inputs": (without("inputs"), r"config\.json does not describe a saved model .it lacks 'inputs'"),
+    "no threat": (without("threat"), "it lacks 'threat'"),
+    "no steps": (without("steps"), "it lacks 'steps'"),
+    "no adapter": (without("adapter"), "it lacks 'adapter'"),
+    "a threat in another unit": (edited(threat={"norm": "Linf", "radius": 51.0}), "threat.radius is 51"),
+    "a threat of another shape": (edited(threat=[0.2]), "does not describe a saved model"),
+    "inputs of another shape": (edited(inputs=7), "does not describe a saved model"),
+    "other classes": (edited(inputs={**INPUTS, "classes": 7}), r"does not fit the network: .* another shape"),
+    "an unknown setting": (edited(adapter={"widths": 8}), "does not describe a saved model .TypeError"),
+    "another architecture": (
+        edited(classifier={"architecture": "wrn-28-10", "factory": None}),
+        "does not fit the network",
+    ),
+    "a factory that is not there": (
+        edited(classifier={"architecture": "cnn", "factory": "nowhere:build"}),
+        r"config\.json does not describe a saved model .*classifier.factory 'nowhere:build' cannot be imported",
+    ),
+    "no steps at all": (edited(steps=0), r"config\.json does not describe .*T = 0"),
+    "steps in words": (edited(steps="ten"), r"config\.json does not describe a saved model"),
+    "an answer in words": (edited(straight_through="no"), "straight_through is 'no'; it must be true or false"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_model_is_refused_with_the_file_that_is_not_right(damage, tmp_path):
+    spoil, message = DAMAGED[damage]
     save(tmp_path / "model", robust_of())
-    config = tmp_path / "model/config.json"
-    if damage == "nothing there":
-        config.unlink()
-    elif damage == "no weights":
-        (tmp_path / "model/model.safetensors").unlink()
-    else:
-        config.write_text(config.read_text().replace('"format": 1', '"format": 99'))
+    spoil(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path / "model")
+
+
+def test_what_is_no_folder_of_a_model_is_refused(tmp_path):
+    save(tmp_path / "model", robust_of())
+    for path in (tmp_path, tmp_path / "model/model.safetensors", tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"holds no config\.json; a saved model is a directory"):
+            load_model(path)
 
 
 def test_more_reverse_steps_than_t_are_refused(tmp_path):
