@@ -7,9 +7,11 @@
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
@@ -34,12 +36,24 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"threat.norm is {self.norm!r}; allowed are {', '.join(NORMS)}")
-        if not self.radius > 0:
-            raise ValueError(f"threat.radius is {self.radius:g}; it must be greater than 0")
+        object.__setattr__(self, "radius", _number(self.radius))
+        if not 0 < self.radius < math.inf:
+            raise ValueError(f"threat.radius is {self.radius:g}; it must be greater than 0, and finite")
         if self.norm == "Linf" and self.radius > 1:
             raise ValueError(
                 f"threat.radius is {self.radius:g}, but pixels lie in [0, 1]: divide a radius in 0..255 by 255"
             )
+
+
+def _number(radius: object) -> float:
+    """A radius as Python's own number, which is what is recorded. Raises ValueError for what is none."""
+    found, remedy = f"the {type(radius).__name__} {radius!r}", ""
+    if isinstance(radius, str):
+        found, remedy = f"the text {radius!r}", " (without the quotes, a fraction such as 8/255 is one)"
+    elif not isinstance(radius, bool | np.bool_) and getattr(radius, "ndim", 0) == 0:
+        with suppress(TypeError, ValueError, OverflowError):
+            return float(radius)  # pyright: ignore[reportArgumentType] - or one of these errors
+    raise ValueError(f"threat.radius is {found}; it must be a number of pixels of [0, 1]{remedy}")
 
 
 def check_radius(threat: ThreatModel, pixels: int) -> None:

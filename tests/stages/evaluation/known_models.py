@@ -1,9 +1,5 @@
 """Small models whose robust accuracy, or whose fault, is known."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import jaxtyping
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -11,16 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Digits = tuple[Tensor, Tensor]
-
-
-@contextmanager
-def unchecked_types() -> Iterator[None]:
-    """Types as in use, where no checker stands before a function's own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def load_images(classes: int, count: int) -> Digits:

@@ -15,9 +15,9 @@ from known_models import (
     quantised,
     scaled,
     train_linear,
-    unchecked_types,
 )
 from pyautoattack import AutoAttack
+from unchecked import unchecked_types
 
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag

@@ -16,7 +16,8 @@ from defended_models import (
     undefended,
     unseen_digits,
 )
-from known_models import largest_margins, unchecked_types
+from known_models import largest_margins
+from unchecked import unchecked_types
 
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import AttackResult

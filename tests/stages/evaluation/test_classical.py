@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from known_models import Digits, largest_margins, load_images, train_linear, unchecked_types
+from known_models import Digits, largest_margins, load_images, train_linear
+from unchecked import unchecked_types
 
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import run_attack

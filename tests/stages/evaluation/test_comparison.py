@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
-from known_models import unchecked_types
+from unchecked import unchecked_types
 
 from stages.evaluation import comparison
 from stages.evaluation.comparison import Comparison

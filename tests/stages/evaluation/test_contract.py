@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from known_models import GradientInside, Wrapped, load_images, noisy, quantised, scaled, train_linear, unchecked_types
+from known_models import GradientInside, Wrapped, load_images, noisy, quantised, scaled, train_linear
 from scipy.stats import binom
 from torch import Tensor, nn
 from torch.nn import functional
+from unchecked import unchecked_types
 
 from stages.evaluation.contract import check_model, is_better, is_chance
 from stages.rap.threat import ThreatModel

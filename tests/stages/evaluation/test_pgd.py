@@ -13,9 +13,9 @@ from known_models import (
     quantised,
     scaled,
     train_linear,
-    unchecked_types,
 )
 from torch import nn
+from unchecked import unchecked_types
 
 from stages.evaluation.accuracy import NonFiniteLogits, to_float
 from stages.evaluation.pgd import PGDConfig, draw_starts, pgd, pgd_mask

@@ -1,8 +1,14 @@
 """The lattice: what is stored is what the model saw, bit for bit."""
 
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from unchecked import unchecked_types
 
 from stages.rap.threat import DENOMINATORS, Lattice, Norm, ThreatModel, check_radius, default_denominator
 
@@ -47,6 +53,45 @@ def test_snapping_never_gives_zero():
 def test_a_grid_that_misses_the_clean_values_or_overflows_is_refused(denominator):
     with pytest.raises(ValueError, match="must be a multiple of 255 up to 16320"):
         Lattice(denominator)
+
+
+@pytest.mark.parametrize(
+    "radius", [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), Fraction(1, 2), Decimal("0.5")]
+)
+def test_a_radius_of_any_library_is_a_number(radius: Any):
+    with unchecked_types():
+        threat = ThreatModel(norm="Linf", radius=radius)
+    assert type(threat.radius) is float
+    assert threat == ThreatModel(norm="Linf", radius=0.5)
+
+
+@pytest.mark.parametrize(
+    ("radius", "message"),
+    [
+        ("8/255", "is the text '8/255'; it must be a number of pixels .*without the quotes"),
+        (True, "is the bool True; it must be a number"),
+        (np.True_, "is the bool.* it must be a number"),
+        (None, "is the NoneType None; it must be a number"),
+        (1j, "is the complex 1j; it must be a number"),
+        ([0.1], r"is the list \[0.1\]; it must be a number"),
+        (np.array([0.1, 0.2]), "is the ndarray .* it must be a number"),
+        (torch.tensor([0.1]), "is the Tensor .* it must be a number"),
+        (math.nan, "is nan; it must be greater than 0, and finite"),
+        (math.inf, "is inf; it must be greater than 0, and finite"),
+        (0.0, "is 0; it must be greater than 0"),
+        (-0.1, "is -0.1; it must be greater than 0"),
+        (8.0, "is 8, but pixels lie in .*divide a radius in 0..255 by 255"),
+    ],
+)
+def test_a_radius_that_is_no_length_is_refused(radius: Any, message: str):
+    with unchecked_types(), pytest.raises(ValueError, match=f"threat.radius {message}"):
+        ThreatModel(norm="Linf", radius=radius)
+
+
+@pytest.mark.parametrize("norm", ["linf", "L0", np.inf, 2, None])
+def test_a_norm_by_another_name_is_refused(norm: Any):
+    with unchecked_types(), pytest.raises(ValueError, match="allowed are Linf, L2, L1"):
+        ThreatModel(norm=norm)
 
 
 @pytest.mark.parametrize(("norm", "largest"), [("L2", 28.0), ("L1", 784.0)])
