@@ -135,7 +135,7 @@ def _calibrate_on(setup: Setup, images: int) -> tuple[float, float]:
     chosen, labels = torch.from_numpy(split.images[:images]), torch.from_numpy(split.labels[:images])
     start = draw_start(process, 0, split.rows[:images], tuple(chosen.shape[1:]))
     config = replace(setup.config, train=replace(setup.config.train, precision="float32"))
-    robust, learner, clean = setup.build(), replace(setup, config=config).learner(), chosen.float() / 255
+    robust, learner, clean = setup.build_faster(), replace(setup, config=config).learner(), chosen.float() / 255
     everything = torch.ones(images, dtype=torch.bool)
     t = torch.full_like(labels, process.steps)
     batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=t, fresh=everything, last=everything)

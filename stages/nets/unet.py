@@ -52,15 +52,34 @@ UNET_SIZES: dict[str, UNetConfig] = {
 }
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that stays in the precision of its input; its sums are float32 in any case.
+
+    Autocast would turn the features into float32 and back, which moves three times the memory.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(8, channels)
+
+    def forward(
+        self, input: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        if input.dtype == self.weight.dtype:
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with group normalisation, shifted by the embedding of t."""
 
     def __init__(self, channels_in: int, channels_out: int, embedding: int) -> None:
         super().__init__()
-        self.norm_in = nn.GroupNorm(8, channels_in)
+        self.norm_in = GroupNorm(channels_in)
         self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.shift = nn.Linear(embedding, channels_out)
-        self.norm_out = nn.GroupNorm(8, channels_out)
+        self.norm_out = GroupNorm(channels_out)
         self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -80,17 +99,17 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = GroupNorm(channels)
         self.project_in = nn.Conv2d(channels, 3 * channels, 1)
         self.project_out = nn.Conv2d(channels, channels, 1)
 
     def forward(
         self, features: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        query, key, value = (
-            part.flatten(2).transpose(1, 2) for part in self.project_in(self.norm(features)).chunk(3, dim=1)
+        query, key, value = (  # with an axis for the one head: without it PyTorch takes no fused kernel
+            part.flatten(2).transpose(1, 2)[:, None] for part in self.project_in(self.norm(features)).chunk(3, dim=1)
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mixed = functional.scaled_dot_product_attention(query, key, value)[:, 0]
         return features + self.project_out(mixed.transpose(1, 2).reshape(features.shape))
 
 
@@ -147,7 +166,7 @@ class UNet(nn.Module):
                 current = width
             grow = nn.Conv2d(width, width, 3, padding=1) if level else None
             self.up.append(nn.ModuleList([*stages, *([grow] if grow else [])]))
-        self.norm = nn.GroupNorm(8, current)
+        self.norm = GroupNorm(current)
         self.tail = nn.Conv2d(current, channels * config.patch**2, 3, padding=1)
         if config.output == "residual":
             nn.init.zeros_(self.tail.weight)
@@ -178,7 +197,9 @@ class UNet(nn.Module):
                     # convolved before it is enlarged, for a quarter of the work
                     features = functional.interpolate(layer(features), size=skips[-1].shape[-2:], mode="nearest")
         correction = functional.pixel_shuffle(self.tail(functional.silu(self.norm(features))), self.config.patch)
-        return images + correction if self.config.output == "residual" else torch.sigmoid(correction)
+        if self.config.output == "residual":
+            return images + correction
+        return torch.sigmoid(correction.float())  # near 1, bfloat16 knows multiples of 1/256 only
 
 
 def _sinusoids(t: Int64[Tensor, " batch"], count: int) -> Float[Tensor, "batch embedding"]:

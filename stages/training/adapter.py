@@ -230,7 +230,7 @@ class Learner:
             return
         decay = min(self.config.ema, self.updates / (self.updates + 10))  # the first weights are soon forgotten
         floating = [name for name, value in self._weights.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [self.average[name] for name in floating], [self._weights[name] for name in floating], 1 - decay
         )
         for name in self._weights.keys() - set(floating):

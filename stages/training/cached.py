@@ -18,7 +18,7 @@ from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
 from stages.training.adapter import Learner
 from stages.training.replay import ReplayWindow
-from stages.training.rounds import Setup, judge_on_holdout
+from stages.training.rounds import Setup, judge_on_holdout, load_trained
 from stages.training.schedule import Batch
 from stages.trajectories.cache import TrajectoryCache, last_states_checksum
 from stages.trajectories.codec import Segments
@@ -61,7 +61,7 @@ def train_on_cache(
     with config.train.applied():
         batch = config.schedule.batch
         total = sum(-(-len(part) // batch) for part in segments) * passes
-        learner = Learner(setup.build(), config.train, total_updates=total, seed=config.seed)
+        learner = Learner(setup.build_faster(), config.train, total_updates=total, seed=config.seed)
         window = ReplayWindow(setup.train, setup.device)
         for turn in range(passes):
             for number, part in enumerate(segments):
@@ -73,10 +73,9 @@ def train_on_cache(
                     slots = order[first : first + batch]
                     learner.update(window.batch(_batch(number, slots, states[slots])))
                 progress(f"cached shards: {number + 1} of {len(segments)}, pass {turn + 1} of {passes}")
-        learner.measured()
+        robust = load_trained(setup.build(), learner.weights())
         slots = np.arange(len(segments[-1]))
         last = window.batch(_batch(len(segments) - 1, slots, np.full(len(slots), segments[-1].steps)))
-        robust = learner.robust.eval().requires_grad_(False)
         with torch.no_grad():
             right = (robust(last.states).argmax(1) == last.labels).cpu().numpy()
         return CachedTraining(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stages.data.splits import Split
 from stages.evaluation.judge import JudgeConfig, Judgement, judge
 from stages.fingerprint import fingerprint
+from stages.nets.faster import faster_adapter, faster_classifier
 from stages.nets.unet import UNet, UNetConfig
 from stages.randomness import key_seed
 from stages.rap.attack import AttackProcess
@@ -129,10 +130,20 @@ class Setup:
         )
         return robust.eval().requires_grad_(False).to(self.device)
 
+    def build_faster(self) -> RobustClassifier:
+        """The same for training and generation, whose last bits may differ from what is judged and shipped."""
+        robust = self.build()
+        images = torch.from_numpy(self.train.images[:8]).to(self.device).float() / 255
+        frozen = self.config.train.what == "adapter"
+        robust.classifier = faster_classifier(robust.classifier, images, frozen=frozen)
+        if robust.adapter is not None:
+            faster_adapter(robust.adapter)
+        return robust
+
     def learner(self) -> Learner:
         """A learner at the first update."""
         schedule = self.schedule
-        learner = Learner(self.build(), self.config.train, total_updates=schedule.updates, seed=self.config.seed)
+        learner = Learner(self.build_faster(), self.config.train, total_updates=schedule.updates, seed=self.config.seed)
         if self.initial is not None:
             learner.load_weights(self.initial)
         return learner
@@ -165,7 +176,7 @@ class Generator:
         if committed is not None:
             return committed
         if self.robust is None:
-            self.robust = self.setup.build()
+            self.robust = self.setup.build_faster()
         if self.held != unit.weights:
             load_trained(self.robust, weights())
             self.held = unit.weights

@@ -1,6 +1,7 @@
 """The settings under which a process computes: inside of a block as it says, and behind it as they were."""
 
 import doctest
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from stages import numerics
 from stages.numerics import Arithmetic, DeviceMemoryError, verdict, within_memory
 
-BACKENDS = torch.backends
+BACKENDS: Any = torch.backends
 
 
 def settings() -> dict[str, object]:
@@ -102,7 +103,7 @@ def test_tf32_is_allowed_where_it_is_asked_for_only(precision, tf32):
 def test_bfloat16_is_for_networks_inside_its_block():
     weights, images = torch.ones(2, 2), torch.ones(2, 2)
     for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        with Arithmetic(precision=precision).autocast(images.device):
+        with Arithmetic(precision=precision).autocast(images.device):  # pyright: ignore[reportArgumentType]
             assert (images @ weights).dtype == dtype
 
 

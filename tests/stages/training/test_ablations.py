@@ -46,9 +46,9 @@ def batches_of(part, made, run, monkeypatch) -> list[TrainingBatch]:
     """What a training without the defence's own adversaries is given."""
     seen, update = [], Learner.update
 
-    def watch(learner: Learner, batch: TrainingBatch) -> dict[str, float]:
+    def watch(learner: Learner, batch: TrainingBatch) -> None:
         seen.append(batch)
-        return update(learner, batch)
+        update(learner, batch)
 
     monkeypatch.setattr(ablations, "load_trained", lambda robust, weights: robust)
     monkeypatch.setattr(Learner, "update", watch)

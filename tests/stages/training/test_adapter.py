@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,7 +216,7 @@ def test_the_kl_term_compares_with_the_clean_images_and_is_weighted():
 def test_a_loss_that_is_no_number_never_reaches_the_weights(config):
     learner = learner_of(replace(config, what="adapter"))
     trained(learner, range(2))
-    before = copy.deepcopy(learner.state())
+    before: Any = copy.deepcopy(learner.state())
     batch = batch_of(2, 32)
     learner.update(replace(batch, states=torch.full_like(batch.states, torch.nan)))
     with pytest.raises(DivergedError, match=r"in update 3 the loss was nan .* lower train\.learning_rate"):
