@@ -3,10 +3,13 @@
 Apart from what fans it out, since most chunks have a fresh process, which imports this module and little else.
 """
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -17,13 +20,13 @@ from pipeline.artifacts import Artifact, Store
 from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.attacks import Attack
-from stages.evaluation.measurement import AttackConfig, attack_images, identity, kind_of
+from stages.evaluation.measurement import AttackConfig, attack_images, described, identity, kind_of
 from stages.evaluation.pgd import PGDConfig
-from stages.evaluation.verdict import ChunkVerdict, verify_chunk
+from stages.evaluation.verdict import ChunkVerdict
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 
-FORMAT = 3
+FORMAT = 4
 BATCH = "the evaluation's batch (--evaluation.batch of a run, --chunk of an evaluation)"
 
 
@@ -72,23 +75,24 @@ def attack_to_receipt(
 
 def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapping[str, Attack]) -> Artifact:
     """The receipt of a chunk: read where it is there, else attacked, verified and committed."""
-    function = functions.get(getattr(chunk.attack, "path", ""))
+    function, parts = functions.get(getattr(chunk.attack, "path", "")), Parts(chunk)
 
     def write(directory: Path) -> dict:
         images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
         with numerics.within_memory(BATCH, chunk.attack.batch):
             verdict = attack_images(
-                chunk.attack, model, images, labels, chunk.split.rows, chunk.threat, function=function
+                chunk.attack,
+                model,
+                images,
+                labels,
+                chunk.split.rows,
+                chunk.threat,
+                function=function,
+                kept=parts,
             )
-        check = verify_chunk(model, images, labels, verdict, chunk.threat)
-        np.savez_compressed(
-            directory / "verdict.npz",
-            rows=chunk.split.rows,
-            adversarial=verdict.adversarial,
-            distance=verdict.distance,
-            broken_by=np.array([by or "" for by in verdict.broken_by]),
-        )
+        save_verdict(directory / "verdict.npz", verdict, rows=chunk.split.rows)
         return {
+            "attack": described(chunk.attack, model, images, chunk.threat),
             "images": len(labels),
             "clean": int(verdict.clean.sum()),
             "robust": int(verdict.robust.sum()),
@@ -96,12 +100,12 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
             "broken_by": list(verdict.broken_by),
             "flags": list(verdict.flags),
             "attack_seconds": verdict.seconds,
-            "unverified": sorted({*check.outside_ball, *check.outside_range, *check.judged_otherwise}),
-            "largest_distance": check.largest_distance,
+            "refused": dict(verdict.refused),
+            "largest_distance": float(verdict.distance.max()),
         }
 
     with numerics.verdict(threads=1):
-        return Store(Path(chunk.root)).make(
+        receipt = Store(Path(chunk.root)).make(
             chunk.kind,
             chunk.fingerprint,
             write,
@@ -109,15 +113,79 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
             inputs={"model": chunk.model, "images": chunk.split.fingerprint},
             device=device,
         )
+    parts.remove()
+    return receipt
 
 
-def verdict_of(receipt: Artifact) -> ChunkVerdict:
-    """The verdict that a receipt holds, with every adversarial image."""
-    with np.load(receipt.path / "verdict.npz") as arrays:
+class Parts:
+    """What AutoAttack's first attacks found on a chunk, in files until the chunk has its receipt.
+
+    An attack that fails, or is killed, takes nothing with it that came before. What is kept is named by the attacks
+    that found it, so that the version custom goes on with what the standard one began.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+        self._directory = Path(chunk.root) / "parts"
+        self._met: set[Path] = set()
+
+    def get(self, attacks: tuple[str, ...]) -> ChunkVerdict | None:
+        """What these attacks found, one after the other; None where they did not all run."""
+        path = self._path(attacks)
+        try:
+            return load_verdict(path)
+        except (OSError, ValueError, KeyError, BadZipFile):  # what was torn by a power cut is found again
+            return None
+
+    def __setitem__(self, attacks: tuple[str, ...], verdict: ChunkVerdict) -> None:
+        path = self._path(attacks)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+        save_verdict(temporary, verdict, rows=self._chunk.split.rows)
+        temporary.replace(path)
+
+    def remove(self) -> None:
+        """All of them, once the receipt is there."""
+        for path in self._met:
+            path.unlink(missing_ok=True)
+
+    def _path(self, attacks: tuple[str, ...]) -> Path:
+        known = identity(self._chunk.attack)
+        settings = "standard" if known["version"] == "custom" else known["version"]
+        name = fingerprint(
+            "autoattack part",
+            FORMAT,
+            model=self._chunk.model,
+            images=self._chunk.split.fingerprint,
+            threat=self._chunk.threat,
+            attack={**known, "version": settings, "attacks": list(attacks)},
+        )
+        self._met.add(self._directory / f"{name}.npz")
+        return self._directory / f"{name}.npz"
+
+
+def save_verdict(path: Path, verdict: ChunkVerdict, *, rows: np.ndarray) -> None:
+    """A verdict as a NumPy archive, its adversaries as float32 without loss."""
+    said = {"flags": list(verdict.flags), "seconds": verdict.seconds, "refused": dict(verdict.refused)}
+    np.savez_compressed(
+        path,
+        rows=rows,
+        adversarial=verdict.adversarial,
+        distance=verdict.distance,
+        broken_by=np.array([by or "" for by in verdict.broken_by]),
+        said=np.array(json.dumps(said)),
+    )
+
+
+def load_verdict(path: Path) -> ChunkVerdict:
+    """What `save_verdict` wrote."""
+    with np.load(path) as arrays:
+        said = json.loads(str(arrays["said"]))
         return ChunkVerdict(
-            broken_by=tuple(receipt.metrics["broken_by"]),
+            broken_by=tuple(by or None for by in arrays["broken_by"].tolist()),
             adversarial=arrays["adversarial"],
             distance=arrays["distance"],
-            flags=tuple(receipt.metrics["flags"]),
-            seconds=receipt.metrics["attack_seconds"],
+            flags=tuple(said["flags"]),
+            seconds=said["seconds"],
+            refused=said["refused"],
         )

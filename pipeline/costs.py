@@ -4,6 +4,7 @@ Bytes and counts follow from the recipe; times come from a short calibration of 
 machine, and are estimates for as many workers as it has.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import torch
 from pipeline.plan import Plan
 from pipeline.search import candidates, search_fingerprint
 from pipeline.survey import Survey, survey
+from stages.evaluation.lineup import Lineup
 from stages.rap.attack import attack, draw_start
 from stages.training.ablations import PARTS
 from stages.training.replay import TrainingBatch
@@ -20,9 +22,9 @@ from stages.training.rounds import Setup
 
 CALIBRATION_IMAGES = 32
 QUICK = 0.05  # seconds an image; below, more images can be timed, whose overhead is shared as in a real batch
-# Forward and backward passes of AutoAttack (standard) on an image that survives all of it: APGD-CE 100,
-# APGD-T 9 x 100, FAB-T 9 x 100 at about two each, and Square's 5,000 forward passes at a third.
-AUTOATTACK_PASSES = 100 + 900 + 1800 + 1700
+# Forward and backward passes of an iteration on an image that survives: FAB takes about two, and Square's are forward
+# passes at a third. Of AutoAttack standard: APGD-CE 100, APGD-T 9 x 100, FAB-T 9 x 100 x 2, Square 5,000 / 3.
+PASSES = {"fab": 2.0, "fab-t": 2.0, "square": 1 / 3}
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,20 @@ def _evaluation(plan: Plan, found: Survey, step: float) -> Stage:
         state = f"{len(found.chunks) - len(found.missing)} of {len(found.chunks)} chunks"
         ours = [chunk for chunk in found.missing if (chunk.kind, chunk.model) == ("autoattack", found.model)]
         images = sum(len(chunk.split) for chunk in ours)
-    cost = f"{images} images, {duration(images * AUTOATTACK_PASSES * step)} of attack if every one survives"
+    took = duration(images * passes(plan.autoattack) * step)
+    cost = f"{images} images under {plan.autoattack.name}, {took} of attack if every one survives"
     return Stage("evaluation", _model(plan, found), state, cost)
+
+
+def passes(lineup: Lineup) -> float:
+    """Forward and backward passes of all its attacks on an image that none of them breaks.
+
+    >>> from stages.evaluation.lineup import lineup
+    >>> round(passes(lineup("standard", (), "Linf", classes=10, shape=(1, 8, 8))), -2)
+    4500.0
+    """
+    found = zip(lineup.attacks, lineup.settings, strict=True)
+    return sum(PASSES.get(attack, 1.0) * math.prod(settings.values()) for attack, settings in found)
 
 
 def _checks(plan: Plan, found: Survey) -> Stage:

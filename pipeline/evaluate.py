@@ -39,6 +39,7 @@ from pipeline.tables import IMAGES, measurements_of, speed_table, with_our_rows
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack
+from stages.evaluation.autoattack import lineup_on
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
 from stages.evaluation.screening import ScreeningConfig
@@ -60,6 +61,7 @@ def evaluate_model(
     images: int = IMAGES_UNSET,
     version: str = "standard",
     attacks: Sequence[str | Attack] = (),
+    autoattack: Sequence[str] = (),
     quick: bool = False,
     checks: CheckSize | None = CHECKS,
     root: str | Path = "rap-runs",
@@ -71,13 +73,14 @@ def evaluate_model(
 
     ``data`` is a data set that the project knows, of which the test images are taken, or (images, labels): uint8 or
     floats in [0, 1] that were 8-bit images. ``attacks`` are functions (model, images, labels, threat) -> images, or
-    "module:function". With ``quick`` only a screening is made, without Ray. ``checks`` is the size of the checks that
+    "module:function", ``autoattack`` those of AutoAttack that its version "custom" runs. With ``quick`` only a
+    screening is made, without Ray. ``checks`` is the size of the checks that
     follow, None for none of them (nor are there any in L1).
 
     Raises ValueError, before any work, for a model, data or a radius that an attack could not judge.
     """
-    if quick and attacks:
-        raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out attacks, or quick")
+    if quick and (attacks or autoattack or version != "standard"):
+        raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out version and attacks, or quick")
     threat, root = ThreatModel(norm=norm, radius=radius), usable_root(root)
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):
@@ -85,13 +88,14 @@ def evaluate_model(
         test, classes, named = loaded.test, len(loaded.classes), loaded.name
     else:
         test, classes = split_of(*data), None
-    config = EvaluationConfig(version=version, images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
+    config = EvaluationConfig(version=version, attacks=tuple(autoattack), images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
     given = function_attacks(attacks)
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
     if quick:
         return quick_findings(model, test, threat, images, ScreeningConfig(), root=Path(root), data=named, say=say)
-    measurements = [*final_measurements(config, threat), *own_measurements(given, threat, config)]
+    auto = lineup_on(model, to_float(torch.from_numpy(test.images[:1])), threat, config)
+    measurements = [*final_measurements(config, threat, auto), *own_measurements(given, threat, config)]
     return find(
         {"model": model}, test, measurements, given, checks, root=Path(root), workers=place, data=named, say=say
     )
@@ -135,7 +139,9 @@ def prepare(command: EvaluateCommand) -> Prepared:
     if command.table:
         planned = measurements_of(command.table, images=images, chunk=config.chunk, seed=config.seed)
     else:
-        planned = [*final_measurements(config, threat), *own_measurements(functions, threat, config)]
+        pixels = to_float(torch.from_numpy(data.test.images[:1]))
+        auto = lineup_on(model, pixels, threat, config)
+        planned = [*final_measurements(config, threat, auto), *own_measurements(functions, threat, config)]
     other = None
     if command.compare:
         other = read_results(Path(command.compare), test=data.test.fingerprint)

@@ -74,9 +74,8 @@ class EvaluateCommand:
 
     def __post_init__(self) -> None:
         if self.table:
-            given = [
-                flag for flag in ("norm", "radius", "attack", "quick") if getattr(self, flag) not in (None, (), False)
-            ]
+            own = {"norm": None, "radius": None, "attack": (), "quick": False, "version": "standard"}
+            given = [flag for flag, unset in own.items() if getattr(self, flag) != unset]
             if given:
                 raise ValueError(
                     f"--table {self.table} has its own attacks and radii; leave out --{', --'.join(given)}"
@@ -88,8 +87,10 @@ class EvaluateCommand:
             )
         if self.compare and self.table == "4.5":
             raise ValueError("--table 4.5 attacks nothing, so there is nothing to --compare")
-        if self.quick and (self.attack or self.behind):
-            raise ValueError("--quick screens one model with AutoAttack's APGD; leave out --attack and --behind")
+        if self.quick and (self.attack or self.behind or self.version != "standard"):
+            raise ValueError(
+                "--quick screens one model with AutoAttack's APGD; leave out --attack, --version and --behind"
+            )
         if self.name is not None and ("/" in self.name or self.name.startswith(".")):
             raise ValueError(f"--name {self.name!r} must be a plain name: it is kept in ROOT/evaluations/NAME")
         if self.images is not None and self.images < 1:

@@ -6,9 +6,11 @@ nothing.
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +25,9 @@ from pipeline.workers import Place
 from stages import numerics, randomness
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.attacks import Attack
+from stages.evaluation.attacks import Attack, refusal_flag
 from stages.evaluation.autoattack import AutoAttackConfig, square_flag
+from stages.evaluation.lineup import Lineup
 from stages.evaluation.measurement import FunctionConfig, Measurement
 from stages.evaluation.naming import model_identity
 from stages.evaluation.pgd import PGDConfig
@@ -55,15 +58,29 @@ class Evaluation:
     itself is misclassified, and None where it stood.
     """
 
+    attack: Mapping[str, Any]
+    """What was run: kind, name, and its settings, as its receipts have it."""
     threat: ThreatModel
     rows: np.ndarray
     verdicts: tuple[str | None, ...]
     flags: tuple[str, ...]
     unverified: int
+    """Images that came back as adversaries and were none, which count as not broken by that attack; its flags say
+    which."""
     attacked_now: int
     seconds: float
     receipts: tuple[str, ...]
     """Where the receipts are, with every adversarial image in verdict.npz."""
+
+    @property
+    def name(self) -> str:
+        """The attack, as a table names it."""
+        return self.attack["name"]
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether it is the standard version of AutoAttack on its own parameters, to which others' figures refer."""
+        return bool(self.attack.get("standard"))
 
     @property
     def clean_mask(self) -> np.ndarray:
@@ -167,16 +184,24 @@ def chunks_of(
     }
 
 
-def final_measurements(config: EvaluationConfig, threat: ThreatModel) -> list[Measurement]:
-    """What ends a run: AutoAttack, and PGD (off the lattice on which training attacks run) on more images."""
+def final_measurements(config: EvaluationConfig, threat: ThreatModel, lineup: Lineup) -> list[Measurement]:
+    """What ends a run: what runs of AutoAttack, and PGD (off the lattice on which training attacks run) on more images.
+
+    Each is named as what it is, so that only AutoAttack's standard version is called that.
+    """
     auto = AutoAttackConfig(version=config.version, attacks=config.attacks, batch=config.batch, seed=config.seed)
-    measurements = [
-        Measurement(name="autoattack", attack=auto, threat=threat, images=config.images, chunk=config.chunk)
-    ]
+    measurements = [Measurement(name=lineup.name, attack=auto, threat=threat, images=config.images, chunk=config.chunk)]
     if threat.norm != "L1":  # in which there is no PGD here; AutoAttack's is made for it
         pgd = PGDConfig(steps=config.pgd_steps, seed=config.seed)
-        measurements += [Measurement(name="pgd", attack=pgd, threat=threat, images=config.pgd_images, chunk=PGD_CHUNK)]
+        measurements += [
+            Measurement(name=pgd.name, attack=pgd, threat=threat, images=config.pgd_images, chunk=PGD_CHUNK)
+        ]
     return measurements
+
+
+def of_kind(evaluations: Mapping[str, Evaluation], kind: str) -> Evaluation | None:
+    """The first evaluation by a kind of attack, such as "autoattack"."""
+    return next((each for each in evaluations.values() if each.attack["kind"] == kind), None)
 
 
 def subject_of(model: nn.Module, images: np.ndarray) -> Subject:
@@ -218,6 +243,7 @@ def worst_of(evaluations: Sequence[Evaluation]) -> Evaluation:
     first = evaluations[0]
     return replace(
         first,
+        attack={"kind": "all", "name": ", ".join(each.name for each in evaluations)},
         rows=np.array(rows),
         verdicts=tuple(_worst([verdicts[row] for verdicts in known]) for row in rows),
         flags=tuple(dict.fromkeys(flag for each in evaluations for flag in each.flags)),
@@ -235,15 +261,19 @@ def _worst(found: list[str | None]) -> str | None:
 
 def merge(receipts: Sequence[Artifact], threat: ThreatModel, *, attacked_now: int) -> Evaluation:
     """The receipts of a model under one attack as one."""
-    verdicts = [by for receipt in receipts for by in receipt.metrics["broken_by"]]
-    flags = {flag for receipt in receipts for flag in receipt.metrics["flags"]}
+    metrics = [receipt.metrics for receipt in receipts]
+    verdicts = [by for each in metrics for by in each["broken_by"]]
+    refused = sum((Counter(each["refused"]) for each in metrics), Counter())
+    flags = {flag for each in metrics for flag in each["flags"]}
+    flags |= {refusal_flag(attack, count) for attack, count in refused.items()}
     overall = square_flag(verdicts)
     return Evaluation(
+        attack=metrics[0]["attack"],
         threat=threat,
-        rows=np.array([row for receipt in receipts for row in receipt.metrics["rows"]]),
+        rows=np.array([row for each in metrics for row in each["rows"]]),
         verdicts=tuple(verdicts),
         flags=tuple(sorted(flags | ({overall} if overall else set()))),
-        unverified=sum(len(receipt.metrics["unverified"]) for receipt in receipts),
+        unverified=refused.total(),
         attacked_now=attacked_now,
         seconds=sum(receipt.manifest["provenance"]["seconds"] for receipt in receipts),
         receipts=tuple(str(receipt.path) for receipt in receipts),

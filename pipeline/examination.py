@@ -87,6 +87,7 @@ class _Examined:
     size: CheckSize
     undefended: Subject | None
     others: tuple[Subject, ...]
+    autoattack: str
     broken_by: tuple[str | None, ...]
     flags: tuple[str, ...]
 
@@ -94,13 +95,14 @@ class _Examined:
     def fingerprint(self) -> str:
         return fingerprint(
             "checks",
-            2,
+            3,
             model=self.subject.fingerprint,
             images=self.images.fingerprint,
             threat=self.threat,
             size=self.size,
             undefended=self.undefended and self.undefended.fingerprint,
             others=[other.fingerprint for other in self.others],
+            autoattack=self.autoattack,
             broken_by=list(self.broken_by),
             flags=list(self.flags),
         )
@@ -160,6 +162,7 @@ def examine(
         size=config.size,
         undefended=origin.undefended,
         others=origin.others,
+        autoattack=auto.name if auto else "",
         broken_by=tuple(auto.verdicts[i] for i in np.argsort(auto.rows)) if auto else (),
         flags=auto.flags if auto else (),
     )
@@ -263,6 +266,7 @@ def _measure_checks(work: _Examined, directory: Path, device: str, tell: Callabl
             threat=work.threat,
             undefended=work.undefended and work.undefended.model.to(device),
             others=tuple(other.model.to(device) for other in work.others),
+            autoattack=work.autoattack,
             broken_by=work.broken_by,
             flags=work.flags,
         ),

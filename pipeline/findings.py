@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation import Evaluation, worst_of
+from pipeline.evaluation import Evaluation, of_kind, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.results import checks_text, write_results
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.claim import ClaimConfig, radius_text, robustbench_claim
+from stages.evaluation.claim import ClaimConfig, leaderboard, radius_text, robustbench_claim
 from stages.evaluation.comparison import Comparison
 from stages.evaluation.evidence import Table
 from stages.evaluation.screening import Screening
@@ -62,23 +62,41 @@ class Findings:
         return next(iter(self.headlines().values())).clean
 
     def claim(self, config: ClaimConfig) -> dict[str, object] | None:
-        """RobustBench's claim JSON; None without the standard AutoAttack."""
-        evaluations = next(iter(self.evaluations.values()), {})
-        auto = next((each for name, each in evaluations.items() if name.lower().startswith("autoattack")), None)
-        if auto is None:
+        """RobustBench's claim JSON; None where there is nothing to claim (`unclaimed`)."""
+        auto, dataset = self._autoattack, self._leaderboard
+        if auto is None or dataset is None or not auto.is_standard:
             return None
         worst = {ball: each.robust for ball, each in self.headlines().items()}
         worst[next(iter(worst))] = self.headline  # which the checks' attacks join
         return robustbench_claim(
             config,
-            dataset=self.data.lower().replace("-", ""),
+            dataset=dataset,
             threat=auto.threat,
             clean=auto.clean,
             autoattack=auto.robust,
             headline=worst[auto.threat],
             flags=auto.flags,
-            remark="" if "JPEG" not in self.data else f"The images are {self.data}, not the benchmark's.",
         )
+
+    @property
+    def unclaimed(self) -> str:
+        """Why there is no claim, where one might expect it; "" otherwise."""
+        auto = self._autoattack
+        if auto is None:
+            return ""
+        if not auto.is_standard:
+            return f"no RobustBench claim, which takes AutoAttack standard: {auto.name} was run"
+        where = f"{self.data} within {ball_text(auto.threat)}"
+        return "" if self._leaderboard else f"no RobustBench claim: it has no leaderboard for {where}"
+
+    @property
+    def _autoattack(self) -> Evaluation | None:
+        """AutoAttack's evaluation of the first model, of whatever version."""
+        return None if self.screening else of_kind(next(iter(self.evaluations.values()), {}), "autoattack")
+
+    @property
+    def _leaderboard(self) -> str | None:
+        return self._autoattack and leaderboard(self.data, self._autoattack.threat)
 
     def as_json(self) -> dict[str, object]:
         """Everything, as results.json holds it."""
@@ -107,24 +125,24 @@ class Findings:
             lines += ["", name] if len(self.evaluations) > 1 else [""]
             clean = dict.fromkeys(each.clean for each in evaluations.values())
             lines += [_line("clean", accuracy) for accuracy in clean]
-            if self.screening:  # whose own interval is the one that holds
-                continue
-            lines += [_line(f"{key}, {ball_text(each.threat)}", each.robust) for key, each in evaluations.items()]
+            if not self.screening:  # whose own interval is the one that holds
+                lines += [_line(f"{key}, {ball_text(each.threat)}", each.robust) for key, each in evaluations.items()]
             for ball, worst in self.headlines(name).items():
-                lines.append(_line(f"worst of all in {ball_text(ball)}", worst.robust))
-                lines += [f"  AutoAttack warns: {flag}" for flag in worst.flags]
-                if worst.unverified:
-                    lines.append(f"  WARNING: {worst.unverified} verdicts did not pass the second look")
+                if not self.screening:
+                    lines.append(_line(f"worst of all in {ball_text(ball)}", worst.robust))
+                lines += [f"  warning: {flag}" for flag in worst.flags]
         if self.checked:
             lines += ["", _line("worst of all, the checks' attacks included", self.headline)]
             lines += ["", checks_text([asdict(check) for check in self.checked.checks])]
         if self.screening:
-            (ball,) = self.headlines()
-            lines += ["", f"screening within {ball_text(ball)}: {self.screening}"]
+            ((ball, evaluation),) = self.headlines().items()
+            lines += ["", f"screening by {evaluation.name} within {ball_text(ball)}: {self.screening}"]
         for table in self.tables:
             lines += ["", table_text(table)]
         if self.comparison:
             lines += ["", f"against the other evaluation: {self.comparison}"]
+        if self.unclaimed:
+            lines += ["", self.unclaimed]
         return "\n".join(lines)
 
 
@@ -179,12 +197,13 @@ def _paired(ours: Evaluation, theirs: dict[str, list]) -> Comparison:
 
 
 def write_findings(found: Findings, directory: Path, claim: ClaimConfig) -> dict[str, Path]:
-    """Write results.json, claim.json where AutoAttack ran, and the report where there were checks; returns what was
-    written, by name."""
+    """Write results.json, claim.json where there is something to claim, and the report where there were checks;
+    returns what was written, by name."""
     directory.mkdir(parents=True, exist_ok=True)
     written = {"results": directory / "results.json"}
     write_results(written["results"], found.as_json())
     claimed = found.claim(claim)
+    (directory / "claim.json").unlink(missing_ok=True)  # of an evaluation of the same name, which this one replaces
     if claimed is not None:
         written["claim"] = directory / "claim.json"
         write_results(written["claim"], claimed)
@@ -225,6 +244,7 @@ def _line(name: str, accuracy: Accuracy) -> str:
 
 def _as_json(each: Evaluation, *, images: bool = False) -> dict[str, object]:
     found: dict[str, object] = {
+        "attack": dict(each.attack),
         "threat": asdict(each.threat),
         "clean": each.clean.as_json(),
         "robust": each.robust.as_json(),

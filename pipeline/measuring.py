@@ -11,10 +11,10 @@ from torch import nn
 
 from cluster.session import session
 from pipeline.artifacts import Store
-from pipeline.chunks import Chunk, commit_chunk, verdict_of
+from pipeline.chunks import Chunk, commit_chunk, load_verdict
 from pipeline.command import WorkersConfig
 from pipeline.ending import Say
-from pipeline.evaluation import evaluate, merge, parts, subject_of
+from pipeline.evaluation import evaluate, merge, of_kind, parts, subject_of
 from pipeline.examination import Origin, examine
 from pipeline.findings import Findings
 from pipeline.recipe import ChecksConfig, EvaluationConfig
@@ -65,7 +65,7 @@ def find(
             functions={config.path: function for config, function in functions},
         )
         name, first = next(iter(subjects.items()))
-        auto, checked = found[name].get("autoattack"), None
+        auto, checked = of_kind(found[name], "autoattack"), None
         if checks is not None and auto is not None and auto.threat.norm != "L1":
             checked = examine(
                 first,
@@ -118,7 +118,7 @@ def quick_findings(
         for chunk in chunks:
             attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
             receipts.append(commit_chunk(chunk, model, device="cpu", functions={}))
-            yield verdict_of(receipts[-1])
+            yield load_verdict(receipts[-1].path / "verdict.npz")
 
     screening: Screening = screen(verdicts(), config, progress=say)
     evaluation = merge(receipts, threat, attacked_now=attacked)

@@ -15,15 +15,19 @@ from torch import nn
 from pipeline.artifacts import usable_root
 from pipeline.command import Command
 from pipeline.ending import ClaimedError
+from pipeline.evaluation import final_measurements
 from pipeline.recipe import Recipe
 from pipeline.search import candidates
 from stages.data.datasets import ImageData, load_data
 from stages.data.splits import Split
 from stages.evaluation.contract import check_model
+from stages.evaluation.lineup import Lineup, lineup
+from stages.evaluation.measurement import Measurement
 from stages.fingerprint import canonical, fingerprint
 from stages.identity import UnnameableError, object_fingerprint
 from stages.nets.classifiers import build_classifier
 from stages.randomness import permutation
+from stages.rap.losses import check_loss
 from stages.training.journal import Journal
 from stages.training.rounds import Setup
 from stages.training.schedule import Schedule
@@ -52,6 +56,16 @@ class Plan:
     def model(self) -> Path:
         """Where the saved model lies."""
         return self.run / "model"
+
+    @cached_property
+    def autoattack(self) -> Lineup:
+        """What of AutoAttack runs on the model."""
+        return _autoattack(self.recipe, self.data)
+
+    @cached_property
+    def measurements(self) -> list[Measurement]:
+        """The evaluation's attacks: AutoAttack's, and PGD."""
+        return final_measurements(self.recipe.evaluation, self.recipe.threat, self.autoattack)
 
     @property
     def network(self) -> dict[str, object]:
@@ -154,12 +168,18 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
     size, patch = data.size, recipe.adapter.unet().patch
     if size % patch:
         raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")
-    if len(data.classes) < 4:
-        raise ValueError(f"{data.name} has {len(data.classes)} classes; AutoAttack's losses need at least 4")
+    check_loss(recipe.attack.loss, classes=len(data.classes))
+    _autoattack(recipe, data)
     if recipe.classifier.augment and recipe.data.name != "cifar10":
         raise ValueError("classifier.augment flips images, which changes digits: set it for cifar10 only")
     if recipe.augment and recipe.data.name != "cifar10":
         raise ValueError("augment flips images, which changes digits: set it for cifar10 only")
+
+
+def _autoattack(recipe: Recipe, data: ImageData) -> Lineup:
+    """What of AutoAttack runs on a model for these data. Raises ValueError where what was asked for cannot."""
+    config, shape = recipe.evaluation, (data.channels, data.size, data.size)
+    return lineup(config.version, config.attacks, recipe.threat.norm, classes=len(data.classes), shape=shape)
 
 
 def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:

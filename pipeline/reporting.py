@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.evaluation import Evaluation, in_order, worst_of
+from pipeline.evaluation import Evaluation, in_order, of_kind, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.findings import Findings, ball_text
 from pipeline.plan import Plan
@@ -40,9 +40,8 @@ def run_contents(
     """The contents of a run's report; ``models`` are the robust classifier and the undefended one."""
     robust, classifier = models
     test, threat = plan.data.test, plan.recipe.threat
-    auto, pgd = found["robust"]["autoattack"], found["robust"]["pgd"]
-    alone = found["undefended"]
-    names = {"autoattack": f"AutoAttack {results['autoattack']}", "pgd": f"PGD-{results['pgd_steps']}"}
+    evaluations, alone = found["robust"], found["undefended"]
+    auto = evaluations[plan.autoattack.name]
     made = [str(artifact.path) for artifacts in origins(plan, setup).values() for artifact in artifacts]
     attacked = [path for each in found.values() for evaluation in each.values() for path in evaluation.receipts]
     pictures, trajectories = gallery(robust, classifier, test, setup.config.attack)
@@ -51,24 +50,24 @@ def run_contents(
         data=plan.data.name,
         threat=threat,
         description=describe_model(results),
-        clean=worst_of([auto, pgd]).clean,
-        headline=headline([auto, pgd], checked),
-        worst_of=(*names.values(), *checked.attacks),
+        clean=worst_of(list(evaluations.values())).clean,
+        headline=headline(list(evaluations.values()), checked),
+        worst_of=(*evaluations, *checked.attacks),
         undefended_clean=worst_of(list(alone.values())).clean,
         undefended_headline=worst_of(list(alone.values())).robust,
         attacks=(
             *(
-                Attacked(name=name, robust=found["robust"][key].robust, undefended=alone[key].robust)
-                for key, name in names.items()
+                Attacked(name=name, robust=each.robust, undefended=alone[name].robust)
+                for name, each in evaluations.items()
             ),
             *(Attacked(name=name, robust=accuracy) for name, accuracy in checked.attacks.items()),
         ),
         checks=checked.checks,
-        flags=auto.flags,
+        flags=worst_of(list(evaluations.values())).flags,
         notes=notes_on(plan.data.name, auto),
         broken=(
             Broken(model="robust classifier", images=len(auto.rows), by=auto.broken_by),
-            Broken(model="classifier alone", images=len(alone["autoattack"].rows), by=alone["autoattack"].broken_by),
+            Broken(model="classifier alone", images=len(alone[auto.name].rows), by=alone[auto.name].broken_by),
         ),
         curves=checked.curves,
         tables=field_tables(plan.data.name, threat, auto, results["classifier"]["architecture"]),
@@ -96,8 +95,9 @@ def model_contents(
 ) -> Contents:
     """The contents of the report on any model that was checked, in the ball of its first evaluation."""
     assert found.checked is not None
-    evaluations = next(iter(found.evaluations.values()))
-    auto, checked = evaluations["autoattack"], found.checked
+    evaluations, checked = next(iter(found.evaluations.values())), found.checked
+    auto = of_kind(evaluations, "autoattack")
+    assert auto is not None
     inside = {name: each for name, each in evaluations.items() if each.threat == auto.threat}
     worst = worst_of(list(inside.values()))
     return Contents(
@@ -108,12 +108,12 @@ def model_contents(
         clean=worst.clean,
         headline=found.headline,
         worst_of=(*inside, *checked.attacks),
-        attacks=tuple(
-            Attacked(name=name, robust=accuracy)
-            for name, accuracy in {**{name: each.robust for name, each in inside.items()}, **checked.attacks}.items()
+        attacks=(
+            *(Attacked(name=name, robust=each.robust) for name, each in inside.items()),
+            *(Attacked(name=name, robust=accuracy) for name, accuracy in checked.attacks.items()),
         ),
         checks=checked.checks,
-        flags=auto.flags,
+        flags=worst.flags,
         notes=notes_on(found.data, auto),
         broken=(Broken(model="model", images=len(auto.rows), by=auto.broken_by),),
         curves=checked.curves,
@@ -151,21 +151,27 @@ def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:
     """What a reader should know about the figures."""
     half = 100 * (auto.robust.interval[1] - auto.robust.interval[0]) / 2
     notes = [f"{len(auto.rows)} images know the robust accuracy to about ±{half:.0f} points."]
+    if not auto.is_standard:
+        notes.append(f"{auto.name} is not AutoAttack standard: its figure belongs beside no published one.")
     if "JPEG" in data:
         notes.append(f"The images are {data}: a copy that went through JPEG, not the benchmark's own.")
     return tuple(notes)
 
 
 def field_tables(data: str, threat: ThreatModel, auto: Evaluation, classifier: str | None) -> tuple[Table, ...]:
-    """The paper's and the field's tables for this data set and ball, with our row; none where nobody published any."""
+    """The paper's and the field's tables for this data set and ball, with our row; none where nobody published any, or
+    where ours is not by AutoAttack standard, as theirs are."""
+    if not auto.is_standard:
+        return ()
     ball = ball_text(threat)
-    ours = Setting(data=data, threat=ball, attack="AutoAttack standard", images=len(auto.rows), classifier=classifier)
+    ours = Setting(data=data, threat=ball, attack=auto.name, images=len(auto.rows), classifier=classifier)
     row = Row(name="ours", values=("none", auto.clean, auto.robust))
     published = [PAPER["1"], PAPER["2"], *FIELD.values()]
     name = data.split(" (")[0]
-    return tuple(
+    found = [
         beside(table, [row], ours) for table in published if (table.setting.data, table.setting.threat) == (name, ball)
-    )
+    ]
+    return tuple(table for table in found if len(table.rows) > 1)  # on a copy of the data nobody of the field is left
 
 
 def gallery(

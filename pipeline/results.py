@@ -103,17 +103,14 @@ def table(results: dict) -> str:
         "",
         f"{'':34}{'robust classifier':>28}{'classifier alone':>28}",
         _row("clean", robust["clean"], undefended["clean"]),
-        _row(f"PGD-{results['pgd_steps']}", robust["pgd"], undefended["pgd"]),
-        _row(f"AutoAttack {results['autoattack']}", robust["autoattack"], undefended["autoattack"]),
+        *(_row(name, robust["attacks"][name], undefended["attacks"][name]) for name in reversed(robust["attacks"])),
         _row("worst of everything, per image", robust["headline"], undefended["headline"]),
         "",
         "percent of test images, with 95 % interval and number of images",
     ]
     lines += ["", checks_text(results["checks"])]
     if robust["flags"]:
-        lines += ["", "AutoAttack's own flags:", *(f"  {flag}" for flag in robust["flags"])]
-    if robust["unverified"]:
-        lines += ["", f"WARNING: {robust['unverified']} of the verdicts did not pass the second look"]
+        lines += ["", "warnings:", *(f"  {flag}" for flag in robust["flags"])]
     if results["alarms"]:
         lines += ["", "alarms while training:", *(f"  {alarm}" for alarm in results["alarms"])]
     if shards["shards"]:

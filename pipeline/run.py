@@ -15,7 +15,7 @@ from pipeline.classifier import classifiers_of
 from pipeline.command import parse
 from pipeline.costs import describe_costs
 from pipeline.ending import conduct, fail, since_now
-from pipeline.evaluation import Evaluation, evaluate, final_measurements, worst_of
+from pipeline.evaluation import Evaluation, evaluate, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.plan import Plan, claimed, make_plan
 from pipeline.reporting import run_contents
@@ -67,15 +67,16 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             found = evaluate(
                 subjects,
                 plan.data.test,
-                final_measurements(recipe.evaluation, recipe.threat),
+                plan.measurements,
                 root=plan.root,
                 workers=workers,
                 progress=say,
             )
-        save(plan, robust, shipped, found["robust"]["autoattack"])
+        auto = found["robust"][plan.autoattack.name]
+        save(plan, robust, shipped, auto)
         say(f"model: {plan.model}")
         with timed(seconds, "checks"):
-            auto, modules = found["robust"]["autoattack"], [other for other, _ in others]
+            modules = [other for other, _ in others]
             checked = examine_trained(plan, setup, subjects, modules, auto=auto, workers=workers, say=say)
     results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, before, seconds)
     with timed(seconds, "report"):
@@ -94,7 +95,7 @@ def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) 
         robust,
         classifier=plan.recipe.classifier,
         inputs=plan.network,
-        notes={"data": plan.data.name, "shipped": shipped, "autoattack": auto.robust.as_json()},
+        notes={"data": plan.data.name, "shipped": shipped, "evaluation": {auto.name: auto.robust.as_json()}},
     )
 
 
@@ -135,15 +136,14 @@ def collect(
     seconds: dict[str, float],
 ) -> dict:
     """What results.json holds."""
-    recipe, rows = plan.recipe, committed_rows(plan, setup)
+    recipe, rows, (auto, pgd) = plan.recipe, committed_rows(plan, setup), plan.measurements
     verdicts = {
         name: {
-            "clean": evaluations["pgd"].clean.as_json(),
-            "pgd": evaluations["pgd"].robust.as_json(),
-            "autoattack": evaluations["autoattack"].robust.as_json(),
+            "clean": evaluations[pgd.name].clean.as_json(),
+            "attacks": {key: each.robust.as_json() for key, each in evaluations.items()},
             "headline": worst_of(list(evaluations.values())).robust.as_json(),
-            "broken_by": evaluations["autoattack"].broken_by,
-            "flags": list(evaluations["autoattack"].flags),
+            "broken_by": evaluations[auto.name].broken_by,
+            "flags": list(worst_of(list(evaluations.values())).flags),
             "unverified": sum(each.unverified for each in evaluations.values()),
         }
         for name, evaluations in found.items()
@@ -160,8 +160,7 @@ def collect(
         "from_cache": cached,
         "shipped": shipped,
         **verdicts,
-        "pgd_steps": recipe.evaluation.pgd_steps,
-        "autoattack": recipe.evaluation.version,
+        "attacks": {name: dict(each.attack) for name, each in found["robust"].items()},
         "chunks_attacked_now": sum(
             each.attacked_now for evaluations in found.values() for each in evaluations.values()
         ),

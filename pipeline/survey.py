@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.artifacts import Store
 from pipeline.chunks import Chunk
 from pipeline.classifier import classifiers_of
-from pipeline.evaluation import chunks_of, evaluate, final_measurements
+from pipeline.evaluation import chunks_of, evaluate
 from pipeline.plan import Plan
 from pipeline.search import search_attack
 from pipeline.trained import examine_trained, shipped_model, subjects_of
@@ -74,12 +74,12 @@ def _go_through(plan: Plan, found: Survey) -> None:
     found.built.append("rounds")
     robust, _ = shipped_model(setup)
     subjects = subjects_of(plan, robust, classifier)
-    found.model, measurements = subjects["robust"].fingerprint, final_measurements(recipe.evaluation, recipe.threat)
+    found.model, measurements = subjects["robust"].fingerprint, plan.measurements
     groups = chunks_of(subjects, test, measurements, root=plan.root).values()
     found.chunks = tuple(chunk for group in groups for chunk in group)
     found.missing = tuple(chunk for chunk in found.chunks if store.get(chunk.kind, chunk.fingerprint) is None)
     evaluated = evaluate(subjects, test, measurements, root=plan.root, workers=_no_workers, progress=_say_nothing)
     found.built.append("evaluation")
-    auto, modules = evaluated["robust"]["autoattack"], [other for other, _ in others]
+    auto, modules = evaluated["robust"][plan.autoattack.name], [other for other, _ in others]
     examine_trained(plan, setup, subjects, modules, auto=auto, workers=_no_workers, say=_say_nothing)
     found.built.append("checks")

@@ -75,10 +75,13 @@ def with_our_rows(
         rows = [row for name, evaluations in found.items() for row in _rows(table, name, evaluations)]
     images = {len(each.rows) for evaluations in found.values() for each in evaluations.values()}
     published = PAPER[table].setting
+    attacks = {
+        each.name for evaluations in found.values() for each in evaluations.values() if "standard" in each.attack
+    }
     setting = Setting(
         data=data,
         threat=published.threat,
-        attack=published.attack,
+        attack=", ".join(sorted(attacks)) or published.attack,
         images=max(images),
         classifier=classifier,
     )

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch import Tensor, nn
 
 from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
-from stages.evaluation.verdict import ChunkVerdict, distances, tolerance
+from stages.evaluation.verdict import ChunkVerdict, distances, verify
 from stages.rap.threat import ThreatModel
 
 Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
@@ -37,7 +37,7 @@ class AttackResult:
     adversarial: Float32[np.ndarray, "image channel height width"]
     distance: Float64[np.ndarray, " image"]
     refused: int
-    """Images that the attack gave back outside of the ball or of [0, 1]; they count as not broken by it."""
+    """Images that came back as NaN, or outside of the ball or of [0, 1]; they count as not broken by it."""
     seconds: float
 
     @property
@@ -54,6 +54,7 @@ class AttackResult:
             distance=self.distance,
             flags=(),
             seconds={self.name: self.seconds},
+            refused={self.name: self.refused} if self.refused else {},
         )
 
 
@@ -66,38 +67,54 @@ def run_attack(
     threat: ThreatModel,
     *,
     batch: int = 128,
+    asked: int | None = None,
 ) -> AttackResult:
-    """Attack in batches and verify every image: in the ball (within `tolerance`), in [0, 1], misclassified.
+    """Attack in batches, and `verify` what comes back; the model is attacked in eval mode and left as it was.
 
-    The model is attacked in eval mode and left as it was. Raises ValueError where the attack returns images of
-    another shape.
+    ``asked`` is the number of images that the model is asked about together, of an attack that makes its own batches.
+    Raises ValueError where the attack returns anything but floats of the images' shape.
     """
-    began = time.perf_counter()
-    clean, device = to_float(images), device_of(model)
-    right = predict(model, clean, batch=batch) == labels.numpy(force=True)
+    began, asked = time.perf_counter(), asked or batch
+    clean, device, labels = to_float(images), device_of(model), labels.cpu()
+    right = predict(model, clean, batch=asked) == labels.numpy()
     with evaluating(model):
         parts = [
-            attack(model, part.to(device), target.to(device), threat).detach().float().cpu()
+            # clones, so that an attack that works in place does not move the image that its ball is around
+            returned_images(name, attack(model, part.clone().to(device), target.clone().to(device), threat), part)
             for part, target in zip(clean.split(batch), labels.split(batch), strict=True)
         ]
-    found = torch.cat(parts)
-    if found.shape != clean.shape:
-        raise ValueError(f"attack {name} returned images of shape {list(found.shape)}; expected {list(clean.shape)}")
-    in_range = ((found >= 0) & (found <= 1)).flatten(1).all(1).numpy()
-    allowed = in_range & (
-        distances(found, clean, threat.norm) <= threat.radius + tolerance(threat.norm, clean[0].numel())
-    )
-    wrong = predict(model, found.nan_to_num(), batch=batch) != labels.numpy(force=True)
-    broken = right & wrong & allowed
-    adversarial = torch.where(torch.from_numpy(broken)[:, None, None, None], found, clean)
+    found = verify(model, torch.cat(parts), clean, labels, threat, batch=asked)
+    broken = torch.from_numpy(right & found.broken)
+    adversarial = torch.where(broken[:, None, None, None], found.images, clean)
     return AttackResult(
         name=name,
         clean=right,
-        robust=right & ~broken,
+        robust=right & ~found.broken,
         adversarial=adversarial.numpy(),
         distance=distances(adversarial, clean, threat.norm),
-        refused=int((~allowed).sum()),
+        refused=int((right & found.refused).sum()),
         seconds=time.perf_counter() - began,
+    )
+
+
+def returned_images(name: str, returned: object, attacked: Tensor) -> Float32[Tensor, "image channel height width"]:
+    """What an attack returned, as float32 on the CPU. Raises ValueError for anything but floats of the same shape."""
+    found = f"a {type(returned).__name__}"
+    if isinstance(returned, Tensor):
+        found = f"{str(returned.dtype).removeprefix('torch.')} of shape {list(returned.shape)}"
+        if returned.is_floating_point() and returned.layout == torch.strided and returned.shape == attacked.shape:
+            return returned.detach().to("cpu", torch.float32)
+    raise ValueError(
+        f"attack {name} returned {found}; expected a tensor of floats in [0, 1] of shape {list(attacked.shape)}, an "
+        "image for each that it was given"
+    )
+
+
+def refusal_flag(attack: str, images: int) -> str:
+    """What is to be said of images that an attack returned and that `verify` refused."""
+    return (
+        f"{attack}: {images} image{'s' if images > 1 else ''} came back as NaN, outside of the ball or of [0, 1], or "
+        "classified correctly when the model was asked again; they count as not broken by it"
     )
 
 

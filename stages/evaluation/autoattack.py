@@ -11,24 +11,25 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
 from stages.evaluation.accuracy import device_of, evaluating, predict, to_float
-from stages.evaluation.verdict import ChunkVerdict, distances
+from stages.evaluation.finite import FiniteGradients
+from stages.evaluation.lineup import ATTACKS, VERSIONS, Lineup, Version, limit_targets, lineup, official_attack
+from stages.evaluation.verdict import AttackError, ChunkVerdict, distances, verify
 from stages.rap.threat import ThreatModel
 
-Version = Literal["standard", "plus", "rand", "custom"]
-VERSIONS = ("standard", "plus", "rand", "custom")
-ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-# DLR looks at the three largest logits, the targeted DLR of APGD-T at four.
-FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
-
+NOT_FINITE = (
+    "gradients were NaN or infinite on the way: NaN was taken for 0, and infinity for the image's largest, which leads "
+    "less far than a gradient should"
+)
 SQUARE_ALONE = 0.002  # share of images above which the official code calls Square's own breaks suspicious
 
 
@@ -64,6 +65,15 @@ class AutoAttackConfig:
                 raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
 
 
+@runtime_checkable
+class Kept(Protocol):
+    """What the first attacks of a chunk found, by their names in order: an attack that fails takes nothing with it."""
+
+    def get(self, attacks: tuple[str, ...], /) -> ChunkVerdict | None: ...
+
+    def __setitem__(self, attacks: tuple[str, ...], verdict: ChunkVerdict, /) -> None: ...
+
+
 def attack_chunk(
     model: nn.Module,
     images: UInt8[Tensor, "image channel height width"],
@@ -71,39 +81,101 @@ def attack_chunk(
     threat: ThreatModel,
     *,
     config: AutoAttackConfig,
+    kept: Kept | None = None,
 ) -> ChunkVerdict:
-    """The official AutoAttack on one chunk; the same bits for the same seed, device and threads.
+    """The official AutoAttack on one chunk, verified; the same bits for the same seed, device and threads.
 
-    Leaves the model's mode and gradients, the random state of PyTorch and the logger as they were.
-    Raises ValueError for a model with too few classes for one of the losses: 3 for DLR, 4 for the targeted one.
+    ``kept`` is given the verdict after each attack, and asked where to go on. Leaves the model's mode and gradients,
+    the random state of PyTorch and the logger as they were.
+    Raises ValueError as `lineup` does, and AttackError where an attack itself fails.
     """
-    device, labels = device_of(model), labels.cpu()
-    clean = to_float(images)
-    adversarial = clean.clone()
-    broken_by: list[str | None] = [
-        None if right else "clean" for right in predict(model, clean, batch=config.batch) == labels.numpy()
-    ]
-    seconds: dict[str, float] = {}
+    device, labels, clean = device_of(model), labels.cpu(), to_float(images)
+    kept = {} if kept is None else kept
     with evaluating(model), _official_code(device) as flags:
-        official = _official(model, clean[:1].to(device), threat, config)
-        for attack in official.attacks_to_run or ():
-            standing = [i for i, by in enumerate(broken_by) if by is None]
-            if not standing:
+        attacked, plan = FiniteGradients(model), lineup_on(model, clean, threat, config)
+        official = official_attack(
+            attacked, config.version, config.attacks, threat, seed=config.seed, device=str(device)
+        )
+        limit_targets(official, plan.classes)
+        begun = (kept.get(plan.attacks[:count]) for count in range(len(plan.attacks), 0, -1))
+        verdict = next(filter(None, begun), None) or _unattacked(model, clean, labels, plan, config)
+        for flag in verdict.flags:
+            flags.take(flag)
+        for attack in plan.attacks[len(verdict.seconds) :]:
+            if not verdict.robust.any():
                 break
-            began, official.attacks_to_run = time.perf_counter(), [attack]
-            found, predicted = official.run_standard_evaluation(
-                clean[standing], labels[standing], batch_size=config.batch
-            )
-            seconds[attack] = time.perf_counter() - began
-            for i, image, label in zip(standing, found, predicted, strict=True):
-                if label != labels[i]:
-                    broken_by[i], adversarial[i] = attack, image
+            verdict = _attack_standing(official, attack, verdict, clean, labels, threat, config)
+            if attacked.met:
+                flags.take(NOT_FINITE)
+            verdict = replace(verdict, flags=flags.messages)
+            kept[tuple(verdict.seconds)] = verdict
+    return verdict
+
+
+def lineup_on(
+    model: nn.Module, clean: Float[Tensor, "image channel height width"], threat: ThreatModel, config: AutoAttackConfig
+) -> Lineup:
+    """Which attacks run on a model, of which a forward pass tells the number of classes."""
+    with torch.no_grad(), evaluating(model):
+        classes = model(clean[:1].to(device_of(model))).shape[1]
+    channels, height, width = clean.shape[1:]
+    return lineup(config.version, config.attacks, threat.norm, classes=classes, shape=(channels, height, width))
+
+
+def _unattacked(
+    model: nn.Module,
+    clean: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    plan: Lineup,
+    config: AutoAttackConfig,
+) -> ChunkVerdict:
+    right = predict(model, clean, batch=config.batch) == labels.numpy()
     return ChunkVerdict(
+        broken_by=tuple(None if each else "clean" for each in right),
+        adversarial=clean.numpy(),
+        distance=np.zeros(len(clean)),
+        flags=plan.flags,
+        seconds={},
+    )
+
+
+def _attack_standing(
+    official: AutoAttack,
+    attack: str,
+    verdict: ChunkVerdict,
+    clean: Float[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    threat: ThreatModel,
+    config: AutoAttackConfig,
+) -> ChunkVerdict:
+    """The verdict after one more attack, on the images that the others left."""
+    left, began = np.flatnonzero(verdict.robust), time.perf_counter()
+    official.attacks_to_run = [attack]  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        found, predicted = official.run_standard_evaluation(clean[left], labels[left], batch_size=config.batch)
+    except torch.OutOfMemoryError:  # whose remedy is another
+        raise
+    except Exception as error:
+        raise AttackError(
+            f"AutoAttack's {attack} failed on images of shape {list(clean.shape[1:])} in {threat.norm}: "
+            f"{type(error).__name__}: {error}. What the attacks before it found is kept; leave it out with the version "
+            "custom and the other attacks"
+        ) from error
+    verified = verify(official.model, found, clean[left], labels[left], threat, batch=config.batch)
+    claimed = (predicted != labels[left]).numpy()
+    # A random model answers otherwise each time; its answer to the finished images is what the official code counts.
+    broken = claimed & (~verified.refused if config.version == "rand" else verified.broken)
+    broken_by, adversarial = list(verdict.broken_by), verdict.adversarial.copy()
+    for place, image in zip(left[broken], verified.images.numpy()[broken], strict=True):
+        broken_by[place], adversarial[place] = attack, image
+    none = int((claimed & ~broken).sum())
+    return replace(
+        verdict,
         broken_by=tuple(broken_by),
-        adversarial=adversarial.numpy(),
-        distance=distances(adversarial, clean, threat.norm),
-        flags=flags.messages,
-        seconds=seconds,
+        adversarial=adversarial,
+        distance=distances(torch.from_numpy(adversarial), clean, threat.norm),
+        seconds={**verdict.seconds, attack: time.perf_counter() - began},
+        refused={**verdict.refused, **({attack: none} if none else {})},
     )
 
 
@@ -118,37 +190,6 @@ def square_flag(broken_by: Sequence[str | None]) -> str | None:
     )
 
 
-def _official(
-    model: nn.Module,
-    probe: Float[Tensor, "1 channel height width"],
-    threat: ThreatModel,
-    config: AutoAttackConfig,
-) -> AutoAttack:
-    with torch.no_grad():
-        classes = model(probe).shape[1]
-    official = AutoAttack(
-        model,
-        norm=threat.norm,
-        eps=threat.radius,
-        seed=config.seed,
-        version="standard" if config.version == "custom" else config.version,
-        device=str(probe.device),
-    )
-    if config.version == "custom":
-        official.attacks_to_run = list(config.attacks)  # pyright: ignore[reportAttributeAccessIssue]
-    chosen = official.attacks_to_run or ()
-    fewest = max(FEWEST_CLASSES.get(attack, 2) for attack in chosen)
-    if classes < fewest:
-        raise ValueError(
-            f"{', '.join(chosen)} need at least {fewest} classes for their losses, and the model has {classes}: "
-            "evaluate it with version custom and the attacks apgd-ce, fab and square, or with PGD"
-        )
-    # The official numbers of targets are for 10 classes; with fewer it would ask for classes that are not there.
-    for targeted in (official.apgd_targeted, official.fab):
-        targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
-    return official
-
-
 class _Flags(logging.Handler):
     """Keeps what the official code warns of: of each kind of warning, the one with the largest count."""
 
@@ -157,7 +198,11 @@ class _Flags(logging.Handler):
         self._kept: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage().removesuffix(f" See {checks.checks_doc_path} for details.")
+        if record.funcName == "check_n_classes":  # of losses and targets, which the lineup has decided on
+            return
+        self.take(record.getMessage().removesuffix(f" See {checks.checks_doc_path} for details."))
+
+    def take(self, message: str) -> None:
         kind = re.sub(r"\d+", "#", message)
         self._kept[kind] = max(self._kept.get(kind, message), message, key=_numbers)
 

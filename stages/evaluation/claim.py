@@ -4,10 +4,34 @@
 ('8/255', '0.5')
 """
 
+import math
 from dataclasses import dataclass
 
 from stages.evaluation.accuracy import Accuracy
-from stages.rap.threat import ThreatModel
+from stages.rap.threat import Norm, ThreatModel
+
+LEADERBOARDS: dict[tuple[str, Norm, float], str] = {
+    ("CIFAR-10", "Linf", 8 / 255): "cifar10",
+    ("CIFAR-10", "L2", 0.5): "cifar10",
+}
+"""RobustBench's name of the data set by data set and ball, of those that this project reads."""
+
+
+def leaderboard(data: str, threat: ThreatModel) -> str | None:
+    """RobustBench's name of a data set whose leaderboard a ball belongs to; None where it has none.
+
+    >>> leaderboard("CIFAR-10", ThreatModel(radius=8 / 255)), leaderboard("CIFAR-10", ThreatModel(radius=0.1))
+    ('cifar10', None)
+    """
+    known = LEADERBOARDS.items()
+    return next(
+        (name for (of, norm, radius), name in known if (of, norm) == (data, threat.norm) and _same(radius, threat)),
+        None,
+    )
+
+
+def _same(radius: float, threat: ThreatModel) -> bool:
+    return math.isclose(radius, threat.radius, rel_tol=1e-5)  # 8/255 as people round it: 0.0313725
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +63,15 @@ def robustbench_claim(
     autoattack: Accuracy,
     headline: Accuracy,
     flags: tuple[str, ...],
-    remark: str = "",
 ) -> dict[str, object]:
-    """The claim as RobustBench's JSON has it. ``reported`` is the headline, the worst case over every attack that was
-    run; ``unreliable`` says that AutoAttack itself warned, or that images were fewer than the 10,000 of the benchmark.
+    """The claim as RobustBench's JSON has it, of AutoAttack standard on a data set and ball of a `leaderboard`.
+
+    ``reported`` is the headline, the worst case over every attack that was run; ``unreliable`` says that AutoAttack
+    itself warned, or that images were fewer than the 10,000 of the benchmark.
     """
     few = autoattack.images < 10_000
     low, high = headline.interval
-    footnote = f"AutoAttack on {autoattack.images} images; worst case over all attacks {headline}."
+    footnote = f"AutoAttack standard on {autoattack.images} images; worst case over all attacks {headline}."
     if few:
         footnote += (
             f" The 95 % interval is [{100 * low:.2f}, {100 * high:.2f}]: fewer than the benchmark's 10,000 images."
@@ -64,7 +89,7 @@ def robustbench_claim(
         "clean_acc": _percent(clean),
         "reported": _percent(headline),
         "autoattack_acc": _percent(autoattack),
-        "footnote": " ".join(filter(None, (footnote, remark, *flags))),
+        "footnote": " ".join((footnote, *flags)),
         "unreliable": bool(flags) or few,
     }
 

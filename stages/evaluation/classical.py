@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.evaluation.attacks import Attack
+from stages.evaluation.finite import FiniteGradients
 from stages.rap.threat import ThreatModel
 
 Method = Literal["gaussian-noise", "deepfool", "bim", "fgsm"]
@@ -87,7 +88,7 @@ def classical_attack(config: ClassicalConfig) -> Attack:
 
     def attack(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         method, foolbox = _method(config, threat), _foolbox()
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
+        wrapped = foolbox.PyTorchModel(FiniteGradients(model).eval(), bounds=(0, 1), device=images.device)
         with torch.random.fork_rng([images.device] if images.is_cuda else []), torch.enable_grad():
             torch.manual_seed(config.seed)
             _, clipped, _ = method(wrapped, images, foolbox.Misclassification(labels), epsilons=threat.radius)

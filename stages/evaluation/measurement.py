@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
+from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack, run_attack
-from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk
+from stages.evaluation.autoattack import AutoAttackConfig, Kept, attack_chunk, lineup_on
 from stages.evaluation.bpda import BPDAConfig, bpda_attack
 from stages.evaluation.classical import ClassicalConfig, classical_attack
 from stages.evaluation.pgd import PGDConfig, pgd
@@ -38,6 +39,11 @@ class FunctionConfig:
     """Images that it is given together."""
     doubt: str = ""
     """Why the function cannot be recognised, where that is so; ``code`` is then a random one."""
+
+    @property
+    def name(self) -> str:
+        """The attack in a table."""
+        return self.path
 
 
 AttackConfig = AutoAttackConfig | PGDConfig | ClassicalConfig | BPDAConfig | FunctionConfig
@@ -92,6 +98,16 @@ def identity(attack: AttackConfig) -> dict[str, object]:
     return asdict(attack)
 
 
+def described(
+    attack: AttackConfig, model: nn.Module, images: UInt8[Tensor, "image channel height width"], threat: ThreatModel
+) -> dict[str, object]:
+    """The attack that a model gets, with all that decides what may be said of its result, as JSON with its name."""
+    if isinstance(attack, AutoAttackConfig):
+        known = lineup_on(model, to_float(images[:1]), threat, attack).as_json()
+        return {"kind": kind_of(attack), **known, "seed": attack.seed, "batch": attack.batch}
+    return {"kind": kind_of(attack), "name": attack.name, **identity(attack)}
+
+
 def attack_images(
     attack: AttackConfig,
     model: nn.Module,
@@ -101,13 +117,14 @@ def attack_images(
     threat: ThreatModel,
     *,
     function: Attack | None = None,
+    kept: Kept | None = None,
 ) -> ChunkVerdict:
     """What an attack does to each image, verified. ``rows``, in the data set, key the random starts.
 
-    ``function`` is that of a FunctionConfig.
+    ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found.
     """
     if isinstance(attack, AutoAttackConfig):
-        return attack_chunk(model, images, labels, threat, config=attack)
+        return attack_chunk(model, images, labels, threat, config=attack, kept=kept)
     if isinstance(attack, FunctionConfig):
         if function is None:
             raise ValueError(f"{attack.path} was named but not given: pass the function that function_attacks found")
@@ -116,10 +133,8 @@ def attack_images(
         run = classical_attack(attack)
         return run_attack(attack.name, run, model, images, labels, threat, batch=attack.batch).verdict
     # These take their batches, and keys for each row, themselves.
-    name, run = (
-        ("pgd", _pgd(attack, rows)) if isinstance(attack, PGDConfig) else (attack.name, bpda_attack(attack, rows))
-    )
-    return run_attack(name, run, model, images, labels, threat, batch=len(images)).verdict
+    run = _pgd(attack, rows) if isinstance(attack, PGDConfig) else bpda_attack(attack, rows)
+    return run_attack(attack.name, run, model, images, labels, threat, batch=len(images), asked=attack.batch).verdict
 
 
 def _pgd(config: PGDConfig, rows: Int64[np.ndarray, " image"]) -> Attack:

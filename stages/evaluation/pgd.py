@@ -17,7 +17,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from stages import randomness
-from stages.evaluation.accuracy import device_of, evaluating, finite_logits, to_float
+from stages.evaluation.accuracy import evaluating, finite_logits
+from stages.evaluation.attacks import run_attack
+from stages.evaluation.finite import finite
+from stages.evaluation.verdict import misclassified
 from stages.rap import losses
 from stages.rap.threat import ThreatModel
 
@@ -63,6 +66,12 @@ class PGDConfig:
                 "set random_start, or 1 restart"
             )
 
+    @property
+    def name(self) -> str:
+        """The attack in a table, such as "PGD-100 x 3"."""
+        restarts = f" x {self.restarts}" if self.restarts > 1 else ""
+        return f"PGD-{self.steps}{restarts}" + (f" ({self.loss})" if self.loss != "cross-entropy" else "")
+
     def step(self, threat: ThreatModel) -> float:
         """The step size against a threat model, in pixels of [0, 1]."""
         return self.step_size or 2.5 * threat.radius / self.steps
@@ -84,14 +93,16 @@ def pgd(
     do not depend on which images are attacked together, beyond the rounding of the model's own sums.
     The model, in whatever mode it is, is attacked in eval mode and left as it was.
 
-    Raises NonFiniteLogits when the model returns NaN or infinity, and ValueError for an L1 ball.
+    A NaN on the way is wrong where it is the model's answer, and leads nowhere where it is in a gradient. Raises
+    NonFiniteLogits when the model returns NaN or infinity for an image as it is, and ValueError for an L1 ball.
     """
     if threat.norm == "L1":
         raise ValueError("this PGD is for Linf and L2 balls; in L1 use AutoAttack, whose steps are made for it")
     adversaries, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
     with evaluating(model):
         for part in torch.arange(len(images)).split(config.batch):
-            broken[part] = _misclassified(model, images[part], labels[part])
+            with torch.no_grad():
+                broken[part] = misclassified(finite_logits(model, images[part]), labels[part])
         # Restarts of few images share batches: small ones cost nearly twice as much an image.
         restarts, tried = (runs.ravel() for runs in np.indices((config.restarts, len(images))))
         while len(left := np.flatnonzero(~broken.numpy(force=True)[tried])):
@@ -114,10 +125,12 @@ def pgd_mask(
     config: PGDConfig,
     rows: Int64[np.ndarray, " image"],
 ) -> Bool[np.ndarray, " image"]:
-    """True where no state of `pgd`, nor the clean image, is misclassified."""
-    device = device_of(model)
-    _, broken = pgd(model, to_float(images).to(device), labels.to(device), threat, config=config, rows=rows)
-    return (~broken).numpy(force=True)
+    """True where an image is classified correctly and what `pgd` makes of it is no adversary, by `run_attack`."""
+
+    def attack(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        return pgd(model, images, labels, threat, config=config, rows=rows)[0]
+
+    return run_attack(config.name, attack, model, images, labels, threat, batch=len(images), asked=config.batch).robust
 
 
 def draw_starts(
@@ -189,7 +202,8 @@ def _climb(
             return states, broken
         moved = states[standing] + config.step(threat) * direction(gradient, threat)
         states[standing] = project(moved, clean[standing], threat)
-    broken[standing] = _misclassified(model, states[standing], labels[standing])
+    with torch.no_grad():
+        broken[standing] = misclassified(model(states[standing]), labels[standing])
     return states, broken
 
 
@@ -201,16 +215,9 @@ def _gradient(
 ) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
     states = states.detach().requires_grad_(True)
     with torch.enable_grad():
-        logits = finite_logits(model, states)
+        logits = model(states)
         (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), states)
-    return gradient, logits.detach().argmax(1) != labels
-
-
-def _misclassified(
-    model: nn.Module, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
-) -> Bool[Tensor, " image"]:
-    with torch.no_grad():
-        return finite_logits(model, states).argmax(1) != labels
+    return finite(gradient), misclassified(logits.detach(), labels)
 
 
 def direction(

@@ -1,13 +1,14 @@
-"""Verdicts: what attacks did to each image of a chunk, and a second look at it that trusts none of them."""
+"""Verdicts: what attacks did to each image of a chunk; what they return counts only where it is verified."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import predict, to_float
+from stages.evaluation.accuracy import device_of, evaluating
 from stages.rap.threat import Norm, ThreatModel
 
 # A float32 pixel near 1 is rounded by up to 6e-8 where x + radius is formed, and L2 lengths are summed in
@@ -23,7 +24,9 @@ class ChunkVerdict:
     ``broken_by`` names the first attack that broke an image, "clean" where the image itself is
     misclassified (which counts as not robust), None where it stood. ``adversarial`` holds the broken
     images' adversaries and the other images as they are, ``distance`` how far they are from the images
-    in the threat's norm. ``flags`` are AutoAttack's own warnings, and say when not to trust it.
+    in the threat's norm. ``flags`` are AutoAttack's own warnings, and say when not to trust it. ``refused``
+    counts, by attack, the images that came back as adversaries and are none, by `verify`: they count as not
+    broken by it.
     """
 
     broken_by: tuple[str | None, ...]
@@ -31,6 +34,7 @@ class ChunkVerdict:
     distance: Float64[np.ndarray, " image"]
     flags: tuple[str, ...]
     seconds: dict[str, float]
+    refused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def clean(self) -> Bool[np.ndarray, " image"]:
@@ -43,48 +47,66 @@ class ChunkVerdict:
         return np.array([attack is None for attack in self.broken_by])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verification:
-    """A second look at a verdict: the positions in the chunk where it does not hold."""
-
-    images: int
-    broken: int
-    outside_ball: tuple[int, ...]
-    outside_range: tuple[int, ...]
-    judged_otherwise: tuple[int, ...]
-    largest_distance: float
-
-    @property
-    def holds(self) -> bool:
-        """True when every adversarial image is one, and every other image is classified correctly."""
-        return not (self.outside_ball or self.outside_range or self.judged_otherwise)
+class AttackError(RuntimeError):
+    """An attack that ended in an error of its own, on images that it should attack."""
 
 
-def verify_chunk(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verified:
+    """Which of the images that an attack returned are adversaries."""
+
+    broken: Bool[np.ndarray, " image"]
+    """True where an image is finite, in the ball and in [0, 1], and the model misclassifies it."""
+    refused: Bool[np.ndarray, " image"]
+    """True where it is not finite, or outside of the ball or of [0, 1]."""
+    images: Float32[Tensor, "image channel height width"]
+    """The returned images, and in place of the refused ones the images as they are."""
+
+
+def verify(
     model: nn.Module,
-    images: UInt8[Tensor, "image channel height width"],
+    returned: Float32[Tensor, "image channel height width"],
+    clean: Float32[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],
-    verdict: ChunkVerdict,
     threat: ThreatModel,
     *,
-    batch: int = 64,
-) -> Verification:
-    """The verdict checked again without the attack: ball, range of pixels, and the model's predictions.
+    batch: int,
+) -> Verified:
+    """What of the images that an attack returned counts, whatever the attack: each is measured, and the model asked.
 
-    The ball may be exceeded by `tolerance`, the range [0, 1] not at all; a NaN is outside of both.
+    A rounding (`tolerance`) outside of the ball is allowed, one outside of [0, 1] is cut off. Ask in the attack's own
+    batches: a deterministic model then answers with the same bits, also where two logits differ by a rounding only.
     """
-    adversarial = torch.from_numpy(verdict.adversarial)
-    distance = distances(adversarial, to_float(images), threat.norm)
-    inside = ((adversarial >= 0) & (adversarial <= 1)).flatten(1).all(1).numpy()
-    correct = predict(model, adversarial.nan_to_num(), batch=batch) == labels.numpy(force=True)
-    return Verification(
-        images=len(images),
-        broken=int((~verdict.robust).sum()),
-        outside_ball=_positions(~(distance <= threat.radius + tolerance(threat.norm, adversarial[0].numel()))),
-        outside_range=_positions(~inside),
-        judged_otherwise=_positions(correct != verdict.robust),
-        largest_distance=float(distance.max()),
-    )
+    inside = returned.clamp(0, 1)
+    cut = (returned - inside).abs().flatten(1).amax(1).numpy()
+    away = distances(inside, clean, threat.norm)
+    # of a NaN both are NaN, which is not at most anything
+    allowed = (cut <= TOLERANCE) & (away <= threat.radius + tolerance(threat, clean[0].numel()))
+    asked = torch.where(torch.from_numpy(allowed)[:, None, None, None], inside, clean)
+    broken = allowed & ask(model, asked, labels, batch=batch)
+    return Verified(broken=broken, refused=~allowed, images=asked)
+
+
+def ask(
+    model: nn.Module,
+    images: Float32[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    *,
+    batch: int,
+) -> Bool[np.ndarray, " image"]:
+    """True where the model misclassifies an image of a ball."""
+    device = device_of(model)
+    with torch.no_grad(), evaluating(model):
+        parts = [
+            misclassified(model(part.to(device)), target.to(device)).cpu()
+            for part, target in zip(images.split(batch), labels.split(batch), strict=True)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def misclassified(logits: Float[Tensor, "image klass"], labels: Int64[Tensor, " image"]) -> Bool[Tensor, " image"]:
+    """True where the largest logit is not the label's, or one is NaN: that is no answer to an image that is allowed."""
+    return (logits.argmax(1) != labels) | logits.isnan().any(1)
 
 
 def distances(
@@ -97,13 +119,9 @@ def distances(
     return difference.norm(p={"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1).numpy()
 
 
-def tolerance(norm: Norm, pixels: int) -> float:
-    """By how much a distance over so many pixels may exceed a radius: rounding, and nothing that an attack gains by.
+def tolerance(threat: ThreatModel, pixels: int) -> float:
+    """By how much a distance over so many pixels may exceed the radius: rounding, and nothing that an attack gains by.
 
-    In L1 the rounding of every pixel adds up.
+    Sums in float32 are rounded in proportion to their size; in L1 the rounding of every pixel adds up.
     """
-    return TOLERANCE + (pixels * ROUNDING if norm == "L1" else 0.0)
-
-
-def _positions(mask: Bool[np.ndarray, " image"]) -> tuple[int, ...]:
-    return tuple(np.flatnonzero(mask).tolist())
+    return TOLERANCE * max(1.0, threat.radius) + (pixels * ROUNDING if threat.norm == "L1" else 0.0)

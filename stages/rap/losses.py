@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 LossName = Literal["cross-entropy", "dlr", "margin", "cross-entropy+reconstruction"]
+DLR_CLASSES = 3  # fewer have no third largest logit
 AttackLoss = Callable[
     [
         Float[Tensor, "batch klass"],
@@ -38,9 +39,19 @@ def margin(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]
 
 
 def dlr(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
-    """Difference of logits ratio (Croce & Hein 2020, Eq. 6); needs at least three classes."""
+    """Difference of logits ratio (Croce & Hein 2020, Eq. 6). Raises ValueError for fewer than three classes."""
+    check_loss("dlr", classes=logits.shape[1])
     ordered = logits.sort(dim=1).values
     return margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)  # 1e-12: avoids 0/0 for equal logits
+
+
+def check_loss(loss: LossName, *, classes: int) -> None:
+    """Raises ValueError for a loss that does not exist on so few classes."""
+    if loss == "dlr" and classes < DLR_CLASSES:
+        raise ValueError(
+            f"the loss dlr divides by the distance to the third largest logit, and there are {classes} classes: take "
+            "margin or cross-entropy"
+        )
 
 
 def _on_logits(

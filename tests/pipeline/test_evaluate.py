@@ -99,7 +99,11 @@ def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(fini
     masks = [dict(zip(each.rows.tolist(), each.robust_mask.tolist(), strict=True)) for each in found.values()]
     assert sorted(worst.rows) == sorted(found["autoattack"].rows)
     assert worst.robust_mask.tolist() == [all(mask[row] for mask in masks) for row in worst.rows.tolist()]
-    assert worst.unverified == 0
+    assert worst.unverified == outside.unverified == outside.clean_mask.sum()
+    assert found["autoattack"].unverified == step.unverified == 0
+    said = f"leave_the_ball: {outside.unverified} images came back as NaN, outside of the ball or of [0, 1]"
+    assert any(said in flag for flag in worst.flags)
+    assert "warning: evaluated_models:leave_the_ball" in str(finished[0])
     with pytest.raises(ValueError, match="no worst case"):
         worst_of([])
 
@@ -285,7 +289,7 @@ def test_another_ball_is_refused_before_the_attack(
 
 
 def test_a_screening_takes_no_attacks_of_ones_own(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="leave out attacks"):
+    with pytest.raises(ValueError, match="leave out version and attacks"):
         evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, attacks=["my:attack"])
 
 
@@ -307,7 +311,7 @@ def test_a_quick_screening_needs_no_ray_and_resumes(model: nn.Module, tmp_path: 
     found = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
     assert found.screening is not None
     assert found.screening.ended == "images"
-    assert "screening within Linf 0.1: at most" in str(found)
+    assert "screening by APGD-CE, APGD-T within Linf 0.1: at most" in str(found)
     low, high = found.screening.interval
     assert low < found.headline.value < high
     again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
@@ -339,8 +343,11 @@ def test_the_command_prints_and_writes_what_it_found_and_compares(
     results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
     (worst,) = results["models"]["model"]["headlines"]
     assert len(worst["images"]["rows"]) == worst["robust"]["images"] == 12
-    claim = json.loads((tmp_path / "evaluations/one/claim.json").read_text())
-    assert (claim["name"], claim["eps"], claim["unreliable"]) == ("A linear model", "0.1", True)
+    assert not (tmp_path / "evaluations/one/claim.json").exists()
+    assert list(results["models"]["model"]["measurements"]) == ["APGD-CE", "PGD-2"]
+    assert results["models"]["model"]["measurements"]["APGD-CE"]["attack"]["attacks"] == {
+        "apgd-ce": {"iterations": 100, "restarts": 1}
+    }
     assert main([*small, *root, "--name", "two", "--compare", str(tmp_path / "evaluations/one")]) == 0
     compared = json.loads((tmp_path / "evaluations/two/results.json").read_text())["comparison"]
     assert (compared["images"], compared["difference"], compared["p_value"]) == (12, 0, 1)

@@ -35,7 +35,8 @@ def evaluation(test: Split) -> Evaluation:
     rows = test.rows[[5, 3, 8, 1, 0, 2, 4, 6, 7, 9, 10, 11]]
     verdicts = ("apgd-ce", "square", *[None] * 10)
     nothing = {"flags": (), "unverified": 0, "attacked_now": 0, "seconds": 0.0, "receipts": ()}
-    return Evaluation(threat=THREAT, rows=rows, verdicts=verdicts, **nothing)
+    attack = {"kind": "autoattack", "name": "AutoAttack standard", "standard": True}
+    return Evaluation(attack=attack, threat=THREAT, rows=rows, verdicts=verdicts, **nothing)
 
 
 @pytest.fixture

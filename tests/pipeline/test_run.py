@@ -33,12 +33,13 @@ def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tu
     right = (model(test.float() / 255).argmax(1).numpy() == data.test.labels).mean()
     assert results["robust"]["clean"]["images"] == 64
     assert abs(right - results["robust"]["clean"]["value"]) < 0.2
-    assert results["undefended"]["autoattack"]["value"] <= results["undefended"]["clean"]["value"]
+    assert list(results["attacks"]) == ["AutoAttack standard", "PGD-40"]
+    assert results["undefended"]["attacks"]["AutoAttack standard"]["value"] <= results["undefended"]["clean"]["value"]
     assert results["robust"]["unverified"] == results["undefended"]["unverified"] == 0
     assert results["trajectories"]["generated_now"] > 0
     assert {trial["trial"] for trial in results["search"]["trials"]} == {0, 1}
     assert [check["number"] for check in results["checks"]] == list(range(1, 21))
-    assert results["robust"]["headline"]["value"] <= results["robust"]["autoattack"]["value"]
+    assert results["robust"]["headline"]["value"] <= results["robust"]["attacks"]["AutoAttack standard"]["value"]
     assert Path(results["paths"]["report"]).read_text().count("<img") > 10
 
 

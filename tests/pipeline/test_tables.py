@@ -3,23 +3,29 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipeline.evaluation import Evaluation
 from pipeline.findings import table_text
 from pipeline.tables import measurements_of, speed_table, with_our_rows
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.measurement import Measurement
+from stages.evaluation.measurement import Measurement, described
 from stages.evaluation.published import PAPER
 from stages.nets.cnn import CNN
 from stages.nets.unet import UNET_SIZES, UNet
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 
+IMAGES = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+
 
 def evaluation(measurement: Measurement, stood: int) -> Evaluation:
     """An evaluation of 10 images, of which 9 are classified correctly and some stood."""
     verdicts = ("clean", *["broken"] * (9 - stood), *[None] * stood)
     return Evaluation(
+        attack=described(
+            measurement.attack, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), IMAGES, measurement.threat
+        ),
         threat=measurement.threat,
         rows=np.arange(10),
         verdicts=verdicts,

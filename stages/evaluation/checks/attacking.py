@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.attacks import Attack, AttackResult, run_attack
 from stages.evaluation.checks.examined import CheckSize, Examined
+from stages.evaluation.finite import finite
 from stages.evaluation.pgd import PGDConfig, direction, draw_starts, pgd, project
+from stages.evaluation.verdict import misclassified
 from stages.rap import losses
 from stages.rap.threat import ThreatModel
 
@@ -90,12 +92,7 @@ def run_pgd(
             through or attacked, images, labels, ball, config=config, rows=rows
         )
 
-    return attack_examined(examined, size, name or name_of(config), attack, threat=threat)
-
-
-def name_of(config: PGDConfig) -> str:
-    """Such as "PGD-100 x 3"."""
-    return f"PGD-{config.steps}" + (f" x {config.restarts}" if config.restarts > 1 else "")
+    return attack_examined(examined, size, name or config.name, attack, threat=threat)
 
 
 def attack_white_box(examined: Examined, size: CheckSize, *, to_the_end: bool = False) -> WhiteBox:
@@ -139,7 +136,7 @@ def climb(
             state = project(state + step, images, threat)
         states = torch.where(fooled[:, None, None, None], states, state)
         with torch.no_grad():
-            fooled |= model(state).argmax(1) != labels
+            fooled |= misclassified(model(state), labels)
     return states
 
 
@@ -168,12 +165,12 @@ def submit(
 def loss_gradient(
     model: nn.Module, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
 ) -> Float[Tensor, "image channel height width"]:
-    """The gradient of the cross-entropy by each image; of a model on which it does not depend, zero."""
+    """The gradient of the cross-entropy by each image, `finite`; of a model on which it does not depend, zero."""
     leaf = states.detach().requires_grad_(True)
     with torch.enable_grad():
         loss = losses.cross_entropy(model(leaf), labels).sum()
         (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True, materialize_grads=True)
-    return gradient
+    return finite(gradient)
 
 
 @contextmanager

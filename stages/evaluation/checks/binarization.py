@@ -19,6 +19,7 @@ from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import exceeds
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.evidence import Check, Verdict
+from stages.evaluation.finite import finite
 from stages.evaluation.pgd import PGDConfig, direction, draw_starts, project
 from stages.rap.threat import ThreatModel
 
@@ -155,7 +156,7 @@ def attack_readouts(
             found |= margin.detach() > 0
             if bool((found | ~readouts.separable).all()):
                 return found
-            step = config.step(examined.threat) * direction(gradient, examined.threat)
+            step = config.step(examined.threat) * direction(finite(gradient), examined.threat)
             states = project(states + step, clean, examined.threat)
         with torch.no_grad():
             found |= _margin(features(examined.model, layer, states), readouts) > 0

@@ -57,7 +57,8 @@ class Case:
     behaviour: Behaviour
     clean: Bool[np.ndarray, " image"]
     white_box: WhiteBox
-    square: AttackResult
+    square: AttackResult | None
+    """None where its official code fails on images of this size."""
     broken_by: tuple[str | None, ...] = ()
     """AutoAttack's verdicts, also on images beyond those that are attacked here."""
     again: AttackResult | None = None
@@ -79,7 +80,7 @@ class Case:
     @property
     def square_alone(self) -> tuple[int, int]:
         """How many images stood every gradient and fell to Square, here or in AutoAttack; of how many."""
-        here = set(np.flatnonzero(self.standing & ~self.square.robust).tolist())
+        here = set() if self.square is None else set(np.flatnonzero(self.standing & ~self.square.robust).tolist())
         there = {place for place, by in enumerate(self.broken_by) if by == "square"}
         return len(here | there), max(self.images, len(self.broken_by))
 

@@ -81,6 +81,8 @@ class Examined:
     """What other attacks did to the first images, as many as each covers. They count in the headline."""
     broken_by: tuple[str | None, ...] = ()
     """AutoAttack's verdicts on the first images: the attack that broke each, "clean", or None where it stood."""
+    autoattack: str = "AutoAttack"
+    """What of AutoAttack that was, by its name."""
     flags: tuple[str, ...] = ()
     """AutoAttack's warnings."""
     ablations: Ablations | None = None

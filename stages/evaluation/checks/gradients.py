@@ -160,11 +160,12 @@ def check_flags(case: Case) -> Outcome:
         10,
         "AutoAttack's flags",
         "warn" if flags else "pass",
-        f"{len(flags)} flags" + (f": {', '.join([*found, *(['AutoAttack'] if given else [])])}" if flags else ""),
+        f"{len(flags)} flags"
+        + (f": {', '.join([*found, *([case.examined.autoattack] if given else [])])}" if flags else ""),
         images=case.images,
-        says="AutoAttack's figure is not to be trusted without a closer look."
+        says=f"The figure of {case.examined.autoattack} is not to be trusted without a closer look."
         if flags
-        else "AutoAttack may be trusted.",
+        else f"No flag on {case.images} images.",
         evidence={"recomputed": found, "given": list(case.examined.flags)},
     )
     return Outcome(check=check)

@@ -49,7 +49,7 @@ def check_headline(
     """
     masks = {result.name: result.robust for result in (*examined.earlier, *results)}
     if examined.broken_by:
-        masks["AutoAttack"] = np.array([by is None for by in examined.broken_by])
+        masks[examined.autoattack] = np.array([by is None for by in examined.broken_by])
     count = len(clean)
     padded = {name: np.concatenate([mask, np.ones(count - len(mask), dtype=bool)]) for name, mask in masks.items()}
     robust = worst_case([clean, *padded.values()])

@@ -11,13 +11,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from stages import randomness
-from stages.evaluation.accuracy import Accuracy, finite_logits
+from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.attacks import Attack, AttackResult
 from stages.evaluation.checks.attacking import attack_examined, attack_white_box
 from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
 from stages.evaluation.evidence import Check, Curve, Verdict
 from stages.evaluation.pgd import PGDConfig, draw_starts, project
+from stages.evaluation.verdict import misclassified
 from stages.rap.threat import ThreatModel
 
 RADIUS = "radius (pixels in [0, 1])"
@@ -36,7 +37,7 @@ def check_order(case: Case) -> Outcome:
     attack = case.white_box
     order = {result.name: result.robust for result in (attack.fgsm, attack.short, attack.long, attack.restarted)}
     if len(case.examined.broken_by) == case.images:
-        order["AutoAttack"] = np.array([by is None for by in case.examined.broken_by])
+        order[case.examined.autoattack] = np.array([by is None for by in case.examined.broken_by])
     accuracies = {name: Accuracy.from_mask(mask) for name, mask in order.items()}
     counts = {
         f"{weak} > {strong}": (alone(order[weak], order[strong]), alone(order[strong], order[weak]))
@@ -263,7 +264,7 @@ def _random_points(case: Case, part: slice) -> Attack:
             else:
                 points = _on_border(images[left], threat, rows=chosen, draw=draw, seed=seed)
             with torch.no_grad():
-                fooled = finite_logits(model, points).argmax(1) != labels[left]
+                fooled = misclassified(model(points), labels[left])
             found[left[fooled]], wrong[left[fooled]] = points[fooled], True
         return found
 

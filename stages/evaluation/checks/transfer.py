@@ -12,11 +12,17 @@ from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbe
 from stages.evaluation.checks.examined import CheckSize, Examined, on_device
 from stages.evaluation.checks.surrogates import surrogates_of
 from stages.evaluation.evidence import Check, Verdict
+from stages.evaluation.lineup import square_runs
 from stages.evaluation.pgd import PGDConfig
 
+SEARCH = "search without gradients"
 
-def run_square(examined: Examined, size: CheckSize) -> AttackResult:
-    """Square (Andriushchenko et al. 2020), which uses no gradients, by AutoAttack's code."""
+
+def run_square(examined: Examined, size: CheckSize) -> AttackResult | None:
+    """Square (Andriushchenko et al. 2020), which uses no gradients, by AutoAttack's code; None where that fails."""
+    channels, height, width = examined.images.shape[1:]
+    if not square_runs(examined.threat.norm, (channels, height, width)):
+        return None
     device = device_of(examined.model)
 
     def attack(part: slice) -> Attack:
@@ -42,6 +48,10 @@ def check_square(case: Case) -> Outcome:
     randomised model are compared with those of the same PGD run again.
     """
     square = case.square
+    if square is None:
+        height, width = case.examined.images.shape[2:]
+        reason = f"Square's official code fails on images of {height} x {width} in {case.examined.threat.norm}"
+        return not_applicable(7, SEARCH, reason)
     white_box = np.logical_and.reduce([result.robust for result in case.white_box.results])
     new, images = case.square_alone
     missed = alone(white_box, square.robust)
@@ -52,7 +62,7 @@ def check_square(case: Case) -> Outcome:
         verdict = "pass"
     check = Check(
         7,
-        "search without gradients",
+        SEARCH,
         verdict,
         f"{new} of {images} images broken by Square alone",
         images=images,

@@ -1,4 +1,3 @@
-import dataclasses
 import logging
 import sys
 
@@ -17,11 +16,15 @@ from known_models import (
     train_linear,
 )
 from pyautoattack import AutoAttack
+from pyautoattack.autopgd_base import APGDAttack
+from pyautoattack.square import SquareAttack
+from torch import nn
 from unchecked import unchecked_types
 
+from stages.evaluation import lineup as lineup_module
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk, square_flag
-from stages.evaluation.verdict import verify_chunk
+from stages.evaluation.verdict import AttackError
 from stages.rap.threat import ThreatModel
 
 CLASSES = 4
@@ -75,51 +78,6 @@ def test_images_that_stood_are_returned_as_they_are(verdict, digits: Digits):
     assert np.all((verdict.distance == 0) == verdict.robust)
 
 
-def test_a_true_verdict_is_verified(model, digits: Digits, verdict):
-    verification = verify_chunk(model, *digits, verdict, THREAT)
-    assert verification.holds
-    assert verification.broken == int((~verdict.robust).sum())
-    assert verification.largest_distance == pytest.approx(THREAT.radius, abs=1e-6)
-
-
-def _altered(verdict, row, change):
-    adversarial = verdict.adversarial.copy()
-    change(adversarial[row])
-    return dataclasses.replace(verdict, adversarial=adversarial)
-
-
-def test_verification_names_what_is_outside_the_ball(model, digits: Digits, verdict):
-    row = verdict.broken_by.index("apgd-ce")
-    middle = np.abs(to_float(digits[0])[row].numpy() - 0.5).argmin()
-    moved = _altered(verdict, row, lambda image: image.put(middle, image.flat[middle] + 0.3))
-    assert verify_chunk(model, *digits, moved, THREAT).outside_ball == (row,)
-
-
-def test_verification_names_what_is_outside_the_range(model, digits: Digits, verdict):
-    row = verdict.broken_by.index("apgd-ce")
-    for value in (1.0000001, -1e-6, np.nan):
-        moved = _altered(verdict, row, lambda image, value=value: image.put(0, value))
-        assert verify_chunk(model, *digits, moved, THREAT).outside_range == (row,)
-    assert verify_chunk(model, *digits, moved, THREAT).outside_ball == (row,)
-
-
-def test_verification_names_an_adversary_that_fools_nobody(model, digits: Digits, verdict):
-    row = verdict.broken_by.index("apgd-ce")
-    clean = to_float(digits[0])[row].numpy()
-    moved = _altered(verdict, row, lambda image: np.copyto(image, clean))
-    verification = verify_chunk(model, *digits, moved, THREAT)
-    assert verification.judged_otherwise == (row,)
-    assert not verification.holds
-
-
-def test_verification_names_an_image_that_is_called_robust_and_is_misclassified(model, digits: Digits, verdict):
-    images, labels = digits
-    row = verdict.broken_by.index(None)
-    wrong = labels.clone()
-    wrong[row] = (wrong[row] + 1) % CLASSES
-    assert verify_chunk(model, images, wrong, verdict, THREAT).judged_otherwise == (row,)
-
-
 def test_an_image_that_is_misclassified_as_it_is_counts_as_broken_and_is_not_attacked(model, digits: Digits):
     images, labels = digits
     verdict = attack_chunk(model, images[:3], (labels[:3] + 1) % CLASSES, THREAT, config=CONFIG)
@@ -129,28 +87,18 @@ def test_an_image_that_is_misclassified_as_it_is_counts_as_broken_and_is_not_att
     assert np.array_equal(verdict.adversarial, to_float(images[:3]).numpy())
 
 
-def test_l2_adversaries_are_verified_too(model, digits: Digits):
-    threat = ThreatModel(norm="L2", radius=1.5)
-    verdict = attack_chunk(model, *digits, threat, config=CONFIG)
-    verification = verify_chunk(model, *digits, verdict, threat)
-    assert verification.holds
-    assert verification.broken > 6
-    assert threat.radius - 0.01 < verification.largest_distance <= threat.radius + 1e-6
-
-
-def test_l1_adversaries_are_those_of_the_official_code_and_are_verified(model, digits: Digits):
-    threat, config = (
-        ThreatModel(norm="L1", radius=6.0),
-        AutoAttackConfig(version="custom", attacks=("apgd-ce",), batch=7),
-    )
+@pytest.mark.parametrize(("norm", "radius", "attacks"), [("L2", 1.5, ()), ("L1", 6.0, ("apgd-ce",))])
+def test_adversaries_in_other_norms_are_those_of_the_official_code(model, digits: Digits, norm, radius, attacks):
+    threat = ThreatModel(norm=norm, radius=radius)
+    config = AutoAttackConfig(version="custom" if attacks else "standard", attacks=attacks, batch=7)
     verdict = attack_chunk(model, *digits, threat, config=config)
-    verification = verify_chunk(model, *digits, verdict, threat)
-    assert verification.holds
-    assert 5.9 < verification.largest_distance <= 6 + 1e-5
-    official = AutoAttack(model, norm="L1", eps=6.0, seed=0, version="standard")
-    official.attacks_to_run = ["apgd-ce"]
+    official = AutoAttack(model, norm=norm, eps=radius, seed=0, version="standard")
+    official.attacks_to_run = list(attacks) or official.attacks_to_run
+    official.apgd_targeted.n_target_classes = official.fab.n_target_classes = CLASSES - 1
     _, predicted = official.run_standard_evaluation(to_float(digits[0]), digits[1], batch_size=7)
     assert np.array_equal(verdict.robust, (predicted == digits[1]).numpy())
+    assert radius - 0.1 < verdict.distance.max() <= radius + 1e-5
+    assert verdict.refused == {}
 
 
 def test_custom_attacks_run_in_their_order_with_the_settings_of_the_standard_version(model, digits: Digits):
@@ -223,17 +171,106 @@ def test_square_alone_is_flagged_over_all_images_only():
     assert "2 of 500" in str(square_flag(["square", "square", None] + ["apgd-ce"] * 497))
 
 
-def test_two_classes_are_enough_for_attacks_without_dlr():
-    images, labels = load_images(2, 20)
-    config = AutoAttackConfig(version="custom", attacks=("apgd-ce", "fab-t"))
-    verdict = attack_chunk(train_linear(images, labels, 2), images, labels, ThreatModel(radius=0.9), config=config)
-    assert not verdict.robust.any()
+@pytest.fixture
+def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer steps of everything, for what does not depend on how many there are."""
+    official = lineup_module.AutoAttack
+
+    def short(*given, **settings):
+        made = official(*given, **settings)
+        for attack in (made.apgd, made.apgd_targeted):
+            attack.n_iter = attack.n_iter_orig = 20
+        made.fab.n_iter, made.square.n_queries = 5, 20
+        return made
+
+    monkeypatch.setattr(lineup_module, "AutoAttack", short)
 
 
-def test_three_classes_are_refused():
-    images, labels = load_images(3, 20)
-    with pytest.raises(ValueError, match="at least 4 classes"):
-        attack_chunk(train_linear(images, labels, 3), images, labels, THREAT, config=CONFIG)
+@pytest.mark.usefixtures("shortened")
+@pytest.mark.parametrize(
+    ("classes", "attacks"),
+    [
+        (2, ["apgd-ce", "fab", "square"]),
+        (3, ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
+        (4, ["apgd-ce", "apgd-t", "fab-t", "square"]),
+    ],
+)
+def test_few_classes_get_the_attacks_that_are_defined_on_them(classes: int, attacks: list[str]):
+    """On a linear model of two classes the result is known exactly."""
+    images, labels = load_images(classes, 12)
+    linear, threat = train_linear(*load_images(classes, 200), classes), ThreatModel(radius=0.2)
+    verdict = attack_chunk(linear, images, labels, threat, config=CONFIG)
+    exact = largest_margins(linear, images, labels, threat.radius).numpy() < 0
+    assert np.array_equal(verdict.robust, exact)
+    assert exact.any()
+    assert list(verdict.seconds) == attacks
+    assert verdict.flags == ()
+
+
+@pytest.mark.usefixtures("shortened")
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_sizes_on_which_square_fails_are_attacked_without_it_and_flagged(norm):
+    images = torch.randint(256, (3, 1, 4, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3)).eval()
+    labels = model(to_float(images)).argmax(1)
+    verdict = attack_chunk(model, images, labels, ThreatModel(norm=norm, radius=1e-4), config=CONFIG)
+    assert list(verdict.seconds) == ["apgd-ce", "apgd-dlr", "fab-t"]
+    assert "Square did not run: its official code fails on images of 4 x 8" in verdict.flags[0]
+
+
+@pytest.mark.usefixtures("shortened")
+def test_what_an_attack_claims_and_does_not_hold_is_left_to_the_next_one(
+    model, digits: Digits, monkeypatch: pytest.MonkeyPatch
+):
+    """The official code believes the model's answer to whatever comes back: here, images of NaN and beyond the ball."""
+    found = attack_chunk(model, *digits, ThreatModel(radius=0.5), config=CONFIG)
+    assert found.broken_by.count("apgd-ce") > 6
+    official = APGDAttack.perturb
+
+    def spoilt(self, images, labels):
+        made = official(self, images, labels)
+        made[::2] = torch.nan
+        made[1::4] = images[1::4] + 0.6
+        return made
+
+    monkeypatch.setattr(APGDAttack, "perturb", spoilt)
+    left = attack_chunk(model, *digits, ThreatModel(radius=0.5), config=CONFIG)
+    assert np.array_equal(left.robust, found.robust)
+    assert left.refused["apgd-ce"] >= 6
+    assert left.broken_by.count("apgd-t") >= left.refused["apgd-ce"]
+    assert np.isfinite(left.adversarial).all()
+    assert left.distance.max() <= 0.5 + 1e-6
+
+
+def test_gradients_that_are_not_finite_do_not_end_an_attack(model):
+    """A root has an infinite slope at black, of which the official code makes images of NaN, and calls them broken."""
+    (images, labels), config = load_images(CLASSES, 24), AutoAttackConfig(version="custom", attacks=("apgd-ce",))
+    threat = ThreatModel(norm="L2", radius=0.4)
+    rooted = Wrapped(model, before=lambda images: images.clamp(0, 1).pow(0.5)).eval()
+    nearly = Wrapped(model, before=lambda images: (images.clamp(0, 1) + 1e-6).sqrt()).eval()
+    verdict, smooth = (attack_chunk(each, images, labels, threat, config=config) for each in (rooted, nearly))
+    assert 0 < verdict.robust.sum() <= smooth.robust.sum() < smooth.clean.sum()
+    assert any("gradients were NaN or infinite" in flag for flag in verdict.flags)
+    assert smooth.flags == ()
+    wrong = rooted(torch.from_numpy(verdict.adversarial)).argmax(1) != labels
+    assert np.array_equal(wrong.numpy(), ~verdict.robust)
+
+
+@pytest.mark.usefixtures("shortened")
+def test_an_attack_that_fails_is_named_and_what_came_before_it_is_kept(
+    model, digits: Digits, monkeypatch: pytest.MonkeyPatch
+):
+    whole, kept = attack_chunk(model, *digits, THREAT, config=CONFIG), {}
+    with monkeypatch.context() as failing:
+        failing.setattr(SquareAttack, "perturb", lambda *given: 1 / 0)
+        with pytest.raises(AttackError, match=r"square failed on images of shape \[1, 8, 8\] in Linf: Zero") as end:
+            attack_chunk(model, *digits, THREAT, config=CONFIG, kept=kept)
+    assert "found is kept" in str(end.value)
+    assert [each[-1] for each in kept] == ["apgd-ce", "apgd-t", "fab-t"]
+    monkeypatch.setattr(APGDAttack, "perturb", lambda *given: pytest.fail("what is there is not attacked again"))
+    resumed = attack_chunk(model, *digits, THREAT, config=CONFIG, kept=kept)
+    assert (resumed.broken_by, resumed.flags) == (whole.broken_by, whole.flags)
+    assert np.array_equal(resumed.adversarial, whole.adversarial)
 
 
 @pytest.mark.parametrize(

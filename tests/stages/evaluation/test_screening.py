@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.claim import ClaimConfig, radius_text, robustbench_claim
+from stages.evaluation.claim import ClaimConfig, leaderboard, radius_text, robustbench_claim
 from stages.evaluation.screening import ScreeningConfig, screen, sequential_interval
 from stages.evaluation.verdict import ChunkVerdict
 from stages.rap.threat import ThreatModel
@@ -63,6 +63,25 @@ def test_a_screening_ends_when_time_is_up_or_images_are():
     assert screen([batch(None)] * 9, ScreeningConfig()).ended == "images"
     with pytest.raises(ValueError, match="at least 1 image"):
         screen([], ScreeningConfig())
+
+
+@pytest.mark.parametrize(
+    ("data", "norm", "radius", "name"),
+    [
+        ("CIFAR-10", "Linf", 8 / 255, "cifar10"),
+        ("CIFAR-10", "Linf", 0.0313725, "cifar10"),
+        ("CIFAR-10", "L2", 0.5, "cifar10"),
+        ("CIFAR-10", "L2", 8 / 255, None),
+        ("CIFAR-10", "L1", 12.0, None),
+        ("CIFAR-10", "Linf", 0.03, None),
+        ("CIFAR-10 (JPEG q75)", "Linf", 8 / 255, None),
+        ("MNIST", "Linf", 0.3, None),
+        ("digits", "Linf", 8 / 255, None),
+        ("own images", "Linf", 8 / 255, None),
+    ],
+)
+def test_a_leaderboard_is_one_of_data_norm_and_radius(data, norm, radius, name):
+    assert leaderboard(data, ThreatModel(norm=norm, radius=radius)) == name
 
 
 def test_a_claim_has_robustbenchs_fields_and_calls_few_images_unreliable():
