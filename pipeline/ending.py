@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from cluster.session import PlacementError
 from pipeline.artifacts import ArtifactError
+from stages.evaluation.verdict import AttackError
 from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import ShardError
@@ -40,14 +41,14 @@ def since_now() -> Say:
 def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
     """Do a command's work and print what it returns; the exit code.
 
-    0; 1 for damaged files or a full disk; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of
-    these is raised.
+    0; 1 for damaged files, an attack that fails or a full disk; 2 for work that was refused before it began; 130 for
+    Ctrl-C. What is none of these is raised.
     """
     try:
         print(work())
     except (ClaimedError, PlacementError) as error:
         fail(str(error))
-    except DAMAGE as error:
+    except (*DAMAGE, AttackError) as error:
         return _stop(str(error))
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")

@@ -21,9 +21,8 @@ from pipeline.artifacts import usable_root
 from pipeline.command import WorkersConfig
 from pipeline.ending import Say, conduct, fail, since_now
 from pipeline.evaluate_command import EvaluateCommand, parse
-from pipeline.evaluation import final_measurements
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
-from pipeline.measuring import find, own_measurements, quick_findings
+from pipeline.measuring import find, measurements_on, quick_findings
 from pipeline.recipe import EvaluationConfig
 from pipeline.reporting import model_contents
 from pipeline.subjects import (
@@ -39,7 +38,6 @@ from pipeline.tables import IMAGES, measurements_of, speed_table, with_our_rows
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack
-from stages.evaluation.autoattack import lineup_on
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
 from stages.evaluation.screening import ScreeningConfig
@@ -94,8 +92,7 @@ def evaluate_model(
     place = workers or WorkersConfig()
     if quick:
         return quick_findings(model, test, threat, images, ScreeningConfig(), root=Path(root), data=named, say=say)
-    auto = lineup_on(model, to_float(torch.from_numpy(test.images[:1])), threat, config)
-    measurements = [*final_measurements(config, threat, auto), *own_measurements(given, threat, config)]
+    measurements = measurements_on(model, test, threat, config, given)
     return find(
         {"model": model}, test, measurements, given, checks, root=Path(root), workers=place, data=named, say=say
     )
@@ -139,9 +136,7 @@ def prepare(command: EvaluateCommand) -> Prepared:
     if command.table:
         planned = measurements_of(command.table, images=images, chunk=config.chunk, seed=config.seed)
     else:
-        pixels = to_float(torch.from_numpy(data.test.images[:1]))
-        auto = lineup_on(model, pixels, threat, config)
-        planned = [*final_measurements(config, threat, auto), *own_measurements(functions, threat, config)]
+        planned = measurements_on(model, data.test, threat, config, functions)
     other = None
     if command.compare:
         other = read_results(Path(command.compare), test=data.test.fingerprint)

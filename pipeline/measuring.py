@@ -14,7 +14,7 @@ from pipeline.artifacts import Store
 from pipeline.chunks import Chunk, commit_chunk, load_verdict
 from pipeline.command import WorkersConfig
 from pipeline.ending import Say
-from pipeline.evaluation import evaluate, merge, of_kind, parts, subject_of
+from pipeline.evaluation import evaluate, final_measurements, merge, of_kind, parts, subject_of
 from pipeline.examination import Origin, examine
 from pipeline.findings import Findings
 from pipeline.recipe import ChecksConfig, EvaluationConfig
@@ -23,8 +23,9 @@ from pipeline.workers import Place, place_for_tasks
 from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import Attack
-from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.autoattack import AutoAttackConfig, lineup_on
 from stages.evaluation.checks.examined import CheckSize
+from stages.evaluation.isolation import try_attack
 from stages.evaluation.measurement import FunctionConfig, Measurement
 from stages.evaluation.screening import Screening, ScreeningConfig, screen
 from stages.rap.threat import ThreatModel
@@ -130,6 +131,24 @@ def quick_findings(
         seconds=time.perf_counter() - began,
         screening=screening,
     )
+
+
+def measurements_on(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    config: EvaluationConfig,
+    given: Sequence[tuple[FunctionConfig, Attack]],
+) -> list[Measurement]:
+    """What an evaluation runs on a model: AutoAttack's attacks, PGD, and one's own.
+
+    Raises ValueError for attacks of AutoAttack that do not exist for the model, and for own ones that fail on an image.
+    """
+    images, labels = torch.from_numpy(test.images[:1]), torch.from_numpy(test.labels[:1])
+    auto = lineup_on(model, to_float(images), threat, config)
+    for own, attack in given:
+        try_attack(own.path, attack, model, images, labels, threat)
+    return [*final_measurements(config, threat, auto), *own_measurements(given, threat, config)]
 
 
 def own_measurements(

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,7 +15,7 @@ from pipeline.plan import Plan
 from pipeline.results import describe_model, origins
 from stages import numerics
 from stages.data.splits import Split
-from stages.evaluation.accuracy import device_of, predict, to_float
+from stages.evaluation.accuracy import device_of, evaluating, predict, to_float
 from stages.evaluation.evidence import Row, Table
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.published import FIELD, PAPER, Setting, beside
@@ -142,9 +143,15 @@ def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
         clean=clean.numpy(),
         adversarial=adversarial.cpu().numpy(),
         labels=chosen.labels,
-        clean_predictions=predict(model, clean),
-        adversarial_predictions=predict(model, adversarial.cpu()),
+        clean_predictions=_answers(model, clean.to(device)),
+        adversarial_predictions=_answers(model, adversarial),
     )
+
+
+def _answers(model: nn.Module, images: torch.Tensor) -> np.ndarray:
+    """The class that a model is made to answer, whatever its logits are."""
+    with torch.no_grad(), evaluating(model):
+        return model(images).argmax(1).numpy(force=True)
 
 
 def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:

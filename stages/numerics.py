@@ -73,10 +73,15 @@ class Arithmetic:
 def verdict(*, threads: int | None = None) -> Iterator[None]:
     """Full float32 and deterministic convolutions inside of the block; ``threads`` where bits are promised on CPUs.
 
-    An autocast around it does not reach inside. cuDNN is not to time its algorithms: batches shrink with every image
-    that is broken, and each size would be timed anew.
+    An autocast, or a mode without gradients, around it does not reach inside. cuDNN is not to time its algorithms:
+    batches shrink with every image that is broken, and each size would be timed anew.
     """
-    with _restored(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    with (
+        _restored(),
+        torch.inference_mode(False),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
         _allow_tf32(False)

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
-from stages.evaluation.verdict import ChunkVerdict, distances, verify
+from stages.evaluation.accuracy import Accuracy, device_of, evaluating, to_float
+from stages.evaluation.verdict import AttackError, ChunkVerdict, ask, distances, verify
 from stages.rap.threat import ThreatModel
 
 Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
@@ -72,11 +72,11 @@ def run_attack(
     """Attack in batches, and `verify` what comes back; the model is attacked in eval mode and left as it was.
 
     ``asked`` is the number of images that the model is asked about together, of an attack that makes its own batches.
-    Raises ValueError where the attack returns anything but floats of the images' shape.
+    Raises AttackError where the attack returns anything but floats of the images' shape.
     """
     began, asked = time.perf_counter(), asked or batch
     clean, device, labels = to_float(images), device_of(model), labels.cpu()
-    right = predict(model, clean, batch=asked) == labels.numpy()
+    right = ~ask(model, clean, labels, batch=asked)
     with evaluating(model):
         parts = [
             # clones, so that an attack that works in place does not move the image that its ball is around
@@ -98,13 +98,13 @@ def run_attack(
 
 
 def returned_images(name: str, returned: object, attacked: Tensor) -> Float32[Tensor, "image channel height width"]:
-    """What an attack returned, as float32 on the CPU. Raises ValueError for anything but floats of the same shape."""
+    """What an attack returned, as float32 on the CPU. Raises AttackError for anything but floats of the same shape."""
     found = f"a {type(returned).__name__}"
     if isinstance(returned, Tensor):
         found = f"{str(returned.dtype).removeprefix('torch.')} of shape {list(returned.shape)}"
         if returned.is_floating_point() and returned.layout == torch.strided and returned.shape == attacked.shape:
             return returned.detach().to("cpu", torch.float32)
-    raise ValueError(
+    raise AttackError(
         f"attack {name} returned {found}; expected a tensor of floats in [0, 1] of shape {list(attacked.shape)}, an "
         "image for each that it was given"
     )

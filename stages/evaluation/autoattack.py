@@ -20,10 +20,10 @@ from jaxtyping import Float, Int64, UInt8
 from pyautoattack import AutoAttack, checks
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import device_of, evaluating, predict, to_float
+from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.finite import FiniteGradients
 from stages.evaluation.lineup import ATTACKS, VERSIONS, Lineup, Version, limit_targets, lineup, official_attack
-from stages.evaluation.verdict import AttackError, ChunkVerdict, distances, verify
+from stages.evaluation.verdict import AttackError, ChunkVerdict, ask, distances, verify
 from stages.rap.threat import ThreatModel
 
 NOT_FINITE = (
@@ -129,9 +129,9 @@ def _unattacked(
     plan: Lineup,
     config: AutoAttackConfig,
 ) -> ChunkVerdict:
-    right = predict(model, clean, batch=config.batch) == labels.numpy()
+    wrong = ask(model, clean, labels, batch=config.batch)
     return ChunkVerdict(
-        broken_by=tuple(None if each else "clean" for each in right),
+        broken_by=tuple("clean" if each else None for each in wrong),
         adversarial=clean.numpy(),
         distance=np.zeros(len(clean)),
         flags=plan.flags,

@@ -21,6 +21,7 @@ from stages.evaluation.attacks import Attack, run_attack
 from stages.evaluation.autoattack import AutoAttackConfig, Kept, attack_chunk, lineup_on
 from stages.evaluation.bpda import BPDAConfig, bpda_attack
 from stages.evaluation.classical import ClassicalConfig, classical_attack
+from stages.evaluation.isolation import isolated
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.verdict import ChunkVerdict
 from stages.identity import UnnameableError, object_fingerprint
@@ -128,7 +129,8 @@ def attack_images(
     if isinstance(attack, FunctionConfig):
         if function is None:
             raise ValueError(f"{attack.path} was named but not given: pass the function that function_attacks found")
-        return run_attack(attack.path, function, model, images, labels, threat, batch=attack.batch).verdict
+        alone = isolated(attack.path, function)
+        return run_attack(attack.path, alone, model, images, labels, threat, batch=attack.batch).verdict
     if isinstance(attack, ClassicalConfig):
         run = classical_attack(attack)
         return run_attack(attack.name, run, model, images, labels, threat, batch=attack.batch).verdict

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from stages import randomness
-from stages.evaluation.accuracy import evaluating, finite_logits
+from stages.evaluation.accuracy import evaluating
 from stages.evaluation.attacks import run_attack
 from stages.evaluation.finite import finite
 from stages.evaluation.verdict import misclassified
@@ -93,8 +93,8 @@ def pgd(
     do not depend on which images are attacked together, beyond the rounding of the model's own sums.
     The model, in whatever mode it is, is attacked in eval mode and left as it was.
 
-    A NaN on the way is wrong where it is the model's answer, and leads nowhere where it is in a gradient. Raises
-    NonFiniteLogits when the model returns NaN or infinity for an image as it is, and ValueError for an L1 ball.
+    A NaN is wrong where it is the model's answer, and leads nowhere where it is in a gradient. Raises ValueError for an
+    L1 ball.
     """
     if threat.norm == "L1":
         raise ValueError("this PGD is for Linf and L2 balls; in L1 use AutoAttack, whose steps are made for it")
@@ -102,7 +102,7 @@ def pgd(
     with evaluating(model):
         for part in torch.arange(len(images)).split(config.batch):
             with torch.no_grad():
-                broken[part] = misclassified(finite_logits(model, images[part]), labels[part])
+                broken[part] = misclassified(model(images[part]), labels[part])
         # Restarts of few images share batches: small ones cost nearly twice as much an image.
         restarts, tried = (runs.ravel() for runs in np.indices((config.restarts, len(images))))
         while len(left := np.flatnonzero(~broken.numpy(force=True)[tried])):

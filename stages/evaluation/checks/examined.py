@@ -6,9 +6,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import clean_mask, device_of, to_float
+from stages.evaluation.accuracy import device_of, to_float
 from stages.evaluation.attacks import AttackResult
 from stages.evaluation.checks.explanations import Ablations, SelectionFacts, VanillaTraining
+from stages.evaluation.verdict import ask
 from stages.rap.threat import ThreatModel
 
 
@@ -120,7 +121,7 @@ def on_device(examined: Examined) -> tuple[Float[Tensor, "image channel height w
 
 def clean_of(examined: Examined, size: CheckSize, model: nn.Module | None = None) -> Bool[np.ndarray, " image"]:
     """True where the model, or another, classifies the image itself correctly."""
-    return clean_mask(model or examined.model, examined.images, examined.labels, batch=size.batch)
+    return ~ask(model or examined.model, to_float(examined.images), examined.labels, batch=size.batch)
 
 
 def _first(result: AttackResult, count: int) -> AttackResult:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stages.evaluation.accuracy import Accuracy, device_of, evaluating, predict, to_float
+from stages.evaluation.accuracy import Accuracy, device_of, evaluating, to_float
 from stages.evaluation.attacks import AttackResult, worst_case
 from stages.evaluation.checks.attacking import ascend, submit
 from stages.evaluation.checks.case import Case, Outcome, not_applicable
@@ -17,6 +17,7 @@ from stages.evaluation.checks.examined import Examined, clean_of
 from stages.evaluation.checks.strength import RADIUS
 from stages.evaluation.evidence import Check, Curve
 from stages.evaluation.pgd import PGDConfig
+from stages.evaluation.verdict import ask
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 
@@ -134,13 +135,13 @@ def check_purifier(case: Case) -> Outcome:
     config = PGDConfig(steps=case.size.steps, seed=case.size.seed)
     states = ascend(model, examined, case.size, config)
     restored = _purified(model, states, case.size.batch)
-    labels = examined.labels.numpy(force=True)
+    labels = examined.labels
     right = {
         "clean": np.concatenate([clean_of(examined, case.size, other) for other in examined.others]),
         "attacked": _answers(examined.others, states, labels, case.size.batch),
         "restored": _answers(examined.others, restored, labels, case.size.batch),
     }
-    own = Accuracy.from_mask(predict(model, states, batch=case.size.batch) == labels)
+    own = Accuracy.from_mask(~ask(model, states, labels, batch=case.size.batch))
     shares = {key: float(mask.mean()) for key, mask in right.items()}
     check = Check(
         20,
@@ -219,7 +220,5 @@ def _purified(model: nn.Module, states: Float[Tensor, "image channel height widt
         return torch.cat([model.purify(part.to(device)).cpu() for part in states.split(batch)])  # pyright: ignore
 
 
-def _answers(
-    models: Sequence[nn.Module], images: Tensor, labels: np.ndarray, batch: int
-) -> Bool[np.ndarray, " answer"]:
-    return np.concatenate([predict(model, images, batch=batch) == labels for model in models])
+def _answers(models: Sequence[nn.Module], images: Tensor, labels: Tensor, batch: int) -> Bool[np.ndarray, " answer"]:
+    return np.concatenate([~ask(model, images, labels, batch=batch) for model in models])

@@ -17,7 +17,7 @@ from known_models import (
 from torch import nn
 from unchecked import unchecked_types
 
-from stages.evaluation.accuracy import NonFiniteLogits, to_float
+from stages.evaluation.accuracy import to_float
 from stages.evaluation.pgd import PGDConfig, draw_starts, pgd, pgd_mask
 from stages.rap.threat import ThreatModel
 
@@ -185,10 +185,17 @@ def test_a_gradient_whose_squares_underflow_still_points_somewhere(model, digits
     assert torch.equal(attack(faint, digits, L2, loss="margin")[1], expected)
 
 
-def test_nan_on_the_way_is_an_error(model, digits: Digits):
-    broken = Wrapped(model, before=lambda images: (images - images.detach()) / 0 + images)
-    with pytest.raises(NonFiniteLogits):
-        attack(broken, digits, LINF)
+def test_an_answer_of_nan_is_wrong_and_a_gradient_of_nan_leads_nowhere(model, digits: Digits):
+    """A part of the ball without an answer is found; one without a gradient ends nothing."""
+    silent = Wrapped(model, after=lambda logits: logits.where(logits.amax(1, keepdim=True) > 3, torch.nan)).eval()
+    adversaries, broken = attack(silent, digits, LINF)
+    assert bool((broken >= attack(model, digits, LINF)[1]).all())
+    assert bool(adversaries.isfinite().all())
+    rooted = Wrapped(model, before=lambda images: images.sqrt()).eval()  # of an infinite slope at black
+    adversaries, broken = attack(rooted, digits, LINF)
+    assert 20 < broken.sum() < len(broken)
+    assert bool(adversaries.isfinite().all())
+    assert bool((rooted(adversaries[broken]).argmax(1) != digits[1][broken]).all())
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stages.evaluation.accuracy import to_float
 from stages.evaluation.attacks import run_attack
-from stages.evaluation.verdict import distances, tolerance, verify
+from stages.evaluation.verdict import AttackError, distances, tolerance, verify
 from stages.rap.threat import ThreatModel
 
 LINF = ThreatModel(norm="Linf", radius=0.25)
@@ -145,5 +145,5 @@ NO_IMAGES = {
 @pytest.mark.parametrize("case", NO_IMAGES)
 def test_anything_but_images_is_refused_with_what_it_was(model: nn.Module, digits: Digits, case: str) -> None:
     change, message = NO_IMAGES[case]
-    with pytest.raises(ValueError, match=f"attack mine returned {message}.*expected a tensor of floats"):
+    with pytest.raises(AttackError, match=f"attack mine returned {message}.*expected a tensor of floats"):
         run_attack("mine", lambda model, images, labels, threat: change(images), model, *digits, LINF, batch=4)
