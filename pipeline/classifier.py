@@ -10,11 +10,12 @@ from torch import nn
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.plan import Plan
-from pipeline.workers import Workers
+from pipeline.workers import Workers, own_device
 from stages import numerics
+from stages.evaluation.accuracy import Accuracy, clean_mask, on_device
 from stages.evaluation.contract import check_model
 from stages.nets.classifiers import build_classifier
-from stages.training.classifier import clean_accuracy, train_classifier
+from stages.training.classifier import train_classifier
 from stages.weights import save_weights
 
 
@@ -41,7 +42,8 @@ def _checked(plan: Plan, artifact: Artifact | None) -> tuple[nn.Module, float]:
     if artifact is None:
         assert plan.external is not None
         with numerics.verdict(threads=1):
-            return plan.external, clean_accuracy(plan.external, images, labels=labels)
+            there = on_device(plan.external, own_device(plan.command.workers))
+            return plan.external, Accuracy.from_mask(clean_mask(there, images, labels)).value
     classifier = _load(plan, artifact)
     check_model(classifier, images[:200], labels[:200], classes=len(plan.data.classes), threat=plan.recipe.threat)
     return classifier, artifact.metrics["holdout_accuracy"]
@@ -71,7 +73,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
         classifier.load_state_dict(state)
         images, labels = torch.from_numpy(holdout.images), torch.from_numpy(holdout.labels)
         with numerics.verdict(threads=1):
-            return {"holdout_accuracy": clean_accuracy(classifier.eval(), images, labels=labels)}
+            return {"holdout_accuracy": Accuracy.from_mask(clean_mask(classifier.to(device), images, labels)).value}
 
     artifact = Store(plan.root).make(
         "classifier",
@@ -86,7 +88,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
 
 
 def _load(plan: Plan, artifact: Artifact) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         classifier = build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
     classifier.load_state_dict(load_file(artifact.path / "weights.safetensors"))
     return classifier.eval()

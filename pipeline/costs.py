@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from pipeline.plan import Plan
 from pipeline.search import candidates, search_fingerprint
 from pipeline.survey import Survey, survey
+from pipeline.workers import own_device
 from stages.evaluation.lineup import Lineup
 from stages.rap.attack import attack, draw_start
 from stages.training.ablations import PARTS
@@ -41,7 +43,9 @@ def stages(plan: Plan) -> list[Stage]:
     """The stages of a plan in order, with what they have and what the rest would cost."""
     recipe, found = plan.recipe, survey(plan)
     # a run whose evaluation is there has nothing left that is timed
-    step, update = (0.0, 0.0) if "evaluation" in found.built else calibrate(found.setup)
+    step, update = (
+        (0.0, 0.0) if "evaluation" in found.built else calibrate(found.setup, own_device(plan.command.workers))
+    )
     lines = [Stage("classifier", plan.classifier_fingerprint, "to do", f"{recipe.classifier.epochs} epochs")]
     if recipe.search.trials:
         lines.append(_search(plan, found.setup))
@@ -108,7 +112,8 @@ def _model(plan: Plan, found: Survey) -> str:
 
 def describe_costs(plan: Plan) -> str:
     """The dry run as text."""
-    found = stages(plan)
+    found, device = stages(plan), own_device(plan.command.workers)
+    how = "GPU" if device == "cuda" else "CPU in float32, with the recipe's threads"
     lines = [f"run {plan.run.name} on {plan.data.name}, below {plan.root}", ""]
     for stage in found:
         lines += [f"{stage.name:12} {stage.fingerprint:34} {stage.state}"]
@@ -116,7 +121,7 @@ def describe_costs(plan: Plan) -> str:
     if any(stage.cost for stage in found):
         lines += [
             "",
-            "times: one worker with the recipe's threads on this machine's CPU in float32, from a short calibration",
+            f"times: one worker on this machine's {how}, from a short calibration",
         ]
     else:
         lines += ["", "everything is there: the same command without --dry-run prints the results"]
@@ -135,29 +140,54 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.0f} s"
 
 
-def calibrate(setup: Setup) -> tuple[float, float]:
-    """Seconds of one attack step on one image, and of one update; large networks are timed on two images."""
-    step, update = _calibrate_on(setup, images=2)
+def calibrate(setup: Setup, device: str) -> tuple[float, float]:
+    """Seconds of one attack step on one image, and of one update.
+
+    On a GPU whole batches are timed, as the recipe computes; on a CPU, which may have to emulate bfloat16, a few
+    images in float32, and of large networks two.
+    """
+    config = setup.config
+    if device == "cuda":
+        sizes = config.attack.batch, config.schedule.batch
+        step, update = _timed(replace(setup, device=device), sizes)
+        return step, update * config.schedule.batch
+    plain = replace(
+        config, attack=replace(config.attack, precision="float32"), train=replace(config.train, precision="float32")
+    )
+    step, update = _timed(replace(setup, config=plain), (2, 2))
     if max(step, update) < QUICK:
-        step, update = _calibrate_on(setup, images=CALIBRATION_IMAGES)
-    return step, update * setup.config.schedule.batch
+        step, update = _timed(replace(setup, config=plain), (CALIBRATION_IMAGES,) * 2)
+    return step, update * config.schedule.batch
 
 
-def _calibrate_on(setup: Setup, images: int) -> tuple[float, float]:
-    """Seconds per image of an attack step and of an update, measured after a first try."""
-    process, split = replace(setup.config.attack, precision="float32"), setup.train  # CPUs may emulate bfloat16
-    chosen, labels = torch.from_numpy(split.images[:images]), torch.from_numpy(split.labels[:images])
-    start = draw_start(process, 0, split.rows[:images], tuple(chosen.shape[1:]))
-    config = replace(setup.config, train=replace(setup.config.train, precision="float32"))
-    robust, learner, clean = setup.build_faster(), replace(setup, config=config).learner(), chosen.float() / 255
-    everything = torch.ones(images, dtype=torch.bool)
-    t = torch.full_like(labels, process.steps)
-    batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=t, fresh=everything, last=everything)
+def _timed(setup: Setup, sizes: tuple[int, int]) -> tuple[float, float]:
+    """Seconds per image of an attack step and of an update on so many images, measured after a first try."""
+    process, learner = setup.config.attack, setup.learner()
+    (images, labels, rows), (clean, truth, _) = (_first(setup, size) for size in sizes)
+    start = draw_start(process, 0, rows, tuple(images.shape[1:])).to(setup.device)
+    pixels, everything = process.lattice.to_float(process.lattice.from_bytes(clean)), torch.ones_like(truth).bool()
+    batch = TrainingBatch(
+        states=pixels,
+        clean=pixels,
+        labels=truth,
+        t=torch.full_like(truth, process.steps),
+        fresh=everything,
+        last=everything,
+    )
     with process.applied():
-        step = _time(lambda: attack(robust, chosen, labels, process, start, steps=1))
-    with config.train.applied():
-        update = _time(lambda: (learner.update(batch), learner.measured()))
-    return step / images, update / images
+        robust = setup.build_faster()
+        step = _time(lambda: attack(robust, images, labels, process, start, steps=1).success.cpu())
+    with setup.config.train.applied():
+        update = _time(lambda: (learner.update(batch), learner.measured()))  # reading them waits for the device
+    return step / len(images), update / len(clean)
+
+
+def _first(setup: Setup, count: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """The first training images of the setup with labels on its device, and their rows; again from the first where
+    there are fewer."""
+    chosen = np.arange(count) % len(setup.train)
+    images, labels = torch.from_numpy(setup.train.images[chosen]), torch.from_numpy(setup.train.labels[chosen])
+    return images.to(setup.device), labels.to(setup.device), setup.train.rows[chosen]
 
 
 def predicted_bytes(plan: Plan, steps: int) -> int:

@@ -35,8 +35,9 @@ from pipeline.subjects import (
     with_adapter,
 )
 from pipeline.tables import IMAGES, measurements_of, speed_table, with_our_rows
+from pipeline.workers import demanded_device, own_device
 from stages.data.datasets import DataConfig, ImageData, load_data
-from stages.evaluation.accuracy import to_float
+from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
@@ -91,7 +92,17 @@ def evaluate_model(
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
     if quick:
-        return quick_findings(model, test, threat, images, ScreeningConfig(), root=Path(root), data=named, say=say)
+        return quick_findings(
+            model,
+            test,
+            threat,
+            images,
+            ScreeningConfig(),
+            root=Path(root),
+            device=device_of(model).type if device_of(model).type != "cpu" else demanded_device(place),
+            data=named,
+            say=say,
+        )
     measurements = measurements_on(model, test, threat, config, given)
     return find(
         {"model": model}, test, measurements, given, checks, root=Path(root), workers=place, data=named, say=say
@@ -161,7 +172,8 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
     if command.table == "4.5":
         pixels = to_float(torch.from_numpy(test.images[:64]))
         say("images a second without the adapter and with 1 to T reverse steps, in turn")
-        table = speed_table(with_adapter(prepared.model, SPEED), pixels, data=data.name, classifier=known, say=say)
+        model = with_adapter(on_device(prepared.model, demanded_device(command.workers)), SPEED)
+        table = speed_table(model, pixels, data=data.name, classifier=known, say=say)
         found = Findings(
             data=data.name, test=test.fingerprint, evaluations={}, fingerprints={}, seconds=0, tables=(table,)
         )
@@ -173,6 +185,7 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
             prepared.images,
             command.screening,
             root=root,
+            device=demanded_device(command.workers),
             data=data.name,
             say=say,
         )
@@ -197,7 +210,12 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
     directory = root / "evaluations" / (command.name or f"{command.data_config.name}-{key[:8]}")
     if found.checked is not None:
         contents = model_contents(
-            prepared.model, found, test, title=directory.name, classes=data.classes, classifier=known
+            on_device(prepared.model, own_device(command.workers)),
+            found,
+            test,
+            title=directory.name,
+            classes=data.classes,
+            classifier=known,
         )
         found = replace(found, contents=contents)
     return found, directory

@@ -24,7 +24,7 @@ from pipeline.recipe import EvaluationConfig
 from pipeline.workers import Place
 from stages import numerics, randomness
 from stages.data.splits import Split
-from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.accuracy import Accuracy, on_device
 from stages.evaluation.attacks import Attack, refusal_flag
 from stages.evaluation.autoattack import AutoAttackConfig, square_flag
 from stages.evaluation.lineup import Lineup
@@ -126,7 +126,9 @@ def evaluate(
     board = _Board(Store(root), chunks)
     if board.missing:
         place = workers()
-        models = {name: put((subject.model, dict(functions or {}))) for name, subject in subjects.items()}
+        # On the CPU, for workers of any kind.
+        attacks = dict(functions or {})
+        models = {name: put((on_device(subject.model, "cpu"), attacks)) for name, subject in subjects.items()}
         work = [
             (group, chunk, place.device, [models[group[0]]])
             for group, members in chunks.items()

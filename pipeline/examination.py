@@ -20,7 +20,7 @@ from pipeline.recipe import ChecksConfig
 from pipeline.workers import Place
 from stages import numerics
 from stages.data.splits import Split
-from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.accuracy import Accuracy, on_device
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.checks.explanations import (
     Ablations,
@@ -174,7 +174,7 @@ def examine(
         place = workers()
         trainings = sum(isinstance(work, _Training) and work.part in PARTS for work in missing)
         say(f"20 checks on the model, {trainings} trainings that explain it")
-        tasks = [put(_Task(str(root), work, place.device)) for work in missing]
+        tasks = [put(_Task(str(root), _portable(work), place.device)) for work in missing]
         for _, receipt in run_tasks(
             _to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus, fresh=False, say=say
         ):
@@ -182,6 +182,20 @@ def examine(
             say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]
     return _checked(examined, found, _told(found[1:], origin, config), done_now=len(missing))
+
+
+def _portable(work: "_Examined | _Training") -> "_Examined | _Training":
+    """The work with its models on the CPU, for workers of any kind."""
+    if isinstance(work, _Training):
+        return work
+
+    def moved(subject: Subject) -> Subject:
+        return replace(subject, model=on_device(subject.model, "cpu"))
+
+    undefended = work.undefended and moved(work.undefended)
+    return replace(
+        work, subject=moved(work.subject), undefended=undefended, others=tuple(moved(other) for other in work.others)
+    )
 
 
 def _line(receipt: Artifact) -> str:

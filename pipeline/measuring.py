@@ -21,7 +21,7 @@ from pipeline.recipe import ChecksConfig, EvaluationConfig
 from pipeline.subjects import undefended_of
 from pipeline.workers import Place, place_for_tasks
 from stages.data.splits import Split
-from stages.evaluation.accuracy import to_float
+from stages.evaluation.accuracy import on_device, to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.autoattack import AutoAttackConfig, lineup_on
 from stages.evaluation.checks.examined import CheckSize
@@ -97,14 +97,15 @@ def quick_findings(
     config: ScreeningConfig,
     *,
     root: Path,
+    device: str,
     data: str,
     say: Say,
 ) -> Findings:
     """A screening, batch after batch in this process: the order of the batches must not depend on their verdicts."""
-    root, began = root.expanduser().absolute(), time.perf_counter()
+    root, began, model = root.expanduser().absolute(), time.perf_counter(), on_device(model, device)
     subject = subject_of(model, test.images)
     with torch.no_grad():
-        classes = model(to_float(torch.from_numpy(test.images[:1]))).shape[1]
+        classes = model(to_float(torch.from_numpy(test.images[:1])).to(device)).shape[1]
     strongest = "apgd-t" if classes > 3 else "apgd-dlr" if classes == 3 else "fab"
     attack = AutoAttackConfig(version="custom", attacks=("apgd-ce", strongest))
     plan = Measurement(name="screening", attack=attack, threat=threat, images=images, chunk=64)
@@ -118,7 +119,7 @@ def quick_findings(
         nonlocal attacked
         for chunk in chunks:
             attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
-            receipts.append(commit_chunk(chunk, model, device="cpu", functions={}))
+            receipts.append(commit_chunk(chunk, model, device=device, functions={}))
             yield load_verdict(receipts[-1].path / "verdict.npz")
 
     screening: Screening = screen(verdicts(), config, progress=say)

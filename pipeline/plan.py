@@ -183,7 +183,7 @@ def _autoattack(recipe: Recipe, data: ImageData) -> Lineup:
 
 
 def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         classifier = build_classifier(
             recipe.classifier,
             channels=data.channels,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,10 +130,11 @@ def model_contents(
 def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
     """Test images and what PGD-40 makes of them, for a model of which nothing else is known."""
     chosen = test.take(in_order(test)[:GALLERY])
-    clean, device = to_float(torch.from_numpy(chosen.images)), device_of(model)
+    device = device_of(model)
+    clean = to_float(torch.from_numpy(chosen.images)).to(device)
     adversarial, _ = pgd(
         model,
-        clean.to(device),
+        clean,
         torch.from_numpy(chosen.labels).to(device),
         threat,
         config=PGDConfig(steps=40),
@@ -140,10 +142,10 @@ def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
     )
     return Pictures(
         attack="PGD-40",
-        clean=clean.numpy(),
-        adversarial=adversarial.cpu().numpy(),
+        clean=clean.numpy(force=True),
+        adversarial=adversarial.numpy(force=True),
         labels=chosen.labels,
-        clean_predictions=_answers(model, clean.to(device)),
+        clean_predictions=_answers(model, clean),
         adversarial_predictions=_answers(model, adversarial),
     )
 
@@ -185,38 +187,37 @@ def gallery(
     robust: RobustClassifier, classifier: nn.Module, test: Split, process: AttackProcess
 ) -> tuple[Pictures, tuple[TrajectoryPictures, ...]]:
     """Test images under the attack process (Alg. 1) against the whole robust classifier, and two of them stepwise."""
-    chosen = test.take(in_order(test)[:GALLERY])
-    labels = torch.from_numpy(chosen.labels)
-    with numerics.verdict(threads=1):
-        start = draw_start(process, 0, chosen.rows, chosen.images.shape[1:])
-        states = attack(robust, torch.from_numpy(chosen.images), labels, process, start).levels
-        clean = process.lattice.to_float(process.lattice.from_bytes(torch.from_numpy(chosen.images)))
-        adversarial = process.lattice.to_float(states[-1])
-        name = f"{process.steps} steps of the attack process"
-        with torch.no_grad():
-            pictures = Pictures(
-                attack=name,
-                clean=clean.numpy(),
-                adversarial=adversarial.numpy(),
-                labels=chosen.labels,
-                clean_predictions=predict(classifier, clean),
-                adversarial_predictions=predict(classifier, adversarial),
-                restored=robust.purify(adversarial).numpy(),
-                restored_predictions=predict(robust, adversarial),
-                restored_clean=robust.purify(clean).numpy(),
-                restored_clean_predictions=predict(robust, clean),
+    chosen, device = test.take(in_order(test)[:GALLERY]), device_of(robust)
+    images, labels = torch.from_numpy(chosen.images).to(device), torch.from_numpy(chosen.labels).to(device)
+    name = f"{process.steps} steps of the attack process"
+    with numerics.verdict(threads=1), torch.no_grad():
+        start = draw_start(process, 0, chosen.rows, chosen.images.shape[1:]).to(device)
+        process = replace(process, precision="float32")  # for a few images, on whatever there is
+        states = process.lattice.to_float(attack(robust, images, labels, process, start).levels)
+        clean, adversarial = process.lattice.to_float(process.lattice.from_bytes(images)), states[-1]
+        pictures = Pictures(
+            attack=name,
+            clean=clean.numpy(force=True),
+            adversarial=adversarial.numpy(force=True),
+            labels=chosen.labels,
+            clean_predictions=predict(classifier, clean),
+            adversarial_predictions=predict(classifier, adversarial),
+            restored=robust.purify(adversarial).numpy(force=True),
+            restored_predictions=predict(robust, adversarial),
+            restored_clean=robust.purify(clean).numpy(force=True),
+            restored_clean_predictions=predict(robust, clean),
+        )
+        stepwise = tuple(
+            TrajectoryPictures(
+                name=f"{name} against the robust classifier",
+                clean=pictures.clean[i],
+                label=int(chosen.labels[i]),
+                states=states[:, i].numpy(force=True),
+                predictions=predict(robust, states[:, i]),
+                restored=robust.purify(states[:, i]).numpy(force=True),
             )
-            stepwise = tuple(
-                TrajectoryPictures(
-                    name=f"{name} against the robust classifier",
-                    clean=clean[i].numpy(),
-                    label=int(chosen.labels[i]),
-                    states=process.lattice.to_float(states[:, i]).numpy(),
-                    predictions=predict(robust, process.lattice.to_float(states[:, i])),
-                    restored=robust.purify(process.lattice.to_float(states[:, i])).numpy(),
-                )
-                for i in range(min(STEPWISE, len(chosen)))
-            )
+            for i in range(min(STEPWISE, len(chosen)))
+        )
     return pictures, stepwise
 
 

@@ -23,7 +23,8 @@ from pipeline.results import committed_rows, shard_summary, table, work_seconds,
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
 from pipeline.trained import examine_trained, shipped_model, subjects_of
-from pipeline.workers import Session
+from pipeline.workers import Session, own_device
+from stages.evaluation.accuracy import on_device
 from stages.fingerprint import canonical
 from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
@@ -80,9 +81,9 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             checked = examine_trained(plan, setup, subjects, modules, auto=auto, workers=workers, say=say)
     results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, before, seconds)
     with timed(seconds, "report"):
-        report = write_report(
-            run_contents(plan, setup, (robust, classifier), found, checked, results), plan.run / "report"
-        )
+        device = own_device(plan.command.workers)
+        models = (on_device(robust, device), on_device(classifier, device))
+        report = write_report(run_contents(plan, setup, models, found, checked, results), plan.run / "report")
     results["paths"]["report"] = str(report.page)
     results["seconds_now"]["report"] = round(seconds["report"], 1)
     return results

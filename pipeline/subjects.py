@@ -57,7 +57,7 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
     inputs = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
     try:
         config = ClassifierConfig(factory=path, weights=weights, epochs=0)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([]):
             return build_classifier(config, **inputs, mean=data.mean, std=data.std), None
     except ValueError as error:
         said = str(error).replace("classifier.factory", "--model").replace("classifier.weights", "--weights")

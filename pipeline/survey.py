@@ -56,7 +56,7 @@ def survey(plan: Plan) -> Survey:
 
 def untrained_setup(plan: Plan) -> Setup:
     """The loop's setup with a classifier that has no trained weights: enough to count and to time."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         classifier: nn.Module = plan.external or build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
     return plan.setup(classifier)
 

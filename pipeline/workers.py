@@ -3,6 +3,8 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
+
 from cluster.machines import Cluster
 from cluster.session import PlacementError, session
 from pipeline.command import WorkersConfig
@@ -48,6 +50,18 @@ class Session:
             cluster = self.stack.enter_context(session(cpus=self.config.cpus))
             self.found = divide(cluster, self.config, self.recipe)
         return self.found
+
+
+def own_device(config: WorkersConfig) -> str:
+    """Where this process computes what no worker does: on its own GPU where it has one and may use it."""
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def demanded_device(config: WorkersConfig) -> str:
+    """`own_device`, for work that is done here altogether. Raises PlacementError where CUDA is asked for in vain."""
+    if config.device == "cuda" and own_device(config) == "cpu":
+        raise PlacementError("the device is cuda, but PyTorch finds no GPU on this machine: use auto or cpu")
+    return own_device(config)
 
 
 def place_for_tasks(cluster: Cluster, config: WorkersConfig) -> Place:

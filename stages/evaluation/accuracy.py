@@ -4,6 +4,7 @@
 '73.2 % [69.2, 76.9] of 512'
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,11 @@ def _in_precision_of_images(model: nn.Module, arguments: tuple[Any, ...], logits
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's weights lie; the CPU for a model without weights."""
     return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
+def on_device(model: nn.Module, device: str) -> nn.Module:
+    """The model where it lies already on a device of this type, else a copy there: whoever gave it keeps it."""
+    return model if device_of(model).type == torch.device(device).type else copy.deepcopy(model).to(device)
 
 
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -51,22 +51,6 @@ def train_classifier(
 
 
 @torch.no_grad()
-def clean_accuracy(
-    classifier: Callable[[Tensor], Tensor],
-    images: UInt8[Tensor, "image channel height width"],
-    *,
-    labels: Int64[Tensor, " image"],
-    batch: int = 500,
-) -> float:
-    """The share of images, in 0..1, that the classifier gets right; images on its device, at least one."""
-    hits = [
-        (classifier(part.float() / 255).argmax(1) == truth).sum()
-        for part, truth in zip(images.split(batch), labels.split(batch), strict=True)
-    ]
-    return int(torch.stack(hits).sum()) / len(images)
-
-
-@torch.no_grad()
 def settle_batch_norm(
     classifier: nn.Module, images: UInt8[Tensor, "image channel height width"], *, batch: int
 ) -> None:

@@ -118,7 +118,7 @@ class Setup:
         """The robust classifier with its first weights, on the device."""
         config, adapter = self.config, None
         if config.train.what != "classifier":
-            with torch.random.fork_rng():
+            with torch.random.fork_rng([]):
                 torch.manual_seed(key_seed(config.seed, "adapter"))
                 adapter = UNet(config.adapter, self.train.images.shape[1])
         robust = RobustClassifier(

@@ -11,10 +11,11 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from stages.data.splits import Split, divide
+from stages.evaluation.accuracy import clean_mask
 from stages.evaluation.contract import check_model
 from stages.nets.classifiers import ClassifierConfig, build_classifier
 from stages.rap.threat import ThreatModel
-from stages.training.classifier import clean_accuracy, settle_batch_norm, train_classifier
+from stages.training.classifier import settle_batch_norm, train_classifier
 from stages.training.diverged import DivergedError
 
 
@@ -38,9 +39,7 @@ def train(config: ClassifierConfig, split: Split, *, seed: int = 0) -> dict[str,
 def judged(config: ClassifierConfig, state: dict[str, Tensor]) -> tuple[nn.Module, float]:
     classifier, (_, test) = build(config), digits()
     classifier.load_state_dict(state)
-    return classifier, clean_accuracy(
-        classifier, torch.tensor(test.images), labels=torch.tensor(test.labels), batch=100
-    )
+    return classifier, float(clean_mask(classifier, torch.tensor(test.images), torch.tensor(test.labels)).mean())
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -155,9 +154,3 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
 def test_a_training_that_diverges_says_so():
     with pytest.raises(DivergedError, match=r"lower classifier\.learning_rate \(now 1e\+20\)"):
         train(ClassifierConfig(epochs=3, batch=16, learning_rate=1e20), few(64))
-
-
-def test_accuracy_counts_every_image_once():
-    labels = torch.tensor([0, 1, 1, 0, 1, 1, 1])
-    images = torch.zeros(7, 1, 2, 2, dtype=torch.uint8)
-    assert clean_accuracy(lambda pixels: torch.eye(2)[[1] * len(pixels)], images, labels=labels, batch=3) == 5 / 7
