@@ -134,9 +134,9 @@ class _Training:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Tasks:
     root: str
-    work: _Examined | _Training
+    works: list[_Examined | _Training]
     device: str
 
 
@@ -174,10 +174,10 @@ def examine(
         place = workers()
         trainings = sum(isinstance(work, _Training) and work.part in PARTS for work in missing)
         say(f"20 checks on the model, {trainings} trainings that explain it")
-        tasks = [put(_Task(str(root), _portable(work), place.device)) for work in missing]
-        for _, receipt in run_tasks(
-            _to_receipt, [[task] for task in tasks], cpus=place.cpus, gpus=place.gpus, fresh=False, say=say
-        ):
+        # In one object, so that the setup, which holds the data, is in it once.
+        tasks = put(_Tasks(str(root), [_portable(work) for work in missing], place.device))
+        numbered = [(number, [tasks]) for number in range(len(missing))]
+        for _, receipt in run_tasks(_to_receipt, numbered, cpus=place.cpus, gpus=place.gpus, fresh=False, say=say):
             receipts[receipt.manifest["fingerprint"]] = receipt
             say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]
@@ -255,17 +255,19 @@ def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Chec
     )
 
 
-def _to_receipt(reference: list[Ref[_Task]], tell: Callable[[str], None]) -> Artifact:
-    task = reference[0].get()
-    measure = _measure_checks if isinstance(task.work, _Examined) else _measure_training
+def _to_receipt(numbered: tuple[int, list[Ref[_Tasks]]], tell: Callable[[str], None]) -> Artifact:
+    number, (reference,) = numbered
+    tasks = reference.get()
+    work, device = tasks.works[number], tasks.device
+    measure = _measure_checks if isinstance(work, _Examined) else _measure_training
     with numerics.verdict(threads=1):
-        return Store(Path(task.root)).make(
-            task.work.kind,
-            task.work.fingerprint,
-            lambda directory: measure(task.work, directory, task.device, tell),  # pyright: ignore[reportArgumentType]
-            config=task.work.size if isinstance(task.work, _Examined) else {"part": task.work.part},
-            inputs={"images": task.work.images.fingerprint},
-            device=task.device,
+        return Store(Path(tasks.root)).make(
+            work.kind,
+            work.fingerprint,
+            lambda directory: measure(work, directory, device, tell),  # pyright: ignore[reportArgumentType]
+            config=work.size if isinstance(work, _Examined) else {"part": work.part},
+            inputs={"images": work.images.fingerprint},
+            device=device,
         )
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stages.rap.threat import Lattice
 
+Network = TypeVar("Network", bound=nn.Module)
 QUANTILE = 1.959963984540054  # 97.5 % of the standard normal distribution: a two-sided interval of 95 %
 
 
@@ -108,7 +109,7 @@ def device_of(model: nn.Module) -> torch.device:
     return next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
 
-def on_device(model: nn.Module, device: str) -> nn.Module:
+def on_device(model: Network, device: str) -> Network:
     """The model where it lies already on a device of this type, else a copy there: whoever gave it keeps it."""
     return model if device_of(model).type == torch.device(device).type else copy.deepcopy(model).to(device)
 
