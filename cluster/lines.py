@@ -16,6 +16,8 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
+from cluster.session import is_open
+
 PAUSE = 10.0
 """Seconds that a task's line must come after its last one, or after its start; any other is dropped."""
 
@@ -73,7 +75,7 @@ class Lines:
 
     def close(self) -> None:
         """Say what is left and end."""
-        if self.awaited and ray.is_initialized():
+        if self.awaited and is_open():
             self._ear.hear.remote(None)
             while self.awaited:
                 self.read()

@@ -15,7 +15,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.session import check_room
+from cluster.session import check_room, is_open
 from cluster.tasks import PoolError, raise_cause, run_tasks
 
 __all__ = ["Pool", "PoolError", "Ref", "put", "run_tasks"]
@@ -171,7 +171,9 @@ class Pool:
     def close(self) -> None:
         """End the actors at once; what they have in hand is lost."""
         while self._slots:
-            ray.kill(self._slots.pop().actor)
+            slot = self._slots.pop()
+            if is_open():
+                ray.kill(slot.actor)
 
     def _spawn(self) -> _Slot:
         actor = self._host.remote()
@@ -277,6 +279,6 @@ class Pool:
         """Drop what is in hand, so that the next map starts with free actors."""
         for slot in self._slots:
             for ref in slot.calls:
-                if ray.is_initialized():
+                if is_open():
                     ray.cancel(ref)
             slot.calls.clear()

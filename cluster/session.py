@@ -9,13 +9,16 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import ray
 
+from cluster.imports import import_environment
 from cluster.machines import Cluster, read_cluster
+from cluster.reach import Server, Watch, parse_address
 
 ENVIRONMENT = {
     # A train worker's report waits until the controller polls: 0.1 s a report instead of 2 s.
@@ -42,7 +45,11 @@ ENVIRONMENT = {
 
 
 class PlacementError(ValueError):
-    """The processors asked for cannot be had: no such device, more workers than fit, or a cluster of another size."""
+    """What was asked for cannot be had: no Ray, no such device, more workers than fit, or a cluster of another size."""
+
+
+class SessionLostError(RuntimeError):
+    """Ray went away in the middle. What was committed is there."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,23 +65,27 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
     not interrupted by a second one; the block is then left by Interrupted. (Inside the block it may
     still be a plain KeyboardInterrupt: a signal during a call into Ray comes out of it as that.)
 
-    Raises PlacementError when ``cpus`` is given for a cluster that runs already.
+    Raises PlacementError when no Ray can be had, or ``cpus`` is given for a cluster that runs already, and
+    SessionLostError when Ray is lost while the block runs.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = _cluster_address()
     if address and cpus is not None:
         raise PlacementError(
             f"cpus is {cpus}, but RAY_ADDRESS names a running cluster ({address}), whose size is its own: "
             "leave cpus unset, or unset RAY_ADDRESS to start a local cluster"
         )
-    before = signal.getsignal(signal.SIGTERM)
     joins = ray.is_initialized()
+    if address and not joins:
+        _check_address(address)
+    before = signal.getsignal(signal.SIGTERM)
     stop = _Stop()
     try:
         if not joins:
-            _connect(cpus)
+            _connect(address, cpus)
         # After ray.init, which installs a handler of its own.
         _set_sigterm(stop)
-        yield describe()
+        with _watched(() if joins else _servers(address)):
+            yield describe()
     except KeyboardInterrupt as error:
         if stop.is_asked:
             raise Interrupted("stopped by SIGTERM") from error
@@ -87,7 +98,12 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
 
 def describe() -> Cluster:
     """The cluster of the session that is open."""
-    return read_cluster(is_local=not os.environ.get("RAY_ADDRESS"))
+    return read_cluster(is_local=_cluster_address() is None)
+
+
+def is_open() -> bool:
+    """Whether there is a Ray to ask: once it is lost, a call into it would not come back."""
+    return ray.is_initialized() and (_watch is None or _watch.lost is None)
 
 
 def check_room(what: str, *, count: int = 1, cpus: float, gpus: float = 0) -> None:
@@ -101,17 +117,99 @@ def check_room(what: str, *, count: int = 1, cpus: float, gpus: float = 0) -> No
         )
 
 
-def _connect(cpus: int | None) -> None:
+def _cluster_address() -> str | None:
+    """The cluster that RAY_ADDRESS names; None for a Ray of this process's own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def _connect(address: str | None, cpus: int | None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    if environment := import_environment(is_local=address is None):
+        options["runtime_env"] = environment
+    if address is None:
+        # A local cluster asks for a token. Without one Ray would write ~/.ray/auth_token, which switches
+        # authentication on for clusters that have nothing to do with this project.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises a dozen types, and Exception itself
+        where = "no local Ray could be started" if address is None else f"RAY_ADDRESS {address} could not be joined"
+        raise PlacementError(f"{where}: {' '.join(str(error).split())}{_remedy(error)}") from error
+
+
+def _remedy(error: Exception) -> str:
+    if "AF_UNIX" in str(error):
+        return "; set RAY_TMPDIR to a folder with a short path, such as /tmp, for Ray's sockets"
+    return ""
+
+
+def _check_address(address: str) -> None:
+    """Raise PlacementError for an address at which Ray would wait for minutes, or that is not a cluster's own."""
+    if address == "auto":
         return
-    # A local cluster asks for a token. Without one Ray would write ~/.ray/auth_token, which switches
-    # authentication on for clusters that have nothing to do with this project.
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    remedy = "name one that runs, such as 10.0.0.1:6379, or unset RAY_ADDRESS to start a local Ray"
+    if address.startswith(("http://", "https://")):
+        raise PlacementError(
+            f"RAY_ADDRESS is {address}, to which `ray job submit` sends jobs; work itself joins a cluster at the port "
+            f"of its head: {remedy}"
+        )
+    server = parse_address(address)
+    if server is None:
+        raise PlacementError(f"RAY_ADDRESS is {address!r}, which is no host:port: {remedy}")
+    if not Server(name="the head", address=server, returns=False).lives():
+        raise PlacementError(f"no Ray answers at {address}, which RAY_ADDRESS names: {remedy}")
+
+
+def _servers(address: str | None) -> list[Server]:
+    """What a session cannot do without: the cluster's head, and the process by which this one takes part in it."""
+    context = ray.get_runtime_context()
+    if address is not None and address.startswith("ray://"):
+        where = {"the head": parse_address(address)}
+    else:
+        here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        where = {
+            "the head": parse_address(context.gcs_address),
+            "the raylet of this machine": (here["NodeManagerAddress"], here["NodeManagerPort"]),
+        }
+    return [
+        Server(name=name, address=server, returns=address is not None and name == "the head")
+        for name, server in where.items()
+        if server is not None
+    ]
+
+
+_watch: Watch | None = None
+
+
+@contextmanager
+def _watched(servers: Sequence[Server]) -> Iterator[None]:
+    """Inside, a Ray that is lost ends the main thread's work; a session in another thread is not watched.
+
+    Raises SessionLostError in its place.
+    """
+    global _watch
+    if threading.current_thread() is not threading.main_thread():
+        servers = ()
+    _watch = watch = Watch(servers)
+    watch.start()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, Exception):
+            watch.look_now()  # work may fail of it before the watch has seen it
+        if watch.lost is None:
+            raise
+        raise SessionLostError(
+            f"Ray was lost: {watch.lost.name} no longer answers. What was committed is kept; once Ray runs again, the "
+            "same command goes on from there"
+        ) from error
+    finally:
+        watch.stop()
+        _watch = None
 
 
 class _Stop:

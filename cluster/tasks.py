@@ -13,7 +13,7 @@ from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.lines import Lines, Teller
-from cluster.session import check_room
+from cluster.session import check_room, is_open
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,7 +75,7 @@ def run_tasks(
                 yield item, _get(ref, f"{name} of {item!r}")
     finally:
         for ref in running:
-            if ray.is_initialized():
+            if is_open():
                 ray.cancel(ref, force=True)
         if lines:
             lines.close()

@@ -18,7 +18,8 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from torch.distributed import DistError
 
-from cluster.session import check_room, describe
+from cluster.session import check_room, describe, is_open
+from cluster.tasks import PoolError
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class TrainContext:
 Loop = Callable[[TrainContext, dict[str, Any]], None]
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(PoolError):
     """Training was given up because its processes kept dying."""
 
 
@@ -166,7 +167,7 @@ def _no_leftovers() -> Iterator[None]:
         yield
     except (TrainingFailedError, RayError):
         # Without a session, which may just have ended, asking for the table would start another one.
-        left = placement_group_table() if ray.is_initialized() else {}
+        left = placement_group_table() if is_open() else {}
         for name, group in left.items():
             if name not in before and group["state"] != "REMOVED":
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name))))

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from cluster.session import PlacementError
+from cluster.session import PlacementError, SessionLostError
+from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
 from stages.evaluation.verdict import AttackError
+from stages.numerics import DeviceMemoryError
 from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import ShardError
@@ -41,26 +43,28 @@ def since_now() -> Say:
 def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
     """Do a command's work and print what it returns; the exit code.
 
-    0; 1 for damaged files, an attack that fails or a full disk; 2 for work that was refused before it began; 130 for
-    Ctrl-C. What is none of these is raised.
+    0; 1 for damaged files, an attack that fails, a full disk or device, processes that keep dying, or a Ray that is
+    lost; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of these is raised.
     """
     try:
         print(work())
     except (ClaimedError, PlacementError) as error:
         fail(str(error))
-    except (*DAMAGE, AttackError) as error:
+    except (*DAMAGE, AttackError, DeviceMemoryError, SessionLostError) as error:
         return _stop(str(error))
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")
         return 130
     except Exception as error:
         path = Path(root).expanduser()
-        if not _is_full(path, error):
-            raise
-        return _stop(
-            f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
-            "--root; nothing committed is lost, and the same command goes on from here"
-        )
+        if _is_full(path, error):
+            return _stop(
+                f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
+                "--root; nothing committed is lost, and the same command goes on from here"
+            )
+        if isinstance(error, PoolError):
+            return _stop(f"{error}; nothing committed is lost, and the same command goes on from here")
+        raise
     return 0
 
 

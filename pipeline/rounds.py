@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from cluster.pool import Pool, Ref, put
+from cluster.session import is_open
 from pipeline.generators import GeneratorWorker
 from pipeline.workers import LoopWorkers
 from stages.training.journal import Journal
@@ -42,8 +43,9 @@ def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], N
             trainer.follow()
     finally:
         stop.touch()
-        trainer.join()
-        stop.unlink()
+        if is_open():  # else the train worker's run never ends
+            trainer.join()
+            stop.unlink()
     trainer.follow()
     if trainer.error is not None:
         raise trainer.error

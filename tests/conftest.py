@@ -1,7 +1,5 @@
 """What several folders of tests share."""
 
-import os
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -44,8 +42,5 @@ def waiting() -> type[Waiting]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Cluster]:
     """One local Ray of 2 CPUs for all tests; a session that a test opens joins it."""
-    with pytest.MonkeyPatch.context() as environment:
-        # Workers find the test modules, which pytest imports by adding their folders to sys.path.
-        environment.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        with session(cpus=2) as cluster:
-            yield cluster
+    with session(cpus=2) as cluster:
+        yield cluster

@@ -5,8 +5,13 @@ import sys
 import threading
 
 import pytest
+import ray
 
 from cluster.session import Interrupted, PlacementError, check_room, session
+
+# The environment of scripts, which find the project where the tests do.
+WITHOUT_A_CLUSTER = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+WITHOUT_A_CLUSTER["PYTHONPATH"] = os.pathsep.join(sys.path)
 
 WAITING = """
 import sys, threading
@@ -38,13 +43,12 @@ sys.exit(143)
 
 @pytest.mark.ray
 def test_sigterm_is_an_orderly_stop_and_another_session_may_follow():
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", WAITING],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=WITHOUT_A_CLUSTER,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "waiting\n"
@@ -111,3 +115,94 @@ def test_a_size_for_a_running_cluster_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(PlacementError, match="leave cpus unset"), session(cpus=3):
         pass
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "no Ray answers at 127.0.0.1:1, which RAY_ADDRESS names"),
+        ("ray://127.0.0.1:1", "no Ray answers at ray://127.0.0.1:1"),
+        (
+            "http://127.0.0.1:8265",
+            "to which `ray job submit` sends jobs; .* at the port of its head: name one that runs",
+        ),
+        ("the-head", "which is no host:port"),
+        ("the-head:port", "which is no host:port"),
+        ("nowhere.invalid:6379", "no Ray answers at nowhere.invalid:6379"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_refused_at_once(address, message, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests have open
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(PlacementError, match=message), session():
+        pass
+
+
+FAILING = """
+import os, sys
+from cluster.session import PlacementError, session
+try:
+    with session(cpus=1):
+        pass
+except PlacementError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (100 * "x", "set RAY_TMPDIR to a folder with a short path, such as /tmp, for Ray's sockets"),
+        ("file", "Not a directory"),
+    ],
+)
+def test_a_local_ray_that_does_not_start_is_one_message(folder, message, tmp_path):
+    (tmp_path / "file").touch()
+    environment = WITHOUT_A_CLUSTER | {"RAY_TMPDIR": str(tmp_path / folder)}
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.startswith("no local Ray could be started: ")
+    assert message in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+LOSING = """
+import psutil
+from cluster.pool import Pool
+from cluster.session import SessionLostError, session
+from threading import Event
+
+class Waiter:
+    def wait(self, number):
+        Event().wait()
+
+def kill_the_head(number):
+    for process in psutil.Process().children():
+        if "gcs_server" in process.name():
+            process.kill()
+    return (number,)
+
+try:
+    with session(cpus=1), Pool(Waiter, size=1, cpus=1, name="waiters") as pool:
+        list(pool.map("wait", [1], payload=kill_the_head))
+except SessionLostError as error:
+    print(error)
+with session(cpus=1) as cluster:
+    print(cluster.cpus)
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_that_dies_ends_the_work_with_one_message_and_another_session_may_follow():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LOSING],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=WITHOUT_A_CLUSTER,
+    )
+    assert done.stdout == (
+        "Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same command "
+        "goes on from there\n1.0\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
