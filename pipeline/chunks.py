@@ -65,12 +65,11 @@ class Chunk:
 
 
 def attack_to_receipt(
-    work: tuple[tuple[str, str], Chunk, str, list[Ref[tuple[nn.Module, dict[str, Attack]]]]],
+    work: tuple[tuple[str, str], Chunk, str, tuple[Ref[nn.Module], Ref[dict[str, Attack]]]],
 ) -> Artifact:
     """Attack one chunk and commit what was found. Runs in a worker process."""
-    _, chunk, device, (reference,) = work
-    model, functions = reference.get()
-    return commit_chunk(chunk, model.to(device), device=device, functions=functions)
+    _, chunk, device, (model, functions) = work
+    return commit_chunk(chunk, model.get().to(device), device=device, functions=functions.get())
 
 
 def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapping[str, Attack]) -> Artifact:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from cluster.parcels import ParcelError
 from cluster.session import PlacementError, SessionLostError
 from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
@@ -48,7 +49,7 @@ def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
     """
     try:
         print(work())
-    except (ClaimedError, PlacementError) as error:
+    except (ClaimedError, ParcelError, PlacementError) as error:
         fail(str(error))
     except (*DAMAGE, AttackError, DeviceMemoryError, SessionLostError) as error:
         return _stop(str(error))

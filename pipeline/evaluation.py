@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cluster.parcels import Parcel, ParcelError, pack
 from cluster.pool import put, run_tasks
 from cluster.session import describe
 from pipeline.artifacts import Artifact, Store
@@ -24,7 +25,7 @@ from pipeline.recipe import EvaluationConfig
 from pipeline.workers import Place
 from stages import numerics, randomness
 from stages.data.splits import Split
-from stages.evaluation.accuracy import Accuracy, on_device
+from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.attacks import Attack, refusal_flag
 from stages.evaluation.autoattack import AutoAttackConfig, square_flag
 from stages.evaluation.lineup import Lineup
@@ -125,12 +126,12 @@ def evaluate(
     chunks = chunks_of(subjects, test, measurements, root=root)
     board = _Board(Store(root), chunks)
     if board.missing:
+        # Before Ray starts, so that what cannot be sent to workers is refused without a wait.
+        parcels, attacks = _packed(subjects), _packed_attacks(functions or {})
         place = workers()
-        # On the CPU, for workers of any kind.
-        attacks = dict(functions or {})
-        models = {name: put((on_device(subject.model, "cpu"), attacks)) for name, subject in subjects.items()}
+        models, own = {name: put(parcel) for name, parcel in parcels.items()}, put(attacks)
         work = [
-            (group, chunk, place.device, [models[group[0]]])
+            (group, chunk, place.device, (models[group[0]], own))
             for group, members in chunks.items()
             for chunk in members
             if chunk.fingerprint in board.missing
@@ -164,6 +165,19 @@ def _doubts(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
         for what, doubt in doubts.items()
         if doubt
     ]
+
+
+def _packed(subjects: Mapping[str, Subject]) -> dict[str, Parcel[nn.Module]]:
+    try:
+        return {name: pack(subject.model, SPOKEN.get(name, name)) for name, subject in subjects.items()}
+    except ParcelError as error:
+        raise ParcelError(f"{error}. A quick screening attacks in this process, and takes it as it is") from error
+
+
+def _packed_attacks(functions: Mapping[str, Attack]) -> Parcel[dict[str, Attack]]:
+    for path, function in functions.items():
+        pack(function, f"the attack {path}")
+    return pack(dict(functions), "the attacks")
 
 
 def chunks_of(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cluster.parcels import pack
 from pipeline.artifacts import usable_root
 from pipeline.command import Command
 from pipeline.ending import ClaimedError
@@ -201,6 +202,7 @@ def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
             f"classifier.factory {recipe.classifier.factory} returns a model that another call cannot recognise, which "
             f"a run must, to resume: {error}. Keep what a forward pass needs in tensors, numbers and text"
         ) from error
+    pack(classifier, f"the model of classifier.factory {recipe.classifier.factory}")
     return classifier
 
 
