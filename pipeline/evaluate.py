@@ -30,13 +30,14 @@ from pipeline.subjects import (
     check_subject,
     classifier_name,
     has_adapter,
+    known_data,
     load_subject,
-    split_of,
+    own_data,
     with_adapter,
 )
 from pipeline.tables import IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.workers import demanded_device, own_device
-from stages.data.datasets import DataConfig, ImageData, load_data
+from stages.data.datasets import DataConfig, ImageData
 from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.checks.examined import CheckSize
@@ -65,13 +66,15 @@ def evaluate_model(
     checks: CheckSize | None = CHECKS,
     root: str | Path = "rap-runs",
     data_root: str | None = None,
+    data_download: bool = False,
     workers: WorkersConfig | None = None,
     say: Say = print,
 ) -> Findings:
     """Evaluate a model in eval mode that takes images in [0, 1] and returns logits: AutoAttack, PGD-40, own attacks.
 
     ``data`` is a data set that the project knows, of which the test images are taken, or (images, labels): uint8 or
-    floats in [0, 1] that were 8-bit images. ``attacks`` are functions (model, images, labels, threat) -> images, or
+    floats in [0, 1] that were 8-bit images. Where the first is absent, ``data_download`` fetches it to ``data_root``
+    (by default RAP_DATA_ROOT, or ~/datasets). ``attacks`` are functions (model, images, labels, threat) -> images, or
     "module:function", ``autoattack`` those of AutoAttack that its version "custom" runs. With ``quick`` only a
     screening is made, without Ray. ``checks`` is the size of the checks that
     follow, None for none of them (nor are there any in L1).
@@ -83,10 +86,11 @@ def evaluate_model(
     threat, root = ThreatModel(norm=norm, radius=radius), usable_root(root)
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):
-        loaded = load_data(DataConfig(name=data, root=data_root))  # pyright: ignore[reportArgumentType]
+        asked = DataConfig(name=data, root=data_root, download=data_download)  # pyright: ignore[reportArgumentType]
+        loaded = known_data(asked, "data_")
         test, classes, named = loaded.test, len(loaded.classes), loaded.name
     else:
-        test, classes = split_of(*data), None
+        test, classes = own_data(data), None
     config = EvaluationConfig(version=version, attacks=tuple(autoattack), images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
     given = function_attacks(attacks)
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
@@ -129,7 +133,7 @@ class Prepared:
 def prepare(command: EvaluateCommand) -> Prepared:
     """Load what a command names. Raises ValueError, in words for the user, for anything that would fail later."""
     usable_root(command.root)
-    data = load_data(command.data_config)
+    data = known_data(command.data_config, "--data-")
     model, trained = load_subject(command.model, command.weights, data)
     threat = command.threat(trained)
     models: dict[str, nn.Module] = {"model": model}

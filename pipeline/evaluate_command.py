@@ -32,6 +32,8 @@ class EvaluateCommand:
     """Data set whose test images are attacked: digits, mnist or cifar10; unset: the table's, else digits."""
     data_root: str | None = None
     """Folder where torchvision leaves data sets; unset: RAP_DATA_ROOT, else ~/datasets."""
+    data_download: bool = False
+    """Fetch the data set to that folder where it is absent."""
     norm: Norm | None = None
     """Norm of the ball: Linf, L2 or L1; unset: that in which a saved model was trained."""
     radius: float | None = None
@@ -104,7 +106,7 @@ class EvaluateCommand:
     def data_config(self) -> DataConfig:
         """The data set, by default the table's, and where it is looked for."""
         name = self.data or (DATA.get(self.table, "cifar10") if self.table else "digits")
-        return DataConfig(name=name, root=self.data_root)
+        return DataConfig(name=name, root=self.data_root, download=self.data_download)
 
     @property
     def evaluation(self) -> EvaluationConfig:
@@ -128,6 +130,7 @@ class EvaluateCommand:
             weights=None,
             compare=None,
             data_root=None,
+            data_download=False,
             claim=kept.claim,
             cpus=None,
             device=kept.device,

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.evaluation import Subject, in_order, subject_of
-from stages.data.datasets import ImageData
+from stages.data.datasets import NAMES, DataConfig, ImageData, load_data
+from stages.data.formats import DataError
 from stages.data.images import check_labels, paired
 from stages.data.splits import Split
 from stages.evaluation.contract import check_model, check_module, classes_of
@@ -20,6 +21,26 @@ from stages.rap.threat import ThreatModel, check_radius
 from stages.shipped import load_model
 
 SAMPLE = 200  # test images on which a model is checked before anything is attacked
+
+
+def known_data(config: DataConfig, prefix: str) -> ImageData:
+    """A data set that the project knows. Raises DataError in words of whoever asks, whose settings begin with
+    ``prefix`` and end as those of `DataConfig`."""
+    try:
+        return load_data(config)
+    except DataError as error:
+        raise DataError(str(error).replace("--data.", prefix)) from error
+
+
+def own_data(data: object) -> Split:
+    """Test images of one's own, of (images, labels). Raises ValueError for anything else, as `split_of` does."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        found = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
+        raise ValueError(
+            f"data is {found}; expected the name of a data set, {', '.join(NAMES)}, or (images, labels): put those of "
+            "a loader or a Dataset into one tensor each, with torch.stack"
+        )
+    return split_of(*data)
 
 
 def split_of(images: object, labels: object) -> Split:
