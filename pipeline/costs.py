@@ -156,7 +156,7 @@ def calibrate(setup: Setup, device: str) -> tuple[float, float]:
     )
     step, update = _timed(replace(setup, config=plain), (2, 2))
     if max(step, update) < QUICK:
-        step, update = _timed(replace(setup, config=plain), (CALIBRATION_IMAGES,) * 2)
+        step, update = _timed(replace(setup, config=plain), (CALIBRATION_IMAGES, CALIBRATION_IMAGES))
     return step, update * config.schedule.batch
 
 
