@@ -44,6 +44,9 @@ def take_function(walk: "Walk", function: types.FunctionType, at: str) -> None:
     """A function by what it does. One of a package counts by name, and so does its decorator by what it wraps."""
     code, inner = function.__code__, getattr(function, "__wrapped__", None)
     package = package_of(code.co_filename)
+    if inner is not None and _only_checks(code.co_filename, package):
+        walk.visit(inner, at)
+        return
     if package is None:
         take_code(walk, code, at)
         walk.once((id(code), id(function.__globals__)), function, lambda: _take_globals(walk, function, at))
@@ -61,6 +64,11 @@ def take_function(walk: "Walk", function: types.FunctionType, at: str) -> None:
             walk.write("empty cell")
         else:
             walk.visit(content, f"{name} in {at}")
+
+
+def _only_checks(file: str, package: str | None) -> bool:
+    """Whether a decorator checks the types of what passes it, and changes nothing."""
+    return file.startswith("<@beartype(") or (package or "").split(" ")[0] in ("beartype", "jaxtyping")
 
 
 def take_code(walk: "Walk", code: types.CodeType, at: str) -> None:

@@ -16,6 +16,8 @@ import named_objects
 import numpy as np
 import pytest
 import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
 from named_objects import Detector
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -117,6 +119,12 @@ class Attack:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         return images + self.steps
+
+
+def test_a_decorator_that_checks_types_is_not_in_the_name():
+    attack = make(40)
+    checked = [beartype(make(40)), jaxtyped(typechecker=beartype)(make(40))]
+    assert {object_fingerprint(each) for each in checked} == {object_fingerprint(attack)}
 
 
 def cached(steps: int):
