@@ -21,6 +21,7 @@ import torch
 
 from stages.fingerprint import canonical, file_sha256
 
+JOB_COPY = "working_dir_files"  # the folder of Ray's in which `ray job submit --working-dir` unpacks its copy
 PACKAGES = ("torch", "ray", "numpy", "zarr", "pyautoattack")
 
 
@@ -46,7 +47,13 @@ class Artifact:
 
 def usable_root(named: str | Path) -> Path:
     """The absolute path of a root, which need not be there yet. Raises ValueError where it cannot be written."""
-    root = Path(named).expanduser().absolute()
+    given = Path(named).expanduser()
+    if not given.is_absolute() and JOB_COPY in Path.cwd().parts:
+        raise ValueError(
+            f"--root {given} is relative, and a job with a working directory runs in a copy that Ray removes: "
+            "give an absolute path on storage that every node sees"
+        )
+    root = given.absolute()
     found = next(each for each in (root, *root.parents) if each.exists())
     if not found.is_dir():
         raise ValueError(f"--root {root}: {found} is a file; name a directory, which is made when it is not there")

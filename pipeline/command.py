@@ -28,6 +28,11 @@ class WorkersConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run; auto: on GPUs where the cluster has any."""
 
+    def __post_init__(self) -> None:
+        for name, value in {"cpus": self.cpus, "generators": self.generators}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"workers.{name} is {value}; it must be at least 1, or left unset")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:

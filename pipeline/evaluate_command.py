@@ -95,6 +95,8 @@ class EvaluateCommand:
             )
         if self.name is not None and ("/" in self.name or self.name.startswith(".")):
             raise ValueError(f"--name {self.name!r} must be a plain name: it is kept in ROOT/evaluations/NAME")
+        if self.cpus is not None and self.cpus < 1:
+            raise ValueError(f"--cpus is {self.cpus}; it must be at least 1, or left unset")
         if self.images is not None and self.images < 1:
             raise ValueError(f"--images is {self.images}; it must be at least 1")
 

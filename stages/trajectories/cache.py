@@ -43,7 +43,8 @@ class TrajectoryCache:
         if len(segments) != row.n or segments.steps != row.k:
             raise ShardError(
                 f"shard {fingerprint} holds {len(segments)} segments of {segments.steps} steps, but its row in the "
-                f"ledger says {row.n} of {row.k}: remove the row and run the same command to make it again"
+                f"ledger says {row.n} of {row.k}: delete {self.path(fingerprint)} and the file of the ledger that "
+                f"lists it ({fingerprint}.parquet, or merged.parquet), and run the same command to make it again"
             )
         return segments
 

@@ -211,7 +211,8 @@ def _listed_files(path: Path, root: bytes) -> dict[str, list]:
 def _damage(path: Path, name: str, found: str, expected: str) -> str:
     return (
         f"shard {path}: {name}: found {found}, expected {expected}; the shard is damaged and nothing of it "
-        "was used: remove its row from the ledger (or restore the file), and run the same command to make it again"
+        f"was used: restore it, or delete {path} and the file of the ledger that lists it ({path.name}.parquet, or "
+        "merged.parquet, of which the other shards are then made again too), and run the same command"
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import ArtifactError, Store
+from pipeline.artifacts import ArtifactError, Store, usable_root
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,12 @@ def test_a_damaged_artifact_is_named(damage: str, tmp_path: Path) -> None:
 def test_the_manifest_is_json_that_others_can_read(tmp_path: Path) -> None:
     manifest = json.loads((make(Store(tmp_path)) / "manifest.json").read_text())
     assert manifest["name"] == "thing/abc"
+
+
+def test_a_relative_root_is_refused_in_the_copy_in_which_a_job_runs(tmp_path, monkeypatch):
+    copied = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    with pytest.raises(ValueError, match=r"--root rap-runs is relative, .* give an absolute path"):
+        usable_root("rap-runs")
+    assert usable_root(tmp_path / "root") == tmp_path / "root"

@@ -104,6 +104,21 @@ def test_gpus_are_left_alone_where_the_cpu_is_asked_for() -> None:
     assert (workers.device, workers.gpus, workers.loop.trainer_gpus) == ("cpu", 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("main", "flags", "said"),
+    [
+        (run.main, ["--workers.cpus", "0"], "workers.cpus is 0; it must be at least 1"),
+        (run.main, ["--workers.generators=-1"], "workers.generators is -1; it must be at least 1"),
+        (evaluate.main, ["--model", "evaluated_models:build", "--cpus", "0"], "--cpus is 0; it must be at least 1"),
+    ],
+)
+def test_no_workers_at_all_are_refused_before_anything_starts(main, flags, said, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(flags)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(PlacementError, match="the cluster has no GPU: use auto or cpu"):
         divide(cluster(4), WorkersConfig(device="cuda"), recipe())
