@@ -126,11 +126,12 @@ class Parts:
     def __init__(self, chunk: Chunk) -> None:
         self._chunk = chunk
         self._directory = Path(chunk.root) / "parts"
-        self._met: set[Path] = set()
+        self._met: set[tuple[str, ...]] = set()
 
     def get(self, attacks: tuple[str, ...]) -> ChunkVerdict | None:
         """What these attacks found, one after the other; None where they did not all run."""
         path = self._path(attacks)
+        self._met |= {attacks[: count + 1] for count in range(len(attacks))}  # what came before is there as well
         try:
             return load_verdict(path)
         except (OSError, ValueError, KeyError, BadZipFile):  # what was torn by a power cut is found again
@@ -138,6 +139,7 @@ class Parts:
 
     def __setitem__(self, attacks: tuple[str, ...], verdict: ChunkVerdict) -> None:
         path = self._path(attacks)
+        self._met.add(attacks)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
         save_verdict(temporary, verdict, rows=self._chunk.split.rows)
@@ -145,8 +147,8 @@ class Parts:
 
     def remove(self) -> None:
         """All of them, once the receipt is there."""
-        for path in self._met:
-            path.unlink(missing_ok=True)
+        for attacks in self._met:
+            self._path(attacks).unlink(missing_ok=True)
 
     def _path(self, attacks: tuple[str, ...]) -> Path:
         known = identity(self._chunk.attack)
@@ -159,7 +161,6 @@ class Parts:
             threat=self._chunk.threat,
             attack={**known, "version": settings, "attacks": list(attacks)},
         )
-        self._met.add(self._directory / f"{name}.npz")
         return self._directory / f"{name}.npz"
 
 
@@ -178,7 +179,7 @@ def save_verdict(path: Path, verdict: ChunkVerdict, *, rows: np.ndarray) -> None
 
 def load_verdict(path: Path) -> ChunkVerdict:
     """What `save_verdict` wrote."""
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves a torn file open
         said = json.loads(str(arrays["said"]))
         return ChunkVerdict(
             broken_by=tuple(by or None for by in arrays["broken_by"].tolist()),

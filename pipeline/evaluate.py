@@ -81,6 +81,11 @@ def evaluate_model(
 
     Raises ValueError, before any work, for a model, data or a radius that an attack could not judge.
     """
+    for name, given in {"attacks": attacks, "autoattack": autoattack}.items():
+        if isinstance(given, str) or callable(given):
+            raise ValueError(  # noqa: TRY004 - a mistake of the caller's like the next
+                f"{name} is {given!r}; pass a list, also of one: {name}=[...]"
+            )
     if quick and (attacks or autoattack or version != "standard"):
         raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out version and attacks, or quick")
     threat, root = ThreatModel(norm=norm, radius=radius), usable_root(root)

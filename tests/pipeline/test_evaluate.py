@@ -293,6 +293,14 @@ def test_a_screening_takes_no_attacks_of_ones_own(model: nn.Module) -> None:
         evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, attacks=["my:attack"])
 
 
+def test_one_attack_is_given_in_a_list_as_well(model: nn.Module) -> None:
+    for single in (evaluated_models.flip_the_signs, "evaluated_models:flip_the_signs"):
+        with pytest.raises(ValueError, match="pass a list, also of one: attacks="):
+            evaluate_model(model, data="digits", norm="Linf", radius=0.1, attacks=single)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="pass a list, also of one: autoattack="):
+        evaluate_model(model, data="digits", norm="Linf", radius=0.1, version="custom", autoattack="apgd-ce")
+
+
 def test_a_model_in_train_mode_and_labels_out_of_range_are_refused(model: nn.Module, test: Split) -> None:
     images, labels = test.images[:50], test.labels[:50]
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):

@@ -21,6 +21,16 @@ def test_dlr_divides_the_margin_by_the_spread_of_the_first_and_third():
     assert dlr(LOGITS, LABELS).tolist() == [-0.5, 0.5, 0.0]
 
 
+@pytest.mark.parametrize("loss", ["dlr", "margin"])
+def test_two_classes_have_a_margin_and_no_third_logit(loss: str):
+    logits, labels = LOGITS[:, :2], torch.tensor([0, 1, 1])
+    if loss == "margin":
+        assert margin(logits, labels).tolist() == [-1.0, -3.0, 0.0]
+        return
+    with pytest.raises(ValueError, match="there are 2 classes: take margin or cross-entropy"):
+        dlr(logits, labels)
+
+
 def test_cross_entropy_is_one_value_an_image():
     expected = [
         math.log(sum(math.exp(x) for x in row)) - row[y] for row, y in zip(LOGITS.tolist(), LABELS, strict=True)
