@@ -124,12 +124,14 @@ class Pool:
         cpus: float,
         gpus: float = 0,
         max_in_flight: int = 2,
+        concurrency: int = 1,
         retries: int = 3,
         name: str,
     ) -> None:
         """Start ``size`` actors of ``cpus`` and ``gpus`` each.
 
-        ``max_in_flight`` bounds the calls given to one actor: with 2 it never waits for the driver.
+        ``max_in_flight`` bounds the calls given to one actor: with 2 it never waits for the driver. ``concurrency`` is
+        how many of them it works on at once, in threads.
         ``retries`` bounds how often one item is begun again after the death of the actor that worked on it.
 
         Raises ValueError when a number makes no sense or a local cluster has no room for one actor.
@@ -140,7 +142,7 @@ class Pool:
                 "a pool needs a size and max_in_flight of at least 1, and retries of at least 0"
             )
         check_room(name, cpus=cpus, gpus=gpus)
-        self._host: Any = ray.remote(_Host).options(num_cpus=cpus, num_gpus=gpus)
+        self._host: Any = ray.remote(_Host).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=concurrency)
         self._worker = worker
         self._name = name
         self._max_in_flight = max_in_flight

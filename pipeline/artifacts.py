@@ -1,14 +1,15 @@
 """Artifacts: what a stage makes, under the fingerprint of what determines it, whole or not at all.
 
-ROOT/store/<kind>/<fingerprint>/ holds an artifact's files and its manifest.json, which is written last;
-the directory is renamed into place. Nothing marks "started": what has no manifest is not there.
+ROOT/store/<kind>/<fingerprint>/ holds an artifact's files and its manifest.json, which is written last. Nothing marks
+"started": what has no manifest is not there.
 """
 
+import getpass
+import hashlib
 import json
-import os
 import platform
-import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from stages.fingerprint import canonical, file_sha256
+from stages.fingerprint import canonical
+from stages.storage import Storage, StorageError
 
 JOB_COPY = "working_dir_files"  # the folder of Ray's in which `ray job submit --working-dir` unpacks its copy
 PACKAGES = ("torch", "ray", "numpy", "zarr", "pyautoattack")
@@ -31,10 +33,16 @@ class ArtifactError(RuntimeError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A complete artifact on disk."""
+    """A complete artifact."""
 
-    path: Path
+    storage: Storage
+    """Its files."""
     manifest: dict
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return str(self.storage)
 
     @property
     def fingerprint(self) -> str:
@@ -44,48 +52,62 @@ class Artifact:
     def metrics(self) -> dict:
         return self.manifest["metrics"]
 
+    def read(self, name: str) -> bytes:
+        """A file's bytes. Raises ArtifactError where they are not those that were written."""
+        content, expected = self.storage.find(name), self.manifest["outputs"][name]
+        found = "no such file" if content is None else _listed(content)
+        if content is None or found != expected:
+            raise ArtifactError(_damage(self.storage, name, str(found), str(expected)))
+        return content
 
-def usable_root(named: str | Path) -> Path:
-    """The absolute path of a root, which need not be there yet. Raises ValueError where it cannot be written."""
-    given = Path(named).expanduser()
-    if not given.is_absolute() and JOB_COPY in Path.cwd().parts:
-        raise ValueError(
-            f"--root {given} is relative, and a job with a working directory runs in a copy that Ray removes: "
-            "give an absolute path on storage that every node sees"
+
+def usable_root(named: str | Path) -> Storage:
+    """The storage of a root, which need not be there yet. Raises StorageError where it cannot be written."""
+    local = "://" not in str(named)
+    if local and not Path(named).expanduser().is_absolute() and JOB_COPY in Path.cwd().parts:
+        raise StorageError(
+            f"--root {named} is relative, and a job with a working directory runs in a copy that Ray removes: "
+            "give an absolute path on storage that every node sees, or a URL"
         )
-    root = given.absolute()
-    found = next(each for each in (root, *root.parents) if each.exists())
-    if not found.is_dir():
-        raise ValueError(f"--root {root}: {found} is a file; name a directory, which is made when it is not there")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise ValueError(f"--root {root} cannot be written: {found} does not allow it; name another directory")
+    try:
+        root = Storage.at(named)
+        root.check()
+    except StorageError as error:
+        raise StorageError(f"--root {error}") from None
     return root
+
+
+def scratch(storage: Storage, name: str) -> Path:
+    """A directory for the files of a library that knows nothing of ours: there, or for a bucket on this machine."""
+    if storage.is_local:
+        return storage.local(name)
+    place = hashlib.sha256(storage.location(name).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"rap-{getpass.getuser()}" / place
 
 
 class Store:
     """The artifacts below ROOT/store, shared by runs and searches."""
 
-    def __init__(self, root: Path) -> None:
-        self.directory = root / "store"
+    def __init__(self, root: Storage | str | Path) -> None:
+        self.storage = Storage.at(root).below("store")
 
     def get(self, kind: str, fingerprint: str) -> Artifact | None:
         """The artifact, checked against its manifest, or None where it was never completed.
 
         Raises ArtifactError where a file is missing or not what was written.
         """
-        path = self.directory / kind / fingerprint
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-        except FileNotFoundError:
+        files = self.storage.below(f"{kind}/{fingerprint}")
+        content = files.find("manifest.json")
+        if content is None:
             return None
+        try:
+            manifest = json.loads(content)
         except ValueError as error:
-            raise ArtifactError(_damage(path, "manifest.json", str(error), "the manifest that was written")) from error
-        for name, expected in manifest["outputs"].items():
-            file = path / name
-            found = {"bytes": file.stat().st_size, "sha256": file_sha256(file)} if file.exists() else "no such file"
-            if found != expected:
-                raise ArtifactError(_damage(path, name, str(found), str(expected)))
-        return Artifact(path, manifest)
+            raise ArtifactError(_damage(files, "manifest.json", str(error), "the manifest that was written")) from error
+        artifact = Artifact(files, manifest)
+        for name in manifest["outputs"]:
+            artifact.read(name)
+        return artifact
 
     def make(
         self,
@@ -99,39 +121,43 @@ class Store:
     ) -> Artifact:
         """The artifact, made by ``write(directory) -> metrics`` where it is not there yet.
 
-        Killed at any moment, this leaves nothing under the artifact's name; made twice at once, the first stays.
+        Killed at any moment, this leaves no manifest under the artifact's name; made twice at once, the first stays.
         """
         existing = self.get(kind, fingerprint)
         if existing is not None:
             return existing
-        target = self.directory / kind / fingerprint
-        temporary = target.with_name(f".{fingerprint}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        began = time.perf_counter()
-        try:
-            metrics = write(temporary)
-            files = sorted(file for file in temporary.rglob("*") if file.is_file())
-            manifest = {
-                "name": f"{kind}/{fingerprint}",
-                "version": 1,
-                "kind": kind,
-                "fingerprint": fingerprint,
-                "config": canonical(config),
-                "inputs": dict(inputs),
-                "outputs": {
-                    str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-                    for file in files
-                },
-                "metrics": metrics,
-                "provenance": provenance(device, time.perf_counter() - began),
+        files, began = self.storage.below(f"{kind}/{fingerprint}"), time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="rap-") as made:
+            metrics = write(Path(made))
+            outputs = {
+                file.relative_to(made).as_posix(): file.read_bytes()
+                for file in sorted(Path(made).rglob("*"))
+                if file.is_file()
             }
-            _write_durably(temporary / "manifest.json", json.dumps(manifest, indent=1))
-            if not target.exists():
-                temporary.rename(target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return Artifact(target, manifest)
+        manifest = {
+            "name": f"{kind}/{fingerprint}",
+            "version": 1,
+            "kind": kind,
+            "fingerprint": fingerprint,
+            "config": canonical(config),
+            "inputs": dict(inputs),
+            "outputs": {name: _listed(content) for name, content in outputs.items()},
+            "metrics": metrics,
+            "provenance": provenance(device, time.perf_counter() - began),
+        }
+        if (
+            first := self.get(kind, fingerprint)
+        ) is not None:  # another was faster; its files may not be ours to the bit
+            return first
+        for name, content in outputs.items():
+            files.put(name, content)
+        files.put("manifest.json", json.dumps(manifest, indent=1).encode())
+        return Artifact(files, manifest)
+
+
+def manifest_at(place: str) -> dict:
+    """The manifest of an artifact, by where it lies."""
+    return json.loads(Storage.at(place).get("manifest.json"))
 
 
 def provenance(device: str, seconds: float) -> dict:
@@ -170,15 +196,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _listed(content: bytes) -> dict[str, object]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _damage(path: Path, name: str, found: str, expected: str) -> str:
+def _damage(files: Storage, name: str, found: str, expected: str) -> str:
     return (
-        f"{path}: {name}: found {found}, expected {expected}; the artifact is damaged and was not used. "
-        f"Remove the directory {path} and run the same command again to make it anew"
+        f"{files}: {name}: found {found}, expected {expected}; the artifact is damaged and was not used. "
+        f"Remove {files} and run the same command again to make it anew"
     )

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.pool import Ref, put, run_tasks
@@ -11,8 +10,8 @@ from pipeline.artifacts import Artifact, Store
 from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.training.cached import train_on_cache
-from stages.training.rounds import Setup
-from stages.weights import save_weights
+from stages.training.setup import Setup
+from stages.weights import save_weights, unpack_weights
 
 
 def weights_from_cache(
@@ -32,7 +31,7 @@ def weights_from_cache(
             say=say,
         )
     say(artifact.metrics["note"])
-    return load_file(artifact.path / "weights.safetensors"), artifact.metrics
+    return unpack_weights(artifact.read("weights.safetensors"))[0], artifact.metrics
 
 
 def cached_fingerprint(setup: Setup, shards: list[str]) -> str:

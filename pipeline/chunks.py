@@ -3,12 +3,13 @@
 Apart from what fans it out, since most chunks have a fresh process, which imports this module and little else.
 """
 
+import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +26,7 @@ from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.verdict import ChunkVerdict
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
+from stages.storage import Storage
 
 FORMAT = 4
 BATCH = "the evaluation's batch (--evaluation.batch of a run, --chunk of an evaluation)"
@@ -104,7 +106,7 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
         }
 
     with numerics.verdict(threads=1):
-        receipt = Store(Path(chunk.root)).make(
+        receipt = Store(chunk.root).make(
             chunk.kind,
             chunk.fingerprint,
             write,
@@ -117,7 +119,7 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
 
 
 class Parts:
-    """What AutoAttack's first attacks found on a chunk, in files until the chunk has its receipt.
+    """What AutoAttack's first attacks found on a chunk, kept until the chunk has its receipt.
 
     An attack that fails, or is killed, takes nothing with it that came before. What is kept is named by the attacks
     that found it, so that the version custom goes on with what the standard one began.
@@ -125,32 +127,29 @@ class Parts:
 
     def __init__(self, chunk: Chunk) -> None:
         self._chunk = chunk
-        self._directory = Path(chunk.root) / "parts"
+        self._storage = Storage.at(chunk.root).below("parts")
         self._met: set[tuple[str, ...]] = set()
 
     def get(self, attacks: tuple[str, ...]) -> ChunkVerdict | None:
         """What these attacks found, one after the other; None where they did not all run."""
-        path = self._path(attacks)
         self._met |= {attacks[: count + 1] for count in range(len(attacks))}  # what came before is there as well
+        content = self._storage.find(self._key(attacks))
         try:
-            return load_verdict(path)
+            return None if content is None else load_verdict(io.BytesIO(content))
         except (OSError, ValueError, KeyError, BadZipFile):  # what was torn by a power cut is found again
             return None
 
     def __setitem__(self, attacks: tuple[str, ...], verdict: ChunkVerdict) -> None:
-        path = self._path(attacks)
         self._met.add(attacks)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        save_verdict(temporary, verdict, rows=self._chunk.split.rows)
-        temporary.replace(path)
+        content = io.BytesIO()
+        save_verdict(content, verdict, rows=self._chunk.split.rows)
+        self._storage.put(self._key(attacks), content.getvalue())
 
     def remove(self) -> None:
         """All of them, once the receipt is there."""
-        for attacks in self._met:
-            self._path(attacks).unlink(missing_ok=True)
+        self._storage.delete([self._key(attacks) for attacks in self._met])
 
-    def _path(self, attacks: tuple[str, ...]) -> Path:
+    def _key(self, attacks: tuple[str, ...]) -> str:
         known = identity(self._chunk.attack)
         settings = "standard" if known["version"] == "custom" else known["version"]
         name = fingerprint(
@@ -161,14 +160,14 @@ class Parts:
             threat=self._chunk.threat,
             attack={**known, "version": settings, "attacks": list(attacks)},
         )
-        return self._directory / f"{name}.npz"
+        return f"{name}.npz"
 
 
-def save_verdict(path: Path, verdict: ChunkVerdict, *, rows: np.ndarray) -> None:
+def save_verdict(file: Path | BinaryIO, verdict: ChunkVerdict, *, rows: np.ndarray) -> None:
     """A verdict as a NumPy archive, its adversaries as float32 without loss."""
     said = {"flags": list(verdict.flags), "seconds": verdict.seconds, "refused": dict(verdict.refused)}
     np.savez_compressed(
-        path,
+        file,
         rows=rows,
         adversarial=verdict.adversarial,
         distance=verdict.distance,
@@ -177,9 +176,9 @@ def save_verdict(path: Path, verdict: ChunkVerdict, *, rows: np.ndarray) -> None
     )
 
 
-def load_verdict(path: Path) -> ChunkVerdict:
+def load_verdict(file: Path | BinaryIO) -> ChunkVerdict:
     """What `save_verdict` wrote."""
-    with path.open("rb") as file, np.load(file) as arrays:  # np.load leaves a torn file open
+    with np.load(file) as arrays:
         said = json.loads(str(arrays["said"]))
         return ChunkVerdict(
             broken_by=tuple(by or None for by in arrays["broken_by"].tolist()),

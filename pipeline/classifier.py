@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from cluster.pool import Ref, put, run_tasks
@@ -15,8 +14,8 @@ from stages import numerics
 from stages.evaluation.accuracy import Accuracy, clean_mask, on_device
 from stages.evaluation.contract import check_model
 from stages.nets.classifiers import build_classifier
-from stages.training.classifier import train_classifier
-from stages.weights import save_weights
+from stages.training.classifier import CHECKPOINT, train_classifier
+from stages.weights import save_weights, unpack_weights
 
 
 def classifiers_of(
@@ -53,7 +52,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
     number, reference, device = work
     plan = reference.get()
     holdout = plan.data.holdout
-    checkpoint = plan.root / "classifiers" / f"{plan.classifier_fingerprint}.pt"
+    checkpoint = plan.root.below(f"classifiers/{plan.classifier_fingerprint}")
 
     def build() -> nn.Module:
         return build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
@@ -83,12 +82,12 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
         inputs={"train": plan.classifier_split.fingerprint},
         device=device,
     )
-    checkpoint.unlink(missing_ok=True)
+    checkpoint.delete([CHECKPOINT])
     return artifact
 
 
 def _load(plan: Plan, artifact: Artifact) -> nn.Module:
     with torch.random.fork_rng([]):
         classifier = build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
-    classifier.load_state_dict(load_file(artifact.path / "weights.safetensors"))
+    classifier.load_state_dict(unpack_weights(artifact.read("weights.safetensors"))[0])
     return classifier.eval()

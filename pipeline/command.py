@@ -41,12 +41,13 @@ class Command:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     workers: WorkersConfig
     root: str = "rap-runs"
-    """Folder of all results: the store, the ledger and the runs. On a cluster, one that every node sees."""
+    """Where all results go: a directory (on a cluster, one that every node sees), or s3://, gs:// or az:// with a
+    bucket and a path."""
     name: str | None = None
     """Name of the run; unset: the preset and a hash of what is trained, so the same command goes on with its own run,
     and one that only evaluates otherwise takes the model that is there."""
     keep_versions: bool = False
-    """Keep the weights after every round; unset: only those that a round in the replay window may still ask for, and
+    """Keep the weights after every round, from which lost shards can be made again; unset: only the last checkpoint and
     the best."""
     dry_run: bool = False
     """Print the stages, whether they are built, and what the rest costs; do nothing."""

@@ -19,8 +19,8 @@ from pipeline.workers import own_device
 from stages.evaluation.lineup import Lineup
 from stages.rap.attack import attack, draw_start
 from stages.training.ablations import PARTS
-from stages.training.replay import TrainingBatch
-from stages.training.rounds import Setup
+from stages.training.batches import TrainingBatch
+from stages.training.setup import Setup
 
 CALIBRATION_IMAGES = 32
 QUICK = 0.05  # seconds an image; below, more images can be timed, whose overhead is shared as in a real batch
@@ -61,12 +61,11 @@ def _search(plan: Plan, setup: Setup) -> Stage:
 
 
 def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
-    schedule, versions = found.setup.schedule, found.setup.versions
-    rounds = schedule.config.rounds
-    done = found.setup.journal.checkpointed if (plan.run / "train").exists() else 0
+    schedule, rounds = found.setup.schedule, found.setup.schedule.config.rounds
+    done = found.setup.journal.checkpointed
     left = (rounds - done) / max(1, rounds)
     steps, updates = round(left * schedule.attack_steps), round(left * schedule.updates)
-    size = left * rounds * schedule.config.examples * predicted_bytes(plan, schedule.steps)
+    size = left * rounds * schedule.examples * predicted_bytes(plan, schedule.config.visit_steps)
     shards, weights = f"{size / 1e6:,.0f} MB of shards", f"{kept_bytes(plan, found.setup) / 1e6:,.0f} MB of weights"
     cost = (
         f"{steps:,} attack steps, {updates:,} updates, up to {shards} and {weights}; about "
@@ -74,7 +73,8 @@ def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
     )
     before = "search" if plan.recipe.search.trials else "classifier"
     pending = "pending on v_0" if before in found.built else f"pending on the {before}"
-    return Stage("rounds", versions.fingerprint(0) or pending, f"round {done} of {rounds}", cost)
+    begun = next((line["attacked"] for line in found.setup.journal.lines()), pending)
+    return Stage("rounds", begun, f"round {done} of {rounds}", cost)
 
 
 def _evaluation(plan: Plan, found: Survey, step: float) -> Stage:
@@ -165,15 +165,8 @@ def _timed(setup: Setup, sizes: tuple[int, int]) -> tuple[float, float]:
     process, learner = setup.config.attack, setup.learner()
     (images, labels, rows), (clean, truth, _) = (_first(setup, size) for size in sizes)
     start = draw_start(process, 0, rows, tuple(images.shape[1:])).to(setup.device)
-    pixels, everything = process.lattice.to_float(process.lattice.from_bytes(clean)), torch.ones_like(truth).bool()
-    batch = TrainingBatch(
-        states=pixels,
-        clean=pixels,
-        labels=truth,
-        t=torch.full_like(truth, process.steps),
-        fresh=everything,
-        last=everything,
-    )
+    pixels = process.lattice.to_float(process.lattice.from_bytes(clean))
+    batch = TrainingBatch(states=pixels, clean=pixels, labels=truth, t=torch.full_like(truth, process.steps))
     with process.applied():
         robust = setup.build_faster()
         step = _time(lambda: attack(robust, images, labels, process, start, steps=1).success.cpu())
@@ -195,18 +188,16 @@ def predicted_bytes(plan: Plan, steps: int) -> int:
     pixels = plan.data.channels * plan.data.size**2
     if plan.recipe.threat.norm == "L2":
         return 2 * pixels * (steps + 1)
-    start = 2 * pixels if plan.recipe.schedule.warm_start or plan.recipe.attack.start == "gaussian" else 0
+    start = 2 * pixels if plan.recipe.schedule.life > 1 or plan.recipe.attack.start == "gaussian" else 0
     return 2 * steps * -(-pixels // 8) + start
 
 
 def kept_bytes(plan: Plan, setup: Setup) -> int:
-    """Bytes of the weights versions at their most: all of them, or those of the replay window between checkpoints."""
-    rounds, config = plan.recipe.schedule.rounds, setup.config
+    """Bytes of weights at their most: the last checkpoint (with the optimizer's state) and the one that replaces it,
+    the best weights, and every version where they are kept."""
     size = sum(4 * weight.numel() for weight in setup.learner().weights().values())
-    if plan.command.keep_versions:
-        return size * (rounds + 1)
-    window = 1 + len(setup.schedule.window(rounds)) + config.schedule.overlap_rounds + config.checkpoint_rounds
-    return size * min(rounds + 1, window)
+    kept = plan.recipe.schedule.rounds + 1 if plan.command.keep_versions else 0
+    return size * (2 * (4 + setup.config.schedule.overlap_rounds) + 2 + kept)
 
 
 def _time(work: Callable[[], object]) -> float:

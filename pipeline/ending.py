@@ -14,13 +14,15 @@ from cluster.session import PlacementError, SessionLostError
 from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
 from stages.evaluation.verdict import AttackError
+from stages.lease import LeaseLostError
 from stages.numerics import DeviceMemoryError
+from stages.storage import StorageError
 from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import ShardError
 
-DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
-"""Files that are not what was written, which each message names."""
+DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError, StorageError, LeaseLostError)
+"""What is not what was written, cannot be reached, or is not ours any more, which each message names."""
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
 

@@ -45,6 +45,7 @@ from stages.evaluation.measurement import FunctionConfig, Measurement, function_
 from stages.evaluation.screening import ScreeningConfig
 from stages.fingerprint import fingerprint
 from stages.rap.threat import Norm, ThreatModel
+from stages.storage import Storage
 
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
 CHECKS = CheckSize()
@@ -88,7 +89,7 @@ def evaluate_model(
             )
     if quick and (attacks or autoattack or version != "standard"):
         raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out version and attacks, or quick")
-    threat, root = ThreatModel(norm=norm, radius=radius), usable_root(root)
+    threat, storage = ThreatModel(norm=norm, radius=radius), usable_root(root)
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):
         asked = DataConfig(name=data, root=data_root, download=data_download)  # pyright: ignore[reportArgumentType]
@@ -107,15 +108,13 @@ def evaluate_model(
             threat,
             images,
             ScreeningConfig(),
-            root=Path(root),
+            root=storage,
             device=device_of(model).type if device_of(model).type != "cpu" else demanded_device(place),
             data=named,
             say=say,
         )
     measurements = measurements_on(model, test, threat, config, given)
-    return find(
-        {"model": model}, test, measurements, given, checks, root=Path(root), workers=place, data=named, say=say
-    )
+    return find({"model": model}, test, measurements, given, checks, root=storage, workers=place, data=named, say=say)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -174,10 +173,10 @@ def prepare(command: EvaluateCommand) -> Prepared:
     )
 
 
-def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
+def run(prepared: Prepared, say: Say) -> tuple[Findings, Storage]:
     """The evaluation from what is there to the end, and the directory where it belongs."""
     command, data, test = prepared.command, prepared.data, prepared.data.test
-    root, known = Path(command.root).expanduser().absolute(), classifier_name(prepared.model)
+    root, known = usable_root(command.root), classifier_name(prepared.model)
     if command.table == "4.5":
         pixels = to_float(torch.from_numpy(test.images[:64]))
         say("images a second without the adapter and with 1 to T reverse steps, in turn")
@@ -216,7 +215,7 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Path]:
     if prepared.other is not None:
         found = replace(found, comparison=compare_with(found, prepared.other))
     key = fingerprint("evaluation", 1, models=found.fingerprints, test=found.test, command=asdict(command.identity))
-    directory = root / "evaluations" / (command.name or f"{command.data_config.name}-{key[:8]}")
+    directory = root.below(f"evaluations/{command.name or f'{command.data_config.name}-{key[:8]}'}")
     if found.checked is not None:
         contents = model_contents(
             on_device(prepared.model, own_device(command.workers)),

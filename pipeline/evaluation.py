@@ -35,6 +35,7 @@ from stages.evaluation.pgd import PGDConfig
 from stages.fingerprint import fingerprint
 from stages.identity import UnnameableError
 from stages.rap.threat import ThreatModel
+from stages.storage import Storage
 
 PGD_CHUNK = 500  # images of a chunk under an attack that costs a hundredth of AutoAttack
 SPOKEN = {"robust": "the robust classifier", "undefended": "the undefended classifier", "model": "the model"}
@@ -112,7 +113,7 @@ def evaluate(
     test: Split,
     measurements: Sequence[Measurement],
     *,
-    root: Path,
+    root: Storage | Path,
     workers: Callable[[], Place],
     progress: Callable[[str], None],
     functions: Mapping[str, Attack] | None = None,
@@ -181,7 +182,7 @@ def _packed_attacks(functions: Mapping[str, Attack]) -> Parcel[dict[str, Attack]
 
 
 def chunks_of(
-    subjects: Mapping[str, Subject], test: Split, measurements: Sequence[Measurement], *, root: Path
+    subjects: Mapping[str, Subject], test: Split, measurements: Sequence[Measurement], *, root: Storage | Path
 ) -> dict[tuple[str, str], list[Chunk]]:
     """The chunks of every model under every measurement, by the names of both."""
     return {

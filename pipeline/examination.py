@@ -35,8 +35,9 @@ from stages.evaluation.evidence import Check, Curve
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
+from stages.storage import Storage
 from stages.training.ablations import PARTS, train_part
-from stages.training.rounds import Setup
+from stages.training.setup import Setup
 
 ABLATION_ATTACK = PGDConfig(steps=20)
 UNTRAINED = "untrained adapter"
@@ -148,7 +149,7 @@ def examine(
     *,
     auto: Evaluation | None,
     origin: Origin,
-    root: Path,
+    root: Storage | Path,
     workers: Callable[[], Place],
     say: Callable[[str], None],
 ) -> Checked:
@@ -261,7 +262,7 @@ def _to_receipt(numbered: tuple[int, list[Ref[_Tasks]]], tell: Callable[[str], N
     work, device = tasks.works[number], tasks.device
     measure = _measure_checks if isinstance(work, _Examined) else _measure_training
     with numerics.verdict(threads=1):
-        return Store(Path(tasks.root)).make(
+        return Store(tasks.root).make(
             work.kind,
             work.fingerprint,
             lambda directory: measure(work, directory, device, tell),  # pyright: ignore[reportArgumentType]
@@ -318,8 +319,8 @@ def _trained(work: _Training, device: str, tell: Callable[[str], None]) -> nn.Mo
         return setup.classifier.to(device)
     if work.part == UNTRAINED:
         return setup.build()
-    run = setup.root / "ablations" / work.fingerprint
-    return train_part(work.part, setup, share=work.share, run=run, progress=tell)  # pyright: ignore[reportArgumentType]
+    name = f"ablations/{work.fingerprint}"
+    return train_part(work.part, setup, share=work.share, name=name, progress=tell)  # pyright: ignore[reportArgumentType]
 
 
 def _counts(accuracy: Accuracy) -> dict[str, int]:

@@ -18,6 +18,7 @@ from stages.evaluation.evidence import Table
 from stages.evaluation.screening import Screening
 from stages.rap.threat import ThreatModel
 from stages.report import Contents, write_report
+from stages.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,19 +197,18 @@ def _paired(ours: Evaluation, theirs: dict[str, list]) -> Comparison:
     return Comparison.of(first, second)
 
 
-def write_findings(found: Findings, directory: Path, claim: ClaimConfig) -> dict[str, Path]:
+def write_findings(found: Findings, directory: Storage, claim: ClaimConfig) -> dict[str, str]:
     """Write results.json, claim.json where there is something to claim, and the report where there were checks;
     returns what was written, by name."""
-    directory.mkdir(parents=True, exist_ok=True)
-    written = {"results": directory / "results.json"}
-    write_results(written["results"], found.as_json())
+    written = {"results": write_results(directory, "results.json", found.as_json())}
     claimed = found.claim(claim)
-    (directory / "claim.json").unlink(missing_ok=True)  # of an evaluation of the same name, which this one replaces
+    directory.delete(["claim.json"])  # of an evaluation of the same name, which this one replaces
     if claimed is not None:
-        written["claim"] = directory / "claim.json"
-        write_results(written["claim"], claimed)
+        written["claim"] = write_results(directory, "claim.json", claimed)
     if found.contents is not None:
-        written["report"] = write_report(found.contents, directory / "report").page
+        with directory.folder("report") as folder:
+            page = write_report(found.contents, folder).page
+        written["report"] = directory.location(f"report/{page.name}")
     return written
 
 

@@ -29,6 +29,7 @@ from stages.evaluation.isolation import try_attack
 from stages.evaluation.measurement import FunctionConfig, Measurement
 from stages.evaluation.screening import Screening, ScreeningConfig, screen
 from stages.rap.threat import ThreatModel
+from stages.storage import Storage
 
 
 def find(
@@ -38,7 +39,7 @@ def find(
     functions: Sequence[tuple[FunctionConfig, Attack]],
     checks: CheckSize | None,
     *,
-    root: Path,
+    root: Storage | Path,
     workers: WorkersConfig,
     data: str,
     say: Say,
@@ -47,7 +48,6 @@ def find(
 
     ``checks`` is the size of the checks on the first model, after AutoAttack; None for none.
     """
-    root = root.expanduser().absolute()
     subjects = {name: subject_of(model, test.images) for name, model in models.items()}
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -96,13 +96,13 @@ def quick_findings(
     images: int,
     config: ScreeningConfig,
     *,
-    root: Path,
+    root: Storage | Path,
     device: str,
     data: str,
     say: Say,
 ) -> Findings:
     """A screening, batch after batch in this process: the order of the batches must not depend on their verdicts."""
-    root, began, model = root.expanduser().absolute(), time.perf_counter(), on_device(model, device)
+    began, model = time.perf_counter(), on_device(model, device)
     subject = subject_of(model, test.images)
     with torch.no_grad():
         classes = model(to_float(torch.from_numpy(test.images[:1])).to(device)).shape[1]

@@ -1,13 +1,10 @@
 """The plan of a run: everything that can be refused before work starts is refused while it is made."""
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,12 +23,14 @@ from stages.evaluation.lineup import Lineup, lineup
 from stages.evaluation.measurement import Measurement
 from stages.fingerprint import canonical, fingerprint
 from stages.identity import UnnameableError, object_fingerprint
+from stages.lease import Lease, TakenError, lease
 from stages.nets.classifiers import build_classifier
 from stages.randomness import permutation
 from stages.rap.losses import check_loss
+from stages.storage import Storage
 from stages.training.journal import Journal
-from stages.training.rounds import Setup
 from stages.training.schedule import Schedule
+from stages.training.setup import Setup
 
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
 
@@ -42,8 +41,9 @@ class Plan:
 
     command: Command
     data: ImageData
-    root: Path
-    run: Path
+    root: Storage
+    name: str
+    """Of the run, which lies below ROOT/runs."""
     external: nn.Module | None
     """A classifier that came with its weights, already checked; None where it is trained here."""
     cached: tuple[str, ...]
@@ -54,9 +54,9 @@ class Plan:
         return self.command.recipe
 
     @property
-    def model(self) -> Path:
-        """Where the saved model lies."""
-        return self.run / "model"
+    def run(self) -> Storage:
+        """The run's own objects."""
+        return self.root.below(f"runs/{self.name}")
 
     @cached_property
     def autoattack(self) -> Lineup:
@@ -117,7 +117,7 @@ class Plan:
             classifier=classifier,
             classifier_fingerprint=self.classifier_fingerprint,
             root=self.root,
-            run=self.run,
+            name=f"runs/{self.name}",
             keep_versions=self.command.keep_versions,
         )
 
@@ -138,19 +138,20 @@ def make_plan(command: Command) -> Plan:
     if "/" in name or name.startswith("."):
         raise ValueError(f"--name {name!r} must be a plain name: the run is kept in ROOT/runs/NAME")
     cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
-    return Plan(command=command, data=data, root=root, run=root / "runs" / name, external=external, cached=cached)
+    return Plan(command=command, data=data, root=root, name=name, external=external, cached=cached)
 
 
-def shards_of(root: Path, name: str) -> list[str]:
+def shards_of(root: Storage, name: str) -> list[str]:
     """The fingerprints of the shards that another run trained on, in order of round.
 
     Raises ValueError where there is no such run below ROOT, or it has committed nothing.
     """
-    run = root / "runs" / Path(name).name
-    if not run.is_dir():
-        known = sorted(path.name for path in (root / "runs").glob("*") if path.is_dir())
-        raise ValueError(f"--train.from-cache {name}: no such run below {root / 'runs'}; there are: {', '.join(known)}")
-    shards = [shard for line in Journal(run).lines() for shard in line["shards"]]
+    known = root.names("runs")
+    if name not in known:
+        raise ValueError(
+            f"--train.from-cache {name}: no such run below {root.location('runs')}; there are: {', '.join(known)}"
+        )
+    shards = [shard for line in Journal(root.below(f"runs/{name}")).lines() for shard in line["shards"]]
     if not shards:
         raise ValueError(f"--train.from-cache {name}: the run has trained on no shard yet; let it finish a round")
     return shards
@@ -160,7 +161,7 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
     attacks = candidates(recipe) if recipe.search.trials else [recipe.attack]
     for attack in attacks:
         loop = recipe.loop(attack)
-        Schedule(loop.schedule, images=len(data.train), length=loop.attack.steps, seed=recipe.seed)
+        Schedule(loop.schedule, images=len(data.train), seed=recipe.seed)
         if loop.schedule.batch % loop.train.workers:
             raise ValueError(
                 f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
@@ -222,39 +223,29 @@ def _trained(recipe: Recipe) -> dict[str, object]:
 
 
 @contextmanager
-def claimed(plan: Plan) -> Iterator[None]:
-    """Own the run's directory while the block runs: one owner a run, and one recipe.
+def claimed(plan: Plan) -> Iterator[Lease]:
+    """Own the run while the block goes on: one owner a run, and one recipe.
 
-    The lock dies with this process. Raises ClaimedError where another process holds it, or where the run was
-    begun with another recipe.
+    Yields the lease, which ends with this process. Raises ClaimedError where another process holds it, or where the run
+    was begun with another recipe.
     """
-    plan.run.mkdir(parents=True, exist_ok=True)
-    with (plan.run / "lock").open("a+") as lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ClaimedError(
-                f"{plan.run} is being run by process {lock.read().strip() or 'unknown'}; wait for it, or give this run "
-                "another --name"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            held = stack.enter_context(lease(plan.run, "lock"))
+        except TakenError as error:
+            raise ClaimedError(f"{error}, or give this run another --name") from None
         _keep_recipe(plan)
-        yield
+        yield held
 
 
 def _keep_recipe(plan: Plan) -> None:
     """Write the recipe down, or compare it with the one that is there."""
-    path = plan.run / "recipe.json"
     kept = {"fingerprint": recipe_fingerprint(plan.recipe), "preset": plan.command.preset}
-    if not path.exists():
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({**kept, "recipe": _trained(plan.recipe)}, indent=1))
-        temporary.replace(path)
+    content = plan.run.find("recipe.json")
+    if content is None:
+        plan.run.put("recipe.json", json.dumps({**kept, "recipe": _trained(plan.recipe)}, indent=1).encode())
         return
-    found = json.loads(path.read_text())
+    found = json.loads(content)
     if found["fingerprint"] != kept["fingerprint"]:
         changed = _changed(found["recipe"], _trained(plan.recipe))
         raise ClaimedError(

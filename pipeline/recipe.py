@@ -13,8 +13,8 @@ from stages.rap.attack import AttackConfig
 from stages.rap.objective import ObjectiveConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import TrainConfig
-from stages.training.rounds import LoopConfig
 from stages.training.schedule import ScheduleConfig
+from stages.training.setup import LoopConfig
 
 AdapterSize = Literal["tiny", "tiny-half", "small", "4M", "9M", "36M"]
 
@@ -49,10 +49,10 @@ class SearchConfig:
     """Trials; the first is the recipe as it stands, the others a random sample of the grid. 0: no search."""
     rounds: int = 24
     """Rounds of the longest trials; ASHA ends the others at a third of them."""
-    steps: tuple[int, ...] = (5, 10, 20)
-    """T to try."""
-    step_sizes: tuple[float, ...] = (2.5, 5.0)
-    """Step sizes to try, in units of radius / T (never more than the radius)."""
+    steps: tuple[int, ...] = ()
+    """T to try; none: the recipe's own. It decides what the adapter is told, not how long a trajectory goes on."""
+    step_sizes: tuple[float, ...] = (0.25, 0.5, 1.0)
+    """Step sizes to try, in units of the radius."""
     noise_scales: tuple[float, ...] = (0.5, 1.0)
     """Scales of the start's noise to try, in units of the radius."""
 
@@ -152,9 +152,12 @@ def digits() -> Recipe:
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
-        schedule=ScheduleConfig(rounds=120),
-        judge=JudgeConfig(images=None, every=20),
-        search=SearchConfig(trials=3, rounds=12),
+        attack=AttackConfig(step_size=0.1),
+        schedule=ScheduleConfig(rounds=500),
+        train=TrainConfig(learning_rate=4e-3),
+        judge=JudgeConfig(images=None, every=100),
+        search=SearchConfig(trials=3, rounds=48),
+        checkpoint_rounds=25,
     )
 
 
@@ -165,11 +168,12 @@ def mnist() -> Recipe:
         threat=ThreatModel(norm="Linf", radius=0.3),
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
         adapter=AdapterConfig(size="tiny-half"),
-        attack=AttackConfig(steps=20, step_size=0.06, batch=64),
-        schedule=ScheduleConfig(rounds=280, batch=64, replay=0.4),
+        attack=AttackConfig(steps=20, step_size=0.15, batch=64),
+        schedule=ScheduleConfig(rounds=1700, cohort_images=64, batch=64),
         train=TrainConfig(learning_rate=1.5e-3),
-        judge=JudgeConfig(images=200, every=40),
+        judge=JudgeConfig(images=200, every=200),
         search=SearchConfig(trials=0),
+        checkpoint_rounds=50,
         evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
     )
 
@@ -188,8 +192,8 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
             precision="bfloat16",
         ),
         adapter=AdapterConfig(size="36M"),
-        attack=AttackConfig(steps=10, batch=512, precision="bfloat16"),
-        schedule=ScheduleConfig(rounds=1200, examples=2048, unit_examples=256, batch=256, max_lag_updates=48),
+        attack=AttackConfig(steps=10, step_size=radius / 2, batch=512, precision="bfloat16"),
+        schedule=ScheduleConfig(rounds=1200, cohort_images=256, round_cohorts=8, batch=256, max_lag_updates=48),
         train=TrainConfig(
             learning_rate=5e-4,
             weight_decay=5e-4,
@@ -217,17 +221,16 @@ PRESETS = {
 def as_in_paper(recipe: Recipe) -> Recipe:
     """A recipe with the paper's own choices where the presets have better ones (README, "The paper's settings").
 
-    Attack to the adapter's own t, T = 20, a fresh trajectory for every visit with one pass over it and nothing
-    replayed, t ~ U{1..T} with the adapter told t, and both terms of Alg. 3 with weight 1.
+    Attack to the adapter's own t, T = 20, a fresh trajectory of all T steps for every visit, t ~ U{1..T} with the
+    adapter told t, and both terms of Alg. 3 with weight 1.
     """
     return replace(
         recipe,
         attack=replace(recipe.attack, steps=20, step_size=None, noise_scale=None, conditioning="state"),
         schedule=replace(
             recipe.schedule,
-            warm_start=False,
-            replay=0.0,
-            passes=1,
+            visit_steps=20,
+            life=1,
             overlap_rounds=0,
             last_states=0.0,
             clean_states=0.0,

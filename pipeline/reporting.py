@@ -1,14 +1,13 @@
 """What a report says of a run, or of any model: the figures, pictures and origins of `stages.report.Contents`."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from pipeline.artifacts import manifest_at
 from pipeline.evaluation import Evaluation, in_order, of_kind, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.findings import Findings, ball_text
@@ -25,7 +24,7 @@ from stages.rap.attack import AttackProcess, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.report import Artifact, Attacked, Broken, Contents, Pictures, TrajectoryPictures
-from stages.training.rounds import Setup
+from stages.training.setup import Setup
 
 GALLERY = 8  # images in the pictures
 STEPWISE = 2  # of them, step by step
@@ -44,11 +43,11 @@ def run_contents(
     test, threat = plan.data.test, plan.recipe.threat
     evaluations, alone = found["robust"], found["undefended"]
     auto = evaluations[plan.autoattack.name]
-    made = [str(artifact.path) for artifacts in origins(plan, setup).values() for artifact in artifacts]
+    made = [artifact.path for artifacts in origins(plan, setup).values() for artifact in artifacts]
     attacked = [path for each in found.values() for evaluation in each.values() for path in evaluation.receipts]
     pictures, trajectories = gallery(robust, classifier, test, setup.config.attack)
     return Contents(
-        title=plan.run.name,
+        title=plan.name,
         data=plan.data.name,
         threat=threat,
         description=describe_model(results),
@@ -66,7 +65,7 @@ def run_contents(
         ),
         checks=checked.checks,
         flags=worst_of(list(evaluations.values())).flags,
-        notes=notes_on(plan.data.name, auto),
+        notes=(*notes_on(plan.data.name, auto), *_repeated(results["set_aside"])),
         broken=(
             Broken(model="robust classifier", images=len(auto.rows), by=auto.broken_by),
             Broken(model="classifier alone", images=len(alone[auto.name].rows), by=alone[auto.name].broken_by),
@@ -84,6 +83,13 @@ def run_contents(
         lineage=tuple(lineage([*made, *attacked, *checked.receipts])),
         seconds=results["seconds"],
     )
+
+
+def _repeated(rounds: int) -> tuple[str, ...]:
+    """What is said of a training that was interrupted on a device that repeats nothing to the bit."""
+    if not rounds:
+        return ()
+    return (f"The training was interrupted: {rounds} rounds after its checkpoints were set aside and made anew.",)
 
 
 def model_contents(
@@ -224,7 +230,7 @@ def gallery(
 def lineage(paths: Iterable[str]) -> Iterable[Artifact]:
     """The artifacts behind the figures, as their manifests name them."""
     for path in dict.fromkeys(paths):
-        manifest = json.loads((Path(path) / "manifest.json").read_text())
+        manifest = manifest_at(path)
         origin = manifest["provenance"]
         yield Artifact(
             kind=manifest["kind"],

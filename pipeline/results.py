@@ -1,8 +1,7 @@
 """The end of a run: results.json, and the same in a short table."""
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.cached import cached_fingerprint
@@ -10,8 +9,8 @@ from pipeline.evaluation import Evaluation
 from pipeline.examination import Checked
 from pipeline.plan import Plan
 from pipeline.search import search_fingerprint
-from stages.training.rounds import Setup
-from stages.trajectories.cache import TrajectoryCache
+from stages.storage import Storage
+from stages.training.setup import Setup
 from stages.trajectories.ledger import LedgerRow
 
 
@@ -47,15 +46,8 @@ def work_seconds(
     return {stage: round(value, 1) for stage, value in seconds.items() if value}
 
 
-def committed_rows(plan: Plan, setup: Setup) -> list[LedgerRow]:
-    """The ledger's rows of the shards that a run trained on."""
-    ledger = TrajectoryCache(plan.root).ledger
-    shards = [shard for line in setup.journal.lines() for shard in line["shards"]]
-    return [row for row in map(ledger.get, shards) if row is not None]
-
-
-def shard_summary(plan: Plan, rows: list[LedgerRow], before: set[str]) -> dict:
-    """Number, size and compression of the shards that a run trained on; ``before`` are those it found committed.
+def shard_summary(plan: Plan, rows: list[LedgerRow], made_now: int) -> dict:
+    """Number, size and compression of the shards that a run trained on, of which some were made in this call.
 
     ``float32_ratio`` compares with the same states as float32 arrays.
     """
@@ -65,7 +57,7 @@ def shard_summary(plan: Plan, rows: list[LedgerRow], before: set[str]) -> dict:
     size, segments = sum(row.bytes for row in rows), sum(row.n for row in rows)
     return {
         "shards": len(rows),
-        "generated_now": sum(row.fingerprint not in before for row in rows),
+        "generated_now": made_now,
         "segments": segments,
         "attack_steps": sum(row.n * row.k for row in rows),
         "bytes": size,
@@ -78,11 +70,10 @@ def _float32_bytes(row: LedgerRow, pixels: int) -> int:
     return 4 * row.n * (row.k + 1) * pixels
 
 
-def write_results(path: Path, results: dict) -> None:
-    """Replace results.json by rename."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(results, indent=1))
-    temporary.replace(path)
+def write_results(storage: Storage, name: str, results: Mapping[str, object]) -> str:
+    """Write results as JSON; returns where they are."""
+    storage.put(name, json.dumps(results, indent=1).encode())
+    return storage.location(name)
 
 
 def describe_model(results: dict) -> str:

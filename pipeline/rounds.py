@@ -1,141 +1,199 @@
 """The loop on Ray: units to generators, versions out, and an end to both sides when either fails.
 
-The main thread feeds a pool of generators; the train worker's run goes on beside it. They meet only in files
-that are renamed into place: shards with their ledger rows, versions, and `stop`. What is published is what the
-serial loop (stages/training/rounds.py) publishes, byte for byte.
+The main thread feeds a pool of generators, and the train worker's run goes on beside it. They meet on a board:
+the train worker posts where it begins and each version that it publishes, the main thread the rows of each round
+that is committed. What is published is what the serial loop (stages/training/rounds.py) publishes, byte for byte.
 """
 
 import threading
-import time
-from collections.abc import Callable, Generator
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
-from cluster.pool import Pool, Ref, put
+from cluster.board import Board, BoardLostError
+from cluster.pool import Pool, put
 from cluster.session import is_open
-from pipeline.generators import GeneratorWorker
+from pipeline.artifacts import scratch
+from pipeline.generators import AT_ONCE, GeneratorWorker
 from pipeline.workers import LoopWorkers
-from stages.training.journal import Journal
-from stages.training.rounds import Setup, run_rounds
-from stages.trajectories.cache import TrajectoryCache
-from stages.trajectories.generate import Unit
-from stages.trajectories.ledger import LedgerRow
+from stages.training.journal import Start
+from stages.training.rounds import Round, run_rounds
+from stages.training.setup import Setup
+from stages.training.units import after
+from stages.training.versions import Version
+from stages.trajectories.ledger import Recorder
+from stages.trajectories.shards import LedgerRow, read_shard
 
-POLL = 0.02  # seconds between looks at a file that another process will rename into place
+BOARDS = 3  # that may be lost before the loop is given up
+VERSION, ROUND = "version", "round"  # topics on the board
 
 
-def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], None]) -> None:
-    """Run the loop to its last round, from whatever is there. ``progress`` gets each new line of metrics.
+def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], None]) -> int:
+    """Run the loop to its last round, from whatever is there; returns how many shards were made. ``progress`` gets each
+    new line of metrics.
 
     Raises the error of whichever side fails first, after stopping the other.
     """
-    stop = setup.run / "stop"
-    stop.unlink(missing_ok=True)
-    shared = put(setup)
-    trainer = _Trainer(setup, shared, workers, stop, progress)
-    trainer.start()
-    try:
-        with closing(_generate(setup, shared, workers, trainer)) as rows:
-            for _ in rows:
-                trainer.follow()
-        while trainer.is_alive():
-            trainer.join(POLL)
-            trainer.follow()
-    finally:
-        stop.touch()
-        if is_open():  # else the train worker's run never ends
-            trainer.join()
-            stop.unlink()
-    trainer.follow()
-    if trainer.error is not None:
-        raise trainer.error
+    made = 0
+    for lost in range(BOARDS):
+        loop = _Loop(setup, workers, progress)
+        try:
+            loop.run()
+            return made + loop.made
+        except BoardLostError:
+            made += loop.made
+            if lost + 1 == BOARDS:
+                raise
+    raise AssertionError
 
 
-def _generate(
-    setup: Setup, shared: Ref[Setup], workers: LoopWorkers, trainer: "_Trainer"
-) -> Generator[LedgerRow, None, None]:
-    """Every round's missing units through the pool, each round as soon as its version is published.
+class _Loop:
+    """One run of the loop with one board."""
 
-    Ends early when the train worker has failed. With overlap a round is generated while the one before it is
-    trained on; never more, since the next version is not there.
-    """
-    cache = TrajectoryCache(setup.root)
-    with Pool(
-        GeneratorWorker,
-        size=workers.generators,
-        cpus=workers.generator_cpus,
-        gpus=workers.generator_gpus,
-        name="generators",
-    ) as pool:
-        for number in range(setup.config.schedule.rounds):
-            version = setup.schedule.version(number)
-            if not trainer.wait_for(lambda version=version: setup.versions.fingerprint(version) is not None):
-                return
-            units = setup.units.of(number, setup.versions.fingerprints(version))
-            missing = [unit for unit in units if unit.fingerprint not in cache]
-            if missing and setup.versions.holds(version):  # else no round will train on them any more
-                weights = put(setup.versions.load(version))
-                for _, row in pool.map("generate", missing, payload=lambda unit: (unit, [shared, weights])):  # noqa: B023
-                    yield row
-
-
-class _Trainer(threading.Thread):
-    """The train worker's run, beside the main thread; keeps its error for whoever asks."""
-
-    def __init__(
-        self, setup: Setup, shared: Ref[Setup], workers: LoopWorkers, stop: Path, progress: Callable[[dict], None]
-    ) -> None:
-        super().__init__(name="trainer", daemon=True)
-        self.setup, self.shared, self.workers, self.stop, self.progress = setup, shared, workers, stop, progress
-        self.journal = Journal(setup.run)
-        self.told = max((line["round"] for line in self.journal.lines()), default=-1)
+    def __init__(self, setup: Setup, workers: LoopWorkers, progress: Callable[[dict], None]) -> None:
+        self.setup, self.workers, self.progress = setup, workers, progress
+        self.recorder = Recorder(setup.ledger)
+        self.made = 0
         self.error: BaseException | None = None
 
     def run(self) -> None:
+        self.board, self.shared = Board.open(), put(self.setup)
+        threads = [
+            threading.Thread(target=self._guarded, args=(each,), name=each.__name__, daemon=True)
+            for each in (self._train, self._follow)
+        ]
+        for thread in threads:
+            thread.start()
         try:
-            from cluster.trainer import run_training  # takes seconds, and a run that is complete trains nothing
+            self._generate()
+        finally:
+            if is_open():  # else the train worker's run never ends
+                self._close()
+                for thread in threads:
+                    thread.join()
+                self.board.end()
+        if self.error is not None:
+            raise self.error
 
+    def _generate(self) -> None:
+        """Every round through the pool, as soon as its version is published, from wherever training begins.
+
+        With overlap a round is generated while the one before it is trained on; never more, since the next version is
+        not there. Ends when training does.
+        """
+        with Pool(
+            GeneratorWorker,
+            size=self.workers.generators,
+            cpus=self.workers.generator_cpus,
+            gpus=self.workers.generator_gpus,
+            max_in_flight=AT_ONCE,
+            concurrency=AT_ONCE,
+            name="generators",
+        ) as pool:
+            era = 0
+            while (begun := self.board.begun(era)) is not None:
+                era, start = begun
+                self.recorder.begin(start.round, self.setup.journal.lines() if start.round else [])
+                self._generate_from(era, start, pool)
+
+    def _generate_from(self, era: int, start: Start, pool: Pool) -> None:
+        setup, previous = self.setup, start.previous
+        for number in range(start.round, setup.config.schedule.rounds):
+            version = self.board.wait(era, VERSION, setup.schedule.version(number))
+            if version is None:  # training has ended, or begun again
+                return
+            units = setup.units.of(number, version.value, previous)
+            rows: dict[int, LedgerRow] = {}
+            refs = (self.shared, version.arrays)
+            for unit, (row, is_new) in pool.map("generate", units, payload=lambda unit, refs=refs: (unit, refs)):
+                rows[unit.number] = row
+                self.made += is_new
+            previous = after(previous, units)
+            committed = [rows[unit.number] for unit in units]
+            self.recorder.enter(committed)
+            self.board.post(era, ROUND, number, committed)
+
+    def _train(self) -> None:
+        """The train workers' run, in a thread of its own."""
+        from cluster.trainer import run_training  # takes seconds, and a run that is complete trains nothing
+
+        try:
             run_training(
                 _train,
-                {"setup": self.shared, "stop": str(self.stop)},
+                {"setup": self.shared, "board": self.board},
                 workers=self.setup.config.train.workers,
                 cpus=self.workers.trainer_cpus,
                 gpus=self.workers.trainer_gpus,
-                storage=self.setup.run / "ray",
+                storage=scratch(self.setup.run, "ray"),
                 name="train",
             )
+        finally:
+            self._close()
+
+    def _follow(self) -> None:
+        """Hand on the lines of metrics, in a thread of its own."""
+        while (line := self.board.line()) is not None:
+            self.recorder.follow(line)
+            self.progress(line)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
         except BaseException as error:
-            self.error = error
+            self.error = self.error or error
+            self._close()
 
-    def wait_for(self, condition: Callable[[], bool]) -> bool:
-        """Wait until a condition holds; False when the run ended before."""
-        while not condition():
-            if not self.is_alive():
-                return condition()
-            time.sleep(POLL)
-        return True
-
-    def follow(self) -> None:
-        """Hand on the lines of metrics.jsonl that are new."""
-        for line in self.journal.lines():
-            if line["round"] > self.told:
-                self.told = line["round"]
-                self.progress(line)
+    def _close(self) -> None:
+        try:
+            self.board.close()
+        except BoardLostError as error:
+            self.error = self.error or error
 
 
-def _train(context: object, config: dict) -> None:
-    """The train worker: `run_rounds`, with shards that the generators commit."""
+def _train(context: Any, config: dict) -> None:  # noqa: ANN401 - a TrainContext, whose module takes seconds
+    """A train worker: `run_rounds`, with shards that the generators commit."""
     setup: Setup = config["setup"].get()
-    stop = Path(config["stop"])
-    cache = TrajectoryCache(setup.root)
+    with _Awaited(setup, config["board"]) as source:
+        run_rounds(replace(setup, device=context.device), source, report=config["board"].tell)
 
-    def obtain(units: list[Unit]) -> list[LedgerRow]:
-        for unit in units:
-            while unit.fingerprint not in cache:
-                if stop.exists():
-                    return []
-                time.sleep(POLL)
-        rows = [cache.ledger.get(unit.fingerprint) for unit in units]
-        return [row for row in rows if row is not None]
 
-    run_rounds(setup, obtain, stopped=stop.exists)
+class _Awaited:
+    """Rounds as generators commit their shards; the next one is read and decoded behind this one's updates."""
+
+    def __init__(self, setup: Setup, board: Board) -> None:
+        self.setup, self.board = setup, board
+        self.era = 0
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self._next: dict[int, Future[Round | None]] = {}
+
+    def __enter__(self) -> "_Awaited":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+
+    def begin(self, start: Start) -> None:
+        """Rank 0 says where training begins."""
+        self.era = self.board.begin(replace(start, versions=()))
+        for version in start.versions:
+            self.publish(version)
+
+    def publish(self, version: Version) -> None:
+        arrays = {name: value.numpy() for name, value in version.weights.items()}
+        self.board.post(self.era, VERSION, version.number, version.fingerprint, arrays=arrays)
+
+    def obtain(self, number: int, attacked: "Future[Version] | None") -> Round | None:
+        if not self.era:  # another rank than 0, after it has begun
+            found = self.board.begun(0)
+            self.era = found[0] if found else 0
+        waited = self._next.pop(number, None) or self._ahead.submit(self._read, number)
+        if number + 1 < self.setup.config.schedule.rounds:
+            self._next[number + 1] = self._ahead.submit(self._read, number + 1)
+        return waited.result()
+
+    def _read(self, number: int) -> Round | None:
+        posted = self.board.wait(self.era, ROUND, number)
+        if posted is None:
+            return None
+        return Round.of(self.setup, number, [read_shard(self.setup.root, row.fingerprint) for row in posted.value])

@@ -19,26 +19,26 @@ from pipeline.evaluation import Evaluation, evaluate, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.plan import Plan, claimed, make_plan
 from pipeline.reporting import run_contents
-from pipeline.results import committed_rows, shard_summary, table, work_seconds, write_results
+from pipeline.results import shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
 from pipeline.trained import examine_trained, shipped_model, subjects_of
 from pipeline.workers import Session, own_device
 from stages.evaluation.accuracy import on_device
 from stages.fingerprint import canonical
+from stages.lease import Lease
 from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.report import write_report
 from stages.shipped import save_model
-from stages.training.rounds import Setup
-from stages.trajectories.cache import TrajectoryCache
+from stages.training.setup import Setup
 
 
 def run(plan: Plan, say: Callable[[str], None]) -> dict:
     """Every stage of a plan, from what is there to the end; returns the results that results.json holds."""
     recipe, seconds, cached = plan.recipe, {}, None
     with ExitStack() as stack:
-        stack.enter_context(claimed(plan))
+        held = stack.enter_context(claimed(plan))
         workers = Session(plan.command.workers, recipe, stack)
 
         with timed(seconds, "classifier"):
@@ -54,13 +54,13 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             if plan.cached:
                 weights, cached = weights_from_cache(setup, list(plan.cached), workers, say)
                 setup = replace(setup, initial=weights)
-            before = committed(setup)
+            made_now = 0
             if not setup.is_complete:
                 place = workers()
                 if done := setup.journal.checkpointed:
                     say(f"going on with round {done + 1} of {recipe.schedule.rounds}, after the last checkpoint")
-                run_loop(replace(setup, device=place.device), place.loop, progress=follow(setup, say))
-                TrajectoryCache(plan.root).ledger.compact()
+                here = replace(setup, device=place.device, repeats=place.device == "cpu")
+                made_now = run_loop(here, place.loop, progress=follow(setup, say, held))
             robust, shipped = shipped_model(setup)
 
         subjects = subjects_of(plan, robust, classifier)
@@ -75,47 +75,50 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             )
         auto = found["robust"][plan.autoattack.name]
         save(plan, robust, shipped, auto)
-        say(f"model: {plan.model}")
+        say(f"model: {plan.run.location('model')}")
         with timed(seconds, "checks"):
             modules = [other for other, _ in others]
             checked = examine_trained(plan, setup, subjects, modules, auto=auto, workers=workers, say=say)
-    results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, before, seconds)
+    results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, made_now, seconds)
     with timed(seconds, "report"):
         device = own_device(plan.command.workers)
         models = (on_device(robust, device), on_device(classifier, device))
-        report = write_report(run_contents(plan, setup, models, found, checked, results), plan.run / "report")
-    results["paths"]["report"] = str(report.page)
+        contents = run_contents(plan, setup, models, found, checked, results)
+        with plan.run.folder("report") as folder:
+            page = write_report(contents, folder).page.name
+    results["paths"]["report"] = plan.run.location(f"report/{page}")
     results["seconds_now"]["report"] = round(seconds["report"], 1)
     return results
 
 
 def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) -> None:
     """Save the model with what is known of it, before the checks, which may take longer than all the rest."""
-    save_model(
-        plan.model,
-        robust,
-        classifier=plan.recipe.classifier,
-        inputs=plan.network,
-        notes={"data": plan.data.name, "shipped": shipped, "evaluation": {auto.name: auto.robust.as_json()}},
-    )
+    with plan.run.folder("model") as folder:
+        save_model(
+            folder,
+            robust,
+            classifier=plan.recipe.classifier,
+            inputs=plan.network,
+            notes={"data": plan.data.name, "shipped": shipped, "evaluation": {auto.name: auto.robust.as_json()}},
+        )
 
 
-def committed(setup: Setup) -> set[str]:
-    """The shards that are committed at this moment."""
-    return {row.fingerprint for row in TrajectoryCache(setup.root).ledger.rows()}
-
-
-def follow(setup: Setup, say: Callable[[str], None]) -> Callable[[dict], None]:
-    """Says every judged round, and every alarm, as its line of metrics appears."""
+def follow(setup: Setup, say: Callable[[str], None], held: Lease) -> Callable[[dict], None]:
+    """Says every judged round and every alarm as its line of metrics appears; ends a run that is not held any more."""
     rounds = setup.config.schedule.rounds
 
     def tell(line: dict) -> None:
+        held.check()
+        if "set_aside" in line:
+            say(
+                f"{line['set_aside']} rounds after the last checkpoint were set aside: this device does not repeat them"
+            )
         if "judge" in line:
             robust = line["judge"]["robust"]
             say(
                 f"round {line['round'] + 1}/{rounds}: loss {line['loss']:.3f}, judge {robust['value']:.1%} of "
                 f"{robust['images']}, {line['attack_steps_per_second'] or 0:,.0f} attack steps/s a generator, "
-                f"lag {line['lag']}, age up to {line['age']['1.0']:.0f} updates"
+                f"lag {line['lag']}"
             )
         for alarm in line["alarms"]:
             say(f"ALARM in round {line['round'] + 1}: {alarm}")
@@ -133,11 +136,12 @@ def collect(
     cached: dict | None,
     found: dict[str, dict[str, Evaluation]],
     checked: Checked,
-    before: set[str],
+    made_now: int,
     seconds: dict[str, float],
 ) -> dict:
     """What results.json holds."""
-    recipe, rows, (auto, pgd) = plan.recipe, committed_rows(plan, setup), plan.measurements
+    recipe, rows, lines = plan.recipe, setup.ledger.rows(), setup.journal.lines()
+    auto, pgd = plan.measurements
     verdicts = {
         name: {
             "clean": evaluations[pgd.name].clean.as_json(),
@@ -167,16 +171,17 @@ def collect(
         ),
         "checks": [asdict(check) for check in checked.checks],
         "checks_done_now": checked.done_now,
-        "alarms": [alarm for line in setup.journal.lines() for alarm in line["alarms"]],
-        "trajectories": shard_summary(plan, rows, before),
+        "alarms": [alarm for line in lines for alarm in line["alarms"]],
+        "set_aside": sum(line.get("set_aside", 0) for line in lines),
+        "trajectories": shard_summary(plan, rows, made_now),
         "seconds": work_seconds(plan, setup, rows, found, checked),
         "seconds_now": {name: round(value, 1) for name, value in seconds.items()},
         "paths": {
             "run": str(plan.run),
-            "model": str(plan.model),
-            "results": str(plan.run / "results.json"),
-            "metrics": str(plan.run / "metrics.jsonl"),
-            "store": str(plan.root / "store"),
+            "model": plan.run.location("model"),
+            "results": plan.run.location("results.json"),
+            "metrics": plan.run.location("metrics"),
+            "store": plan.root.location("store"),
         },
         "recipe": canonical(recipe),
     }
@@ -204,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> str:
         say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
         results = run(plan, say)
-        write_results(plan.run / "results.json", results)
+        write_results(plan.run, "results.json", results)
         return f"\n{table(results)}"
 
     return conduct(work, root=command.root, say=say)

@@ -11,14 +11,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cluster.pool import Ref, put
-from pipeline.artifacts import Store
+from pipeline.artifacts import Store, scratch
 from pipeline.recipe import Recipe
 from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.randomness import permutation
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import Lattice, default_denominator
-from stages.training.rounds import Setup, run_serially
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup
 
 if TYPE_CHECKING:
     from cluster.tuner import TrialResult
@@ -29,27 +30,24 @@ RUNGS = 3  # judgements of a trial; after the first, ASHA ends those that are no
 def candidates(recipe: Recipe) -> list[AttackConfig]:
     """The attacks that the search tries: the recipe's own, then a random sample of the grid, on the lattice.
 
-    Steps never exceed the radius, and segments never T; settings that become equal on the lattice count once.
+    Steps never exceed the radius; settings that become equal on the lattice count once.
     """
     search, attack, radius = recipe.search, recipe.attack, recipe.threat.radius
-    lattice = Lattice(attack.denominator or default_denominator(recipe.threat.norm))
-    least = recipe.schedule.segment_steps if recipe.schedule.warm_start else 1
+    lattice, own = Lattice(attack.denominator or default_denominator(recipe.threat.norm)), resolved(attack, recipe)
     grid = list(
         dict.fromkeys(
             replace(
-                attack,
+                own,
                 steps=steps,
-                step_size=attack.step_size or lattice.snap(min(size * radius / steps, radius)),
-                noise_scale=attack.noise_scale or lattice.snap(scale * radius),
+                step_size=own.step_size if step is None else lattice.snap(min(step * radius, radius)),
+                noise_scale=own.noise_scale if scale is None else lattice.snap(scale * radius),
             )
-            for steps, size, scale in itertools.product(
-                search.steps or (attack.steps,), search.step_sizes or (2.5,), search.noise_scales or (1.0,)
+            for steps, step, scale in itertools.product(
+                search.steps or (attack.steps,), search.step_sizes or (None,), search.noise_scales or (None,)
             )
-            if steps >= least
         )
     )
     order = permutation(len(grid), recipe.seed, "search")
-    own = resolved(attack, recipe)
     return [own, *(grid[i] for i in order if grid[i] != own)][: search.trials]
 
 
@@ -124,7 +122,7 @@ def _tune(
         rungs=RUNGS,
         cpus_per_trial=max(recipe.attack.threads, recipe.train.threads),
         gpus_per_trial=place.gpus,
-        storage=setup.root / "search",
+        storage=scratch(setup.root, "search"),
         name=name,
         seed=recipe.seed,
         progress=partial(_announce, tried, say),
@@ -140,7 +138,7 @@ def _trial(shared: list[Ref], name: str, config: dict, report: Callable[[dict], 
     setup, recipe, tried, device = shared[0].get()
     rounds, number = recipe.search.rounds, config["trial"]
     loop = replace(recipe.loop(tried[number], rounds=rounds), checkpoint_rounds=max(1, rounds // RUNGS))
-    run = setup.root / "search" / name / f"trial-{number}"
+    run = f"search/{name}/trial-{number}"
 
     def rung(line: dict) -> None:
         if "judge" in line:
@@ -150,7 +148,9 @@ def _trial(shared: list[Ref], name: str, config: dict, report: Callable[[dict], 
                 {"rung": max(1, done * RUNGS // rounds), "robust": verdict["value"], "judge": verdict, "rounds": done}
             )
 
-    run_serially(replace(setup, config=loop, run=run, device=device), report=rung)
+    run_serially(
+        replace(setup, config=loop, name=run, device=device, repeats=device == "cpu", keep_versions=False), report=rung
+    )
 
 
 def _announce(tried: list[AttackConfig], say: Callable[[str], None], config: dict, rung: dict | None) -> None:

@@ -15,7 +15,7 @@ from pipeline.plan import Plan
 from pipeline.search import search_attack
 from pipeline.trained import examine_trained, shipped_model, subjects_of
 from stages.nets.classifiers import build_classifier
-from stages.training.rounds import Setup
+from stages.training.setup import Setup
 
 
 @dataclass(kw_only=True)

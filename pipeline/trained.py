@@ -11,12 +11,12 @@ from pipeline.plan import Plan
 from pipeline.workers import Place
 from stages.evaluation.checks.explanations import SelectionFacts
 from stages.rap.robust import RobustClassifier
-from stages.training.rounds import Setup, load_trained
+from stages.training.setup import Setup, load_trained
 
 
 def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     """The robust classifier with the weights that the judge liked best, and which those are."""
-    weights, version = setup.journal.best_weights() if setup.config.schedule.rounds else (setup.versions.load(0), 0)
+    weights, version = setup.journal.best_weights()
     robust = load_trained(setup.build(), weights)
     judged = {line["round"] + 1: line["judge"] for line in setup.journal.lines() if "judge" in line}
     return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}

@@ -123,7 +123,7 @@ def _on_cpus(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> LoopWor
 
 def _units(recipe: Recipe) -> int:
     """Units of a round: more generators than that would hold what they never use."""
-    return recipe.schedule.examples // recipe.schedule.unit_examples
+    return recipe.schedule.round_cohorts
 
 
 def _largest_share(cluster: Cluster, actors: int, *, gpus: float) -> float:

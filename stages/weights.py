@@ -6,6 +6,7 @@ differs.
 """
 
 import argparse
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,16 +32,23 @@ HARMLESS: list[Any] = [
 ]
 
 
-def save_weights(weights: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file with the permissions of any new file there.
+def pack_weights(weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file's bytes; equal weights make equal bytes, with one entry of metadata at most."""
+    return safetensors.torch.save({name: each.detach().cpu().contiguous() for name, each in weights.items()}, metadata)
 
-    Left to itself the library gives them to the file's owner alone, whom another node of a cluster may not be.
-    """
-    path.touch()
-    mode = path.stat().st_mode
-    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    safetensors.torch.save_file(tensors, path, metadata)
-    path.chmod(mode)
+
+def unpack_weights(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The weights and metadata of what `pack_weights` made. Raises ValueError for other bytes."""
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return safetensors.torch.load(content), header.get("__metadata__", {})
+    except (safetensors.SafetensorError, ValueError, MemoryError) as error:
+        raise ValueError(f"these {len(content)} bytes are no safetensors file: {error}") from error
+
+
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, with the permissions of any new file there, which the library's own lacks."""
+    path.write_bytes(pack_weights(weights))
 
 
 def load_weights(network: nn.Module, path: Path, *, name: str, remedy: str) -> None:

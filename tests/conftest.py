@@ -1,5 +1,9 @@
 """What several folders of tests share."""
 
+import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -44,3 +48,36 @@ def ray_session() -> Iterator[Cluster]:
     """One local Ray of 2 CPUs for all tests; a session that a test opens joins it."""
     with session(cpus=2) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server in a process of its own, which forgets everything when the tests end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stderr is not None
+        for line in server.stderr:  # it says where it runs once it does
+            if "Running on" in line:
+                break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A bucket on that server, which the environment of the test names."""
+    settings = {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "not-for-messages", "REGION": "us-east-1"}
+    for name, value in {**settings, "ENDPOINT_URL": s3_server}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/tests-bucket", method="PUT")):
+        return "s3://tests-bucket"

@@ -8,7 +8,7 @@ The parameters of an image are keyed by its row in the data set, never by its pl
 
 import numpy as np
 import torch
-from jaxtyping import Int16, Int64, UInt8
+from jaxtyping import Bool, Int16, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,3 +43,24 @@ def augment(
     pixels = (lines[:, :, None] * (width + 2 * PADDING) + columns[:, None, :]).reshape(count, 1, height * width)
     padded = functional.pad(images, (PADDING,) * 4).flatten(2)
     return padded.gather(2, pixels.expand(-1, channels, -1)).reshape(images.shape)
+
+
+def carry(
+    values: Int16[Tensor, "image channel height width"],
+    before: Int16[Tensor, "image 3"],
+    after: Int16[Tensor, "image 3"],
+) -> tuple[Int16[Tensor, "image channel height width"], Bool[Tensor, "image 1 height width"]]:
+    """Values that belong to the pixels of images augmented one way, moved to where another way puts those pixels.
+
+    Also says where that is: False where the border opens on pixels that the first way had cut off.
+    """
+    count, channels, height, width = values.shape
+    (down, right, flip), (later_down, later_right, later_flip) = before.long().unbind(1), after.long().unbind(1)
+    across, lines = torch.arange(width).expand(count, width), torch.arange(height)
+    columns = torch.where(later_flip[:, None] == 1, width - 1 - across, across) + (later_right - right)[:, None]
+    lines = lines + (later_down - down)[:, None]
+    inside = ((lines >= 0) & (lines < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns).clamp(0, width - 1)
+    pixels = (lines.clamp(0, height - 1)[:, :, None] * width + columns[:, None, :]).reshape(count, 1, height * width)
+    moved = values.flatten(2).gather(2, pixels.expand(-1, channels, -1)).reshape(values.shape)
+    return moved, inside[:, None]

@@ -14,7 +14,6 @@ from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Curve
 from stages.report.drawing import (
     BLUE,
-    GREEN,
     INK,
     QUIET,
     SERIES,
@@ -161,23 +160,6 @@ def lines(
         legend_above(axes, axes.get_legend_handles_labels()[0])
 
     return svg(name, draw)
-
-
-def ages(updates: Sequence[float], age: Mapping[str, Sequence[float]], lag: Sequence[float]) -> str:
-    """How old the stored adversaries were that each round was trained on, in updates: quantiles, and the lag."""
-
-    def draw(axes: Axes) -> None:
-        axes.fill_between(
-            updates, age["0.0"], age["0.9"], color=BLUE, alpha=0.18, linewidth=0, label="youngest to 90 %"
-        )
-        axes.plot(updates, age["0.5"], color=BLUE, label="median age")
-        axes.plot(updates, age["1.0"], color=VERMILLION, linestyle=SERIES[1][2], label="oldest")
-        axes.plot(updates, lag, color=GREEN, linestyle=SERIES[2][2], label="lag at first use")
-        axes.set(xlabel="updates", ylabel="age (updates)")
-        axes.set_ylim(bottom=0)
-        legend_above(axes, axes.get_legend_handles_labels()[0])
-
-    return svg("ages", draw)
 
 
 def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[object]]], chosen: int | None) -> str:

@@ -15,21 +15,12 @@ FINGERPRINTS = 3  # of artifacts of one kind that are shown; report.json has all
 
 
 def training_blocks(contents: Contents) -> tuple[Block, ...]:
-    """The judge's verdicts, losses, age of what was trained on, and alarms."""
+    """The judge's verdicts, losses, shares of what was generated, and alarms."""
     rounds = [dict(line) for line in contents.training]
     if not rounds:
         return (Bullets(items=contents.alarms, mark="warn"),) if contents.alarms else ()
     updates = [_number(line["updates"]) for line in rounds]
-    blocks: list[Block] = [*_judge(contents, rounds), *_losses(rounds, updates), *_ages(rounds, updates)]
-    ratio = _column(rounds, "fresh_to_stored")
-    if _known(ratio):
-        says = f"Loss on fresh adversaries over that on replayed ones: median {words.cell(_median(ratio))}."
-        series = {"fresh to stored": ratio}
-        svg = charts.lines("ratio", updates, series, y="ratio of losses", log=True, mark=(1.0, "equal"))
-        note = f"{says} Far above 1, the training fits adversaries that no longer matter."
-        blocks.append(
-            Chart(name="ratio", title="Loss on fresh against replayed adversaries", says=says, svg=svg, note=note)
-        )
+    blocks: list[Block] = [*_judge(contents, rounds), *_losses(rounds, updates)]
     shares = {label: _column(rounds, name) for name, label in SHARES.items() if _known(_column(rounds, name))}
     if shares:
         says = "; ".join(f"{label}: median {words.percent(_median(values))}" for label, values in shares.items())
@@ -75,24 +66,6 @@ def _losses(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
         note = f"Pale: single rounds; lines: running median of {charts.SMOOTHED}." if _smoothed(rounds) else ""
         svg = charts.lines("losses", updates, losses, y="loss")
         yield Chart(name="losses", title="Losses", says=says, svg=svg, note=note)
-
-
-def _ages(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
-    quantiles = ("0.0", "0.5", "0.9", "1.0")
-    if not all(set(quantiles) <= set(line.get("age") or {}) and "lag" in line for line in rounds):
-        return
-    age = {q: [_number(line["age"][q]) for line in rounds] for q in quantiles}
-    lag = _column(rounds, "lag")
-    if not (_known(lag) and all(map(_known, age.values()))):
-        return
-    says = (
-        f"Adversaries were first used at most {words.cell(int(max(_known(lag))))} updates after the weights that they "
-        f"attack; the oldest that was replayed was {words.cell(int(max(_known(age['1.0']))))} updates old, the median "
-        f"age {words.cell(_median(age['0.5']))}."
-    )
-    yield Chart(
-        name="ages", title="Age of what was trained on", says=says, svg=charts.ages(updates, age, lag), note=says
-    )
 
 
 def search_blocks(contents: Contents) -> tuple[Block, ...]:

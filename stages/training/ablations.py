@@ -5,7 +5,6 @@ They cost more than every other check, so they are given a share of the real tra
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,8 +16,9 @@ from stages import randomness
 from stages.data.augmentation import augment, draw_augmentation
 from stages.rap.attack import attack, draw_start
 from stages.rap.robust import RobustClassifier
-from stages.training.replay import TrainingBatch
-from stages.training.rounds import Setup, load_trained, run_serially
+from stages.training.batches import TrainingBatch
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup, load_trained
 
 Part = Literal["defence", "adversarial training", "denoising only", "vanilla adversaries"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -37,13 +37,13 @@ States = Callable[[Examples, Tensor, int], Tensor]
 
 
 def train_part(
-    part: Part, setup: Setup, *, share: float, run: Path, progress: Callable[[str], None] = lambda line: None
+    part: Part, setup: Setup, *, share: float, name: str, progress: Callable[[str], None] = lambda line: None
 ) -> RobustClassifier:
     """The robust classifier of a training with ``share`` of the setup's rounds, in eval mode on its device.
 
     "defence" is the setup's own training, "adversarial training" trains the classifier with the adapter, "denoising
     only" gives the adapter noise of the attack's start in place of adversaries, and "vanilla adversaries" gives it
-    adversaries of the classifier without it. The first two keep their journal below ``run``. ``progress`` gets a line
+    adversaries of the classifier without it. The first two are kept as the run ``name``. ``progress`` gets a line
     a round or an update.
     """
     rounds = max(1, round(share * setup.config.schedule.rounds))
@@ -51,10 +51,10 @@ def train_part(
     config = replace(config, judge=replace(config.judge, images=1, every=rounds))  # its verdicts are not asked for
     if part == "adversarial training":
         config = replace(config, train=replace(config.train, what="both"))
-    short = replace(setup, config=config, run=run)
+    short = replace(setup, config=config, name=name, keep_versions=False)
     if part in ("defence", "adversarial training"):
         run_serially(short, report=lambda line: progress(f"{part}: round {line['round'] + 1} of {rounds}"))
-        return load_trained(short.build(), short.versions.load(rounds))
+        return load_trained(short.build(), short.journal.best_weights()[0])
     with config.train.applied():
         states = _noisy(short) if part == "denoising only" else _vanilla(short)
         return _train_on(short, states, lambda line: progress(f"{part}: {line}"))
@@ -70,7 +70,6 @@ def _train_on(setup: Setup, states: States, progress: Callable[[str], None]) -> 
     for update in range(setup.schedule.updates):
         chosen = randomness.integers(0, len(train), batch, "ablation", config.seed, update)
         t = torch.from_numpy(randomness.integers(1, config.attack.steps + 1, batch, "t", config.seed, update))
-        everything = torch.ones(batch, dtype=torch.bool, device=setup.device)
         examples = _examples(setup, chosen, update)
         learner.update(
             TrainingBatch(
@@ -78,8 +77,6 @@ def _train_on(setup: Setup, states: States, progress: Callable[[str], None]) -> 
                 clean=lattice.to_float(lattice.from_bytes(examples.images)),
                 labels=examples.labels,
                 t=t.to(setup.device),
-                fresh=everything,
-                last=everything,
             )
         )
         progress(f"update {update + 1} of {setup.schedule.updates}")

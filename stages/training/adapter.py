@@ -8,15 +8,14 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from stages.numerics import Arithmetic
 from stages.randomness import key_seed
 from stages.rap.objective import ObjectiveConfig, objective
 from stages.rap.robust import RobustClassifier
+from stages.training.batches import TrainingBatch
 from stages.training.distributed import average, workers
 from stages.training.diverged import DivergedError
-from stages.training.replay import TrainingBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +132,7 @@ class Learner:
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        each = functional.cross_entropy(logits.detach(), batch.labels, reduction="none")
-        figures = {
-            "loss": loss.detach(),
-            **terms,
-            "fresh": _mean(each, batch.fresh & batch.last),
-            "stored": _mean(each, ~batch.fresh & batch.last),
-        }
-        self._step(average(self.parameters, figures))
+        self._step(average(self.parameters, {"loss": loss.detach(), **terms}))
 
     def _step(self, figures: dict[str, Tensor]) -> None:
         """Move the weights along their gradients, unless something in them or in the loss is no number."""
@@ -157,7 +149,7 @@ class Learner:
     def measured(self) -> list[dict[str, float]]:
         """What each update since the last call measured, read from the device all at once.
 
-        The loss, its terms, the cross-entropy on fresh and stored last states, and the gradient's norm before clipping.
+        The loss, its terms, and the gradient's norm before clipping.
 
         Raises DivergedError where the loss or the gradient of one of them was NaN or infinite.
         """
@@ -242,8 +234,3 @@ def _optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.opt
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay, fused=True)
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
-
-
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Over the chosen ones; NaN without any. Picking them out would ask the device how many there are."""
-    return values.where(chosen, 0).sum() / chosen.sum()

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from stages import randomness
-from stages.data.augmentation import augment
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
 from stages.training.adapter import Learner
-from stages.training.replay import ReplayWindow
-from stages.training.rounds import Setup, judge_on_holdout, load_trained
+from stages.training.batches import RoundExamples
+from stages.training.rounds import judge_on_holdout
 from stages.training.schedule import Batch
-from stages.trajectories.cache import TrajectoryCache, last_states_checksum
+from stages.training.setup import Setup, load_trained
 from stages.trajectories.codec import Segments
-from stages.trajectories.ledger import LedgerRow
+from stages.trajectories.generate import augmented, last_states_checksum
+from stages.trajectories.shards import Shard, read_shard
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,54 +48,58 @@ def train_on_cache(
     setup: Setup, shards: list[str], *, passes: int, progress: Callable[[str], None] = lambda line: None
 ) -> CachedTraining:
     """Train the setup's robust classifier on committed shards, ``passes`` times each, in the order they were made.
-    ``progress`` gets a line a shard.
+    One shard is in memory at a time; ``progress`` gets a line a shard.
 
-    Raises LookupError for a shard without a row, ShardError for a damaged one, and ValueError where the shards
-    hold other images or another lattice than the setup's.
+    Raises ShardError for a missing or damaged shard, and ValueError where one holds other images or another lattice
+    than the setup's; all of them are looked at before the first update.
     """
-    cache, config = TrajectoryCache(setup.root), setup.config
-    rows = [cache.ledger.get(name) for name in shards]
-    segments = [cache.read(name) for name in shards]
-    for part, row in zip(segments, rows, strict=True):
-        _check(part, row, setup)
+    config, batch, weights, total = setup.config, setup.config.schedule.batch, set(), 0
+    for name in shards:
+        shard = read_shard(setup.root, name)
+        _check(shard, setup)
+        weights.add(shard.row.weights)
+        total += -(-shard.row.n // batch) * passes
     with config.train.applied():
-        batch = config.schedule.batch
-        total = sum(-(-len(part) // batch) for part in segments) * passes
         learner = Learner(setup.build_faster(), config.train, total_updates=total, seed=config.seed)
-        window = ReplayWindow(setup.train, setup.device)
         for turn in range(passes):
-            for number, part in enumerate(segments):
-                window.keep(range(0))
-                window.add(number, [part])
+            for number, name in enumerate(shards):
+                part = read_shard(setup.root, name).segments
                 order = randomness.permutation(len(part), config.seed, "cached", turn, number)
                 states = randomness.integers(1, part.steps + 1, len(part), config.seed, "cached state", turn, number)
-                for first in range(0, len(part), batch):
-                    slots = order[first : first + batch]
-                    learner.update(window.batch(_batch(number, slots, states[slots])))
-                progress(f"cached shards: {number + 1} of {len(segments)}, pass {turn + 1} of {passes}")
+                batches = [
+                    Batch(places=order[first : first + batch], states=states[first : first + batch])
+                    for first in range(0, len(part), batch)
+                ]
+                examples = RoundExamples([part], batches, setup.train, setup.device)
+                for each in batches:
+                    learner.update(examples.batch(each))
+                progress(f"cached shards: {number + 1} of {len(shards)}, pass {turn + 1} of {passes}")
         robust = load_trained(setup.build(), learner.weights())
-        slots = np.arange(len(segments[-1]))
-        last = window.batch(_batch(len(segments) - 1, slots, np.full(len(slots), segments[-1].steps)))
-        with torch.no_grad():
-            right = (robust(last.states).argmax(1) == last.labels).cpu().numpy()
         return CachedTraining(
             weights={name: value.detach().cpu().clone() for name, value in learner.weights().items()},
             updates=learner.updates,
-            foreign_weights=len({row.weights for row in rows if row is not None}),
-            stored=Accuracy.from_mask(right),
+            foreign_weights=len(weights),
+            stored=_on_last_states(robust, read_shard(setup.root, shards[-1]).segments, setup),
             fresh=judge_on_holdout(robust, setup),
         )
 
 
-def _check(part: Segments, row: LedgerRow | None, setup: Setup) -> None:
+@torch.no_grad()
+def _on_last_states(robust: torch.nn.Module, part: Segments, setup: Setup) -> Accuracy:
+    everything = Batch(places=np.arange(len(part)), states=np.full(len(part), part.steps))
+    last = RoundExamples([part], [everything], setup.train, setup.device).batch(everything)
+    return Accuracy.from_mask((robust(last.states).argmax(1) == last.labels).cpu().numpy())
+
+
+def _check(shard: Shard, setup: Setup) -> None:
     """Raise ValueError unless the shard attacks this recipe's images in this recipe's ball."""
-    theirs, ours = part.process, setup.config.attack
+    theirs, ours = shard.segments.process, setup.config.attack
     if (theirs.norm, theirs.bound, theirs.denominator) != (ours.norm, ours.bound, ours.denominator):
         raise ValueError(
             f"the cached shards attack within {theirs.norm} {theirs.bound}/{theirs.denominator}, "
             f"this recipe within {ours.norm} {ours.bound}/{ours.denominator}: use a run of the same threat model"
         )
-    if row is None or _last_states(part, setup.train) != row.last_states:
+    if _last_states(shard.segments, setup.train) != shard.row.last_states:
         raise ValueError(
             "the cached shards do not decode to the states that were attacked: they belong to other images than "
             "this recipe's training split; use a run on the same data set"
@@ -108,12 +112,5 @@ def _last_states(part: Segments, split: Split) -> str | None:
     if part.shape != split.images.shape[1:] or not np.isin(index, split.rows).all():
         return None
     images = torch.from_numpy(split.images[split.positions(index)])
-    if part.augmentation is not None:
-        images = augment(images, part.augmentation)
-    clean = part.process.lattice.from_bytes(images)
+    clean = part.process.lattice.from_bytes(augmented(images, part.augmentation))
     return last_states_checksum(part.states_at(clean, torch.full((len(part),), part.steps)))
-
-
-def _batch(number: int, slots: np.ndarray, states: np.ndarray) -> Batch:
-    fresh = np.zeros(len(slots), np.bool_)
-    return Batch(rounds=np.full(len(slots), number), slots=slots, states=states, fresh=fresh)

@@ -1,11 +1,10 @@
 """Plain training of the base classifier on clean images: what the project then makes robust."""
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int16, Int64, UInt8
@@ -16,7 +15,10 @@ from stages.data.augmentation import augment, draw_augmentation
 from stages.data.splits import Split
 from stages.nets.classifiers import ClassifierConfig
 from stages.randomness import key_seed, permutation
+from stages.storage import Storage
 from stages.training.diverged import DivergedError
+
+CHECKPOINT = "checkpoint.pt"
 
 
 def train_classifier(
@@ -26,16 +28,16 @@ def train_classifier(
     seed: int,
     build: Callable[[], nn.Module],
     device: str = "cpu",
-    checkpoint: Path | None = None,
+    checkpoint: Storage | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict[str, Tensor]:
     """The float32 state dict, on the CPU, of the classifier that ``build`` makes, trained on the split.
 
     SGD with Nesterov momentum over one cycle of the learning rate. On one CPU type the bits depend on config,
     split, build and seed alone, and the caller's random numbers and settings are left as they were. ``progress``
-    gets a line an epoch. With 0 epochs, the state as built. Where ``checkpoint`` names a file, it is written after
-    every epoch, and a training that finds it goes on from there to the same bits; it belongs to this training alone,
-    and whoever asked for it removes it.
+    gets a line an epoch. With 0 epochs, the state as built. Where ``checkpoint`` names a place, the state is kept there
+    after every epoch, and a training that finds it goes on from there to the same bits; it belongs to this training
+    alone, and whoever asked for it removes it.
 
     Raises DivergedError when the loss becomes NaN or infinite.
     """
@@ -84,7 +86,7 @@ def _fit(
     *,
     images: UInt8[Tensor, "image channel height width"],
     seed: int,
-    checkpoint: Path | None,
+    checkpoint: Storage | None,
     progress: Callable[[str], None],
 ) -> None:
     """Train in place; ``images`` are the split's, on the classifier's device."""
@@ -96,7 +98,7 @@ def _fit(
         nesterov=True,
         weight_decay=config.weight_decay,
     )
-    first = _resume(checkpoint, classifier, optimizer, images.device) if checkpoint and checkpoint.exists() else 0
+    first = _resume(checkpoint, classifier, optimizer, images.device) if checkpoint else 0
     updates = config.epochs * _updates_an_epoch(config, split)
     update, began = first * _updates_an_epoch(config, split), time.perf_counter()
     classifier.train()
@@ -126,9 +128,9 @@ def _fit(
 
 
 def _save(
-    path: Path, classifier: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, epochs: int
+    place: Storage, classifier: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, *, epochs: int
 ) -> None:
-    """Replace the checkpoint, by rename, with all that the next epoch depends on."""
+    """Replace the checkpoint with all that the next epoch depends on."""
     state = {
         "epochs": epochs,
         "classifier": classifier.state_dict(),
@@ -136,15 +138,17 @@ def _save(
         "random": torch.get_rng_state(),  # of dropout
         "random on the GPU": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    place.put(CHECKPOINT, content.getvalue())
 
 
-def _resume(path: Path, classifier: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    """Bring a training to its checkpoint; returns the epochs that are done."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
+def _resume(place: Storage, classifier: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    """Bring a training to its checkpoint; returns the epochs that are done, 0 without one."""
+    content = place.find(CHECKPOINT)
+    if content is None:
+        return 0
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     classifier.load_state_dict(state["classifier"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])

@@ -42,8 +42,8 @@ from stages.rap.attack import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner, TrainConfig
-from stages.training.replay import TrainingBatch
-from stages.training.rounds import load_trained
+from stages.training.batches import TrainingBatch
+from stages.training.setup import load_trained
 
 ATTACK, TRAIN = AttackConfig(), TrainConfig()
 
@@ -114,8 +114,6 @@ def attacked(
         clean=process.lattice.to_float(process.lattice.from_bytes(images)),
         labels=labels,
         t=t,
-        fresh=torch.ones_like(t, dtype=torch.bool),
-        last=t == process.steps,
     )
 
 

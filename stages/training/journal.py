@@ -1,34 +1,46 @@
-"""What a run writes down while it trains: metrics.jsonl, the checkpoint, and the best weights so far.
+"""What a run writes down while it trains: a line a round, checkpoints, and the best weights so far.
 
-All three are replaced by rename, and repeated rounds write what was there before.
+Below RUN: metrics/<first round>.jsonl, the lines of the rounds from one checkpoint to the next; train/checkpoint.json,
+small, which names the state that it goes on with; and train/best/<version>.safetensors. Rounds that are repeated
+write what was there before.
 """
 
-import fcntl
+import hashlib
+import io
 import json
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.evaluation.judge import Judgement
+from stages.fingerprint import weights_fingerprint
+from stages.storage import Storage
 from stages.training.adapter import Learner
 from stages.training.schedule import Schedule
-from stages.training.versions import VersionMismatchError
-from stages.trajectories.ledger import LedgerRow
-from stages.weights import save_weights
+from stages.training.versions import Version, VersionMismatchError
+from stages.trajectories.shards import LedgerRow
+from stages.weights import pack_weights, unpack_weights
 
-# The alarms. Each names a way in which training on stored adversaries fails without its loss showing it.
-STALE_RATIO = 3.0  # median loss on fresh adversaries over that on replayed ones; 1.2 to 2 in healthy runs
-STALE_ROUNDS = 10  # of that many rounds, since a single one reaches 5 in healthy runs
 ZERO_GRADIENTS = 0.3  # share of pixels without gradient: masked by saturation, so the attack is blind there
+CHECKPOINT = "train/checkpoint.json"
+BEST = "train/best"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """Where a training begins, or goes on after its last checkpoint."""
+
+    round: int = 0
+    previous: dict[int, str] = field(default_factory=dict)
+    """The last shard of each cohort that was visited."""
+    versions: tuple[Version, ...] = ()
+    """The weights that the rounds to come attack, as far as they are known."""
+    published: dict[int, str] = field(default_factory=dict)
+    """Fingerprints that were published after the checkpoint."""
 
 
 def round_line(
@@ -36,24 +48,20 @@ def round_line(
     number: int,
     rows: list[LedgerRow],
     measured: list[dict[str, float]],
+    *,
     waited: float,
     seconds: float,
     verdict: Judgement | None,
 ) -> dict:
-    """The line of metrics.jsonl for a round; times in seconds, lag and age in updates."""
-    ages = schedule.ages(number)
+    """The line of metrics for a round; times in seconds, lag in updates."""
     attacked = sum(row.seconds for row in rows)
-    fresh, stored = _mean(measured, "fresh"), _mean(measured, "stored")
     line = {
         "round": number,
         "version": schedule.version(number),
+        "attacked": rows[0].weights,
         "updates": (number + 1) * schedule.updates_per_round,
-        **{name: _mean(measured, name) for name in measured[0] if name not in ("fresh", "stored")},
-        "fresh_loss": fresh,
-        "stored_loss": stored,
-        "fresh_to_stored": fresh / stored if fresh is not None and stored else None,
+        **{name: float(np.mean([float(update[name]) for update in measured])) for name in measured[0]},
         "lag": schedule.lag(number),
-        "age": {str(q): float(np.quantile(ages, q)) for q in (0.0, 0.5, 0.9, 1.0)},
         "seconds": seconds,
         "waiting": waited / seconds,
         "attack_steps_per_second": sum(row.n * row.k for row in rows) / attacked if attacked else None,
@@ -71,12 +79,6 @@ def round_line(
 def alarms(line: dict, best: float | None) -> list[str]:
     """What is wrong with a round, in words; ``best`` is the judge's best robust accuracy before it."""
     found = []
-    ratio = line["recent_fresh_to_stored"]
-    if ratio is not None and ratio > STALE_RATIO:
-        found.append(
-            f"stale: over {STALE_ROUNDS} rounds the loss on fresh adversaries is {ratio:.1f} times that on replayed "
-            "ones; lower schedule.passes or schedule.replay_rounds"
-        )
     if line["zero_gradients"] > ZERO_GRADIENTS:
         found.append(
             f"zero gradients: {line['zero_gradients']:.0%} of the pixels have none, so the attack is blind there; "
@@ -91,113 +93,133 @@ def alarms(line: dict, best: float | None) -> list[str]:
     return found
 
 
-def recent_ratio(lines: list[dict]) -> float | None:
-    """The median ratio of fresh to stored loss over the last rounds; None before there are enough of them."""
-    known = [ratio for line in lines[-STALE_ROUNDS:] if (ratio := line["fresh_to_stored"]) is not None]
-    return float(np.median(known)) if len(known) == STALE_ROUNDS else None
-
-
-def best_robust(lines: list[dict], before: int) -> float | None:
-    """The judge's best robust accuracy over the versions before one."""
-    judged = [line["judge"]["robust"]["value"] for line in lines if "judge" in line and line["round"] + 1 < before]
-    return max(judged, default=None)
-
-
 class Journal:
-    """The files of a run that change while it trains."""
+    """The objects of a run that change while it trains."""
 
-    def __init__(self, run: Path) -> None:
-        self.metrics, self.train = run / "metrics.jsonl", run / "train"
-        self.train.mkdir(parents=True, exist_ok=True)
-        self.checkpoint, self.best = self.train / "checkpoint.pt", self.train / "best.safetensors"
-
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Write alone: waits until a train worker that was replaced, or orphaned by its driver, is gone."""
-        with (self.train / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-    def resume(self, learner: Learner, device: str) -> int:
-        """Bring a learner to the last checkpoint; returns the round to go on with, 0 without one."""
-        if not self.checkpoint.exists():
-            return 0
-        saved = self._read_checkpoint(device)
-        learner.load_state(saved["learner"])
-        return int(saved["round"])
+    def __init__(self, run: Storage) -> None:
+        self.run = run
+        self._first, self._piece = 0, []
+        self._best: tuple[float, int] | None = None
 
     @property
     def checkpointed(self) -> int:
         """The round that the checkpoint goes on with, 0 without one."""
-        if not self.checkpoint.exists():
-            return 0
-        return int(self._read_checkpoint("cpu")["round"])
+        return self._checkpoint()["round"]
 
     def lines(self) -> list[dict]:
-        """The lines of metrics.jsonl, in order of round; a line that was torn by a kill is left out."""
-        if not self.metrics.exists():
-            return []
-        whole = [text for text in self.metrics.read_text().splitlines(keepends=True) if text.endswith("\n")]
-        return [json.loads(text) for text in whole]
+        """The lines of all rounds, in order."""
+        return [line for name in self.run.names("metrics") for line in self._lines(name)]
 
-    def truncate(self, first: int) -> None:
-        """Drop the lines of rounds that will be repeated."""
-        kept = [line for line in self.lines() if line["round"] < first]
-        _replace(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+    def resume(self, learner: Learner, device: str) -> Start:
+        """Bring a learner to the last checkpoint; returns where to go on.
 
-    def write(self, line: dict, learner: Learner, verdict: Judgement | None, *, checkpoint: bool) -> None:
-        """Record a round: its line with alarms, the best weights if these are, and a checkpoint where one is due."""
-        earlier = self.lines()
-        best = best_robust(earlier, before=line["round"] + 1)
-        line["recent_fresh_to_stored"] = recent_ratio([*earlier, line])
-        line["alarms"] = alarms(line, best)
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        if verdict is not None and (best is None or verdict.robust.value > best):
-            self._save_best(learner.shipped(), line["round"] + 1)
-        if checkpoint:
-            temporary = self.checkpoint.with_suffix(f".{os.getpid()}")
-            torch.save({"round": line["round"] + 1, "learner": learner.state()}, temporary)
-            temporary.replace(self.checkpoint)
+        Raises VersionMismatchError for a damaged checkpoint.
+        """
+        found = self._checkpoint()
+        self._first, self._piece = found["round"], []
+        lines = self.lines()
+        judged = [line for line in lines if "judge" in line and line["round"] < self._first]
+        self._best = max(((line["judge"]["robust"]["value"], -line["round"] - 1) for line in judged), default=None)
+        repeated = [line for line in lines if line["round"] >= self._first]
+        published = {line["round"] + 1: line["weights"] for line in repeated}
+        published |= {line["version"]: line["attacked"] for line in repeated}
+        if not found["round"]:
+            return Start(published=published)
+        saved = self._state(found, device)
+        learner.load_state(saved["learner"])
+        versions = tuple(
+            Version(int(number), name, saved["versions"][number]) for number, name in found["versions"].items()
+        )
+        previous = {int(cohort): shard for cohort, shard in found["previous"].items()}
+        return Start(round=found["round"], previous=previous, versions=versions, published=published)
+
+    def enter(self, line: dict) -> bool:
+        """Add what follows from the rounds before to a line; whether its verdict is the best so far."""
+        line["alarms"] = alarms(line, self._best[0] if self._best else None)
+        robust = line.get("judge", {}).get("robust")
+        if robust is None or (self._best is not None and robust["value"] <= self._best[0]):
+            return False
+        self._best = robust["value"], -line["round"] - 1
+        return True
+
+    def write(self, line: dict) -> None:
+        """Write a line down, behind those since the last checkpoint."""
+        self._piece.append(json.dumps(line) + "\n")
+        self.run.put(_piece(self._first), "".join(self._piece).encode())
+
+    def write_best(self, weights: dict[str, Tensor], version: int) -> None:
+        """Keep the weights of a version as the best so far."""
+        self.run.put(_best(version), pack_weights(weights, {"fingerprint": weights_fingerprint(weights)}))
+
+    def write_checkpoint(
+        self, number: int, learner: dict[str, object], versions: list[Version], previous: dict[int, str]
+    ) -> None:
+        """Write all that the rounds from ``number`` on depend on; they will begin a new piece of lines."""
+        before, content = self._checkpoint(), io.BytesIO()
+        saved = {str(version.number): version.weights for version in versions}
+        torch.save({"learner": learner, "versions": saved}, content)
+        state = f"train/state-{number}.pt"
+        self.run.put(state, content.getvalue())
+        found = {
+            "round": number,
+            "state": state,
+            "sha256": hashlib.sha256(content.getbuffer()).hexdigest(),
+            "versions": {str(version.number): version.fingerprint for version in versions},
+            "previous": {str(cohort): shard for cohort, shard in previous.items()},
+        }
+        self.run.put(CHECKPOINT, json.dumps(found).encode())
+        self._first, self._piece = number, []
+        beaten = [
+            name for name in self.run.names(BEST) if self._best and name != _best(-self._best[1]).rpartition("/")[2]
+        ]
+        superseded = [before["state"]] if before["state"] not in (None, state) else []
+        self.run.delete([*superseded, *(f"{BEST}/{name}" for name in beaten)])
 
     def best_weights(self) -> tuple[dict[str, Tensor], int]:
         """The weights that the judge liked best, and their version.
 
-        Raises FileNotFoundError before any verdict, and VersionMismatchError where the file was damaged.
+        Raises LookupError before any verdict, and VersionMismatchError where the file was damaged.
         """
+        kept = [int(name.removesuffix(".safetensors")) for name in self.run.names(BEST)]
+        values = {line["round"] + 1: line["judge"]["robust"]["value"] for line in self.lines() if "judge" in line}
+        if not kept:
+            raise LookupError(f"{self.run.location(BEST)} holds no weights: nothing was judged yet")
+        version = max(kept, key=lambda number: (values.get(number, -1.0), -number))
         try:
-            with safe_open(self.best, framework="pt") as file:
-                version = int(file.metadata()["version"])
-            return load_file(self.best), version
-        except (SafetensorError, TypeError, KeyError) as error:  # of its bytes, or of a file without its version
-            raise self._damaged(self.best, error) from error
+            weights, metadata = unpack_weights(self.run.get(_best(version)))
+        except ValueError as error:
+            raise self._damaged(_best(version)) from error
+        if metadata.get("fingerprint") != weights_fingerprint(weights):
+            raise self._damaged(_best(version))
+        return weights, version
 
-    def _read_checkpoint(self, device: str) -> dict[str, Any]:
+    def _checkpoint(self) -> dict:
+        content = self.run.find(CHECKPOINT)
         try:
-            return torch.load(self.checkpoint, map_location=device, weights_only=True)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # damaged bytes lead the reader into errors of a dozen types
-            raise self._damaged(self.checkpoint, error) from error
+            return {"round": 0, "state": None} if content is None else json.loads(content)
+        except ValueError as error:
+            raise self._damaged(CHECKPOINT) from error
 
-    def _damaged(self, path: Path, error: Exception) -> VersionMismatchError:
+    def _state(self, found: dict, device: str) -> dict:
+        content = self.run.find(found["state"]) or b""
+        if hashlib.sha256(content).hexdigest() != found["sha256"]:
+            raise self._damaged(found["state"])
+        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+
+    def _damaged(self, key: str) -> VersionMismatchError:
+        place, train = self.run.location(key), self.run.location("train")
         return VersionMismatchError(
-            f"{path} is damaged ({path.stat().st_size:,} bytes; {type(error).__name__}): remove {self.train}, and the "
-            "same command repeats this run's updates on the shards that are there"
+            f"{place} is damaged: remove {train}, and the same command repeats this run's updates on the shards that "
+            "are there"
         )
 
-    def _save_best(self, weights: dict[str, Tensor], version: int) -> None:
-        temporary = self.best.with_suffix(f".{os.getpid()}")
-        save_weights(weights, temporary, {"version": str(version)})  # one entry: their order in the file is not fixed
-        temporary.replace(self.best)
+    def _lines(self, name: str) -> list[dict]:
+        return [json.loads(text) for text in self.run.get(f"metrics/{name}").splitlines()]
 
 
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def _piece(first: int) -> str:
+    return f"metrics/{first:07}.jsonl"  # so that their names sort as their rounds
 
 
-def _mean(measured: list[dict[str, float]], name: str) -> float | None:
-    values = [update[name] for update in measured if np.isfinite(update[name])]
-    return float(np.mean(values)) if values else None
+def _best(version: int) -> str:
+    return f"{BEST}/{version}.safetensors"

@@ -1,280 +1,212 @@
 """The loop: generate against one version, train to the next, judge now and then.
 
-It is written once. `run_rounds` trains; where the shards come from is the caller's `obtain`: `run_serially`
-makes them on the spot, the loop on Ray (pipeline/rounds.py) waits until its generators have. Both publish the
-same bytes.
+It is written once. `run_rounds` trains; where the shards come from is a `Source`: `run_serially` makes them on the
+spot, the loop on Ray (pipeline/rounds.py) waits until its generators have. Both publish the same bytes.
 """
 
 import copy
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from stages.data.splits import Split
-from stages.evaluation.judge import JudgeConfig, Judgement, judge
-from stages.fingerprint import fingerprint
-from stages.nets.faster import faster_adapter, faster_classifier
-from stages.nets.unet import UNet, UNetConfig
-from stages.randomness import key_seed
-from stages.rap.attack import AttackProcess
-from stages.rap.robust import RobustClassifier
-from stages.rap.threat import ThreatModel
-from stages.training.adapter import Learner, TrainConfig
+from stages.evaluation.judge import Judgement, judge
+from stages.lease import lease
+from stages.training.adapter import Learner
+from stages.training.batches import RoundExamples
+from stages.training.behind import Behind
 from stages.training.distributed import any_worker, workers
-from stages.training.journal import Journal, round_line
-from stages.training.replay import ReplayWindow
-from stages.training.schedule import Schedule, ScheduleConfig
-from stages.training.units import Units
-from stages.training.versions import Versions
-from stages.trajectories.cache import TrajectoryCache
-from stages.trajectories.generate import Unit, generate_unit
-from stages.trajectories.ledger import LedgerRow
-
-Obtain = Callable[[list[Unit]], list[LedgerRow]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """All of the recipe that determines the loop's result, beside data, classifier and first weights."""
-
-    threat: ThreatModel
-    attack: AttackProcess
-    adapter: UNetConfig
-    schedule: ScheduleConfig
-    train: TrainConfig
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
-    augment: bool = False
-    straight_through: bool = True
-    checkpoint_rounds: int = 10
-    seed: int = 0
+from stages.training.generator import Generator
+from stages.training.journal import Start, round_line
+from stages.training.setup import Setup, load_trained
+from stages.training.units import after
+from stages.training.versions import Version
+from stages.trajectories.ledger import Recorder
+from stages.trajectories.shards import LedgerRow, Shard
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Setup:
-    """A loop with its inputs, ready to be sent to any process: the same everywhere."""
+class Round:
+    """A round that was generated: the rows of its shards, in order of unit, and what its updates train on."""
 
-    config: LoopConfig
-    train: Split
-    holdout: Split
-    classifier: nn.Module
-    classifier_fingerprint: str
-    root: Path
-    run: Path
-    initial: dict[str, Tensor] | None = None
-    device: str = "cpu"
-    keep_versions: bool = True
-    """Keep the weights of every version; else only of those that the replay window of the last checkpoint attacks."""
+    rows: list[LedgerRow]
+    examples: RoundExamples
 
-    def __getstate__(self) -> dict[str, object]:
-        """The fields alone: a schedule that was begun belongs to its process (another's arrays are read-only there)."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+    @staticmethod
+    def of(setup: Setup, number: int, shards: list[Shard]) -> "Round":
+        """A round from its shards in memory."""
+        parts, batches = [shard.segments for shard in shards], setup.schedule.batches(number)
+        examples = RoundExamples(parts, batches, setup.train, setup.device)
+        return Round(rows=[shard.row for shard in shards], examples=examples)
 
-    @cached_property
-    def schedule(self) -> Schedule:
-        return Schedule(
-            self.config.schedule, images=len(self.train), length=self.config.attack.steps, seed=self.config.seed
-        )
 
-    @cached_property
-    def units(self) -> Units:
-        return Units(self.schedule, self.config.attack, self.train, model=self.model, augment=self.config.augment)
+@runtime_checkable
+class Source(Protocol):
+    """Where rounds come from."""
 
-    @property
-    def model(self) -> str:
-        """The fingerprint of all of the robust classifier but the weights that are trained."""
-        config = self.config
-        return fingerprint(
-            "robust classifier",
-            1,
-            adapter=None if config.train.what == "classifier" else config.adapter,
-            classifier=self.classifier_fingerprint,
-            straight_through=config.straight_through,
-            trained=config.train.what,
-        )
+    def begin(self, start: Start) -> None:
+        """Training begins, or goes on, there; its versions are the first that are attacked."""
+        ...
 
-    @property
-    def versions(self) -> Versions:
-        return Versions(self.run / "versions")
+    def publish(self, version: Version) -> None:
+        """A version that was trained. Called behind the computation, in order."""
+        ...
 
-    @property
-    def journal(self) -> Journal:
-        return Journal(self.run)
+    def obtain(self, number: int, attacked: "Future[Version] | None") -> Round | None:
+        """A round once all of it is committed, None when stopped; ``attacked`` are its weights (rank 0 knows them)."""
+        ...
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last version is published and all of its round is written down."""
-        rounds = self.config.schedule.rounds
-        if self.versions.fingerprint(rounds) is None:
-            return False
-        return rounds == 0 or self.journal.checkpointed == rounds
 
-    def build(self) -> RobustClassifier:
-        """The robust classifier with its first weights, on the device."""
-        config, adapter = self.config, None
-        if config.train.what != "classifier":
-            with torch.random.fork_rng([]):
-                torch.manual_seed(key_seed(config.seed, "adapter"))
-                adapter = UNet(config.adapter, self.train.images.shape[1])
-        robust = RobustClassifier(
-            adapter,
-            copy.deepcopy(self.classifier),
-            steps=config.attack.steps,
-            threat=config.threat,
-            straight_through=config.straight_through,
-        )
-        return robust.eval().requires_grad_(False).to(self.device)
+class Serial:
+    """Rounds generated in this process when they are asked for."""
 
-    def build_faster(self) -> RobustClassifier:
-        """The same for training and generation, whose last bits may differ from what is judged and shipped."""
-        robust = self.build()
-        images = torch.from_numpy(self.train.images[:8]).to(self.device).float() / 255
-        frozen = self.config.train.what == "adapter"
-        robust.classifier = faster_classifier(robust.classifier, images, frozen=frozen)
-        if robust.adapter is not None:
-            faster_adapter(robust.adapter)
-        return robust
+    def __init__(self, setup: Setup, stopped: Callable[[], bool]) -> None:
+        self.setup, self.stopped = setup, stopped
+        self.generator, self.recorder = Generator(setup), Recorder(setup.ledger)
+        self.made = 0
 
-    def learner(self) -> Learner:
-        """A learner at the first update."""
-        schedule = self.schedule
-        learner = Learner(self.build_faster(), self.config.train, total_updates=schedule.updates, seed=self.config.seed)
-        if self.initial is not None:
-            learner.load_weights(self.initial)
-        return learner
+    def begin(self, start: Start) -> None:
+        self.previous = start.previous
+        self.recorder.begin(start.round, self.setup.journal.lines())
+
+    def publish(self, version: Version) -> None:
+        """Nobody else waits for it."""
+
+    def obtain(self, number: int, attacked: "Future[Version] | None") -> Round | None:
+        if self.stopped():
+            return None
+        assert attacked is not None  # there is one rank
+        version = attacked.result()
+        units = self.setup.units.of(number, version.fingerprint, self.previous)
+        made = [self.generator.shard(unit, lambda: version.weights) for unit in units]
+        self.made += sum(each.is_new for each in made)
+        self.previous = after(self.previous, units)
+        self.recorder.enter([each.shard.row for each in made])
+        return Round.of(self.setup, number, [each.shard for each in made])
 
 
 def run_serially(
     setup: Setup, *, stopped: Callable[[], bool] = lambda: False, report: Callable[[dict], None] | None = None
-) -> None:
-    """The whole loop in this process, without Ray: generates each round's units, then trains on them."""
-    cache, versions = TrajectoryCache(setup.root), setup.versions
-    generator = Generator(setup, cache)
+) -> int:
+    """The whole loop in this process, without Ray; returns how many shards it made. ``stopped`` is asked each round."""
+    source = Serial(setup, stopped)
 
-    def obtain(units: list[Unit]) -> list[LedgerRow]:
-        return [generator.generate(unit, partial(versions.load, unit.version)) for unit in units]
+    def follow(line: dict) -> None:
+        source.recorder.follow(line)
+        if report:
+            report(line)
 
-    run_rounds(setup, obtain, stopped=stopped, report=report)
-
-
-class Generator:
-    """Generates units for one loop, keeping the robust classifier of the last version it was asked for."""
-
-    def __init__(self, setup: Setup, cache: TrajectoryCache) -> None:
-        self.setup, self.cache = setup, cache
-        self.robust: RobustClassifier | None = None
-        self.held: str | None = None
-
-    def generate(self, unit: Unit, weights: Callable[[], dict[str, Tensor]]) -> LedgerRow:
-        """The unit's committed row; ``weights`` gives the version's weights where they are not held yet."""
-        committed = self.cache.ledger.get(unit.fingerprint)
-        if committed is not None:
-            return committed
-        if self.robust is None:
-            self.robust = self.setup.build_faster()
-        if self.held != unit.weights:
-            load_trained(self.robust, weights())
-            self.held = unit.weights
-        return generate_unit(unit, self.robust, self.setup.train, self.cache, device=self.setup.device)
+    run_rounds(setup, source, report=follow)
+    return source.made
 
 
-def load_trained(robust: RobustClassifier, weights: dict[str, Tensor]) -> RobustClassifier:
-    """The robust classifier with the trained weights of a version; what is frozen stays as it is."""
-    unknown = robust.load_state_dict(weights, strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(
-            f"the weights do not belong to this robust classifier: it has no {unknown[0]!r} "
-            f"({len(unknown)} such names); load them into the recipe that they were trained with"
-        )
-    return robust
-
-
-def run_rounds(
-    setup: Setup,
-    obtain: Obtain,
-    *,
-    stopped: Callable[[], bool] = lambda: False,
-    report: Callable[[dict], None] | None = None,
-) -> None:
+def run_rounds(setup: Setup, source: Source, *, report: Callable[[dict], None]) -> None:
     """Train from the last checkpoint (or the start) to the last round, publishing every version on the way.
 
-    ``obtain`` returns the ledger rows of a round's units once all are committed, or [] when stopped.
-    ``stopped`` is asked at every update. With several workers (torch.distributed) each takes its slice of
-    every batch, and rank 0 writes.
+    With several workers (torch.distributed) each takes its slice of every batch, and rank 0 writes. ``report`` gets a
+    line a round.
     """
     rank, _ = workers()
-    with setup.journal.owned() if rank == 0 else nullcontext(), setup.config.train.applied():
-        _run_rounds(setup, obtain, stopped, report or (lambda line: None), rank)
+    owned = lease(setup.run, "train/lock", wait=True) if rank == 0 else nullcontext()
+    with owned, setup.config.train.applied(), Behind() as behind:
+        _Rounds(setup, source, behind, report).run()
 
 
-def _run_rounds(
-    setup: Setup, obtain: Obtain, stopped: Callable[[], bool], report: Callable[[dict], None], rank: int
-) -> None:
-    any_worker(False, setup.device)  # all wait here for rank 0, which may still wait for the journal
-    learner, schedule, versions, journal = setup.learner(), setup.schedule, setup.versions, setup.journal
-    first = journal.resume(learner, setup.device)
-    if rank == 0:
-        journal.truncate(first)
-        if first == 0:
-            versions.publish(0, learner.weights())
-    cache, window = TrajectoryCache(setup.root), ReplayWindow(setup.train, setup.device)
-    for number in range(first, schedule.config.rounds):
-        began = time.perf_counter()
-        known = _known_versions(versions, schedule.version(number), stopped)
-        rows = obtain(setup.units.of(number, known)) if known else []
-        if any_worker(stopped() or not rows, setup.device):
-            return
-        _fill(window, setup, cache, number)
-        waited = time.perf_counter() - began
-        measured = _train_round(learner, schedule, window, number, stopped, setup.device)
-        if measured is None:
-            return
-        if rank:
-            continue
-        versions.publish(number + 1, learner.weights())
-        verdict = _judge(setup, learner, number + 1)
-        line = round_line(schedule, number, rows, measured, waited, time.perf_counter() - began, verdict)
-        due = _checkpoint_due(setup, number + 1)
-        journal.write(line, learner, verdict, checkpoint=due)
-        if due and not setup.keep_versions:
-            versions.prune(schedule.version(schedule.window(number).start))
-        report(line)
+class _Rounds:
+    """One pass of `run_rounds`, from where it goes on."""
+
+    def __init__(self, setup: Setup, source: Source, behind: Behind, report: Callable[[dict], None]) -> None:
+        self.setup, self.source, self.behind, self.report = setup, source, behind, report
+        self.rank, self.world = workers()
+        self.journal, self.schedule = setup.journal, setup.schedule
+        self.versions: dict[int, Future[Version]] = {}
+        self.set_aside = 0
+
+    def run(self) -> None:
+        any_worker(False, self.setup.device)  # all wait here for rank 0, which may wait for its lease
+        learner = self.setup.learner()
+        start = self.journal.resume(learner, self.setup.device)
+        self.previous, self.published = dict(start.previous), start.published
+        if not self.setup.repeats:
+            self.set_aside, self.published = sum(each > start.round for each in start.published), {}
+        if self.rank == 0:
+            self._begin(start, learner)
+        any_worker(False, self.setup.device)  # and here for what it says to whoever generates
+        for number in range(start.round, self.schedule.config.rounds):
+            began = time.perf_counter()
+            found = self.source.obtain(number, self.versions.get(self.schedule.version(number)))
+            if any_worker(found is None, self.setup.device) or found is None:
+                return
+            waited = time.perf_counter() - began
+            for batch in self.schedule.batches(number):
+                learner.update(found.examples.batch(batch.part(self.rank, self.world)))
+            measured = learner.measured()
+            if self.rank == 0:
+                self._end_round(number, learner, found.rows, measured, waited, began)
+
+    def _begin(self, start: Start, learner: Learner) -> None:
+        """The first versions, which the checkpoint holds or the learner is."""
+        if not start.round:
+            start = replace(start, versions=(self._named(0, _copied(learner.weights())),))
+            if not self.schedule.config.rounds:
+                self.journal.write_best(learner.shipped(), 0)
+                self.journal.write_checkpoint(0, learner.state(), list(start.versions), {})
+        for version in start.versions:
+            self.versions[version.number] = Future()
+            self.versions[version.number].set_result(version)
+        self.source.begin(start)
+
+    def _named(self, number: int, weights: dict[str, Tensor]) -> Version:
+        """A version that is new, checked against what was published before an interruption."""
+        version = Version.of(number, weights)
+        version.check(self.published.get(number))
+        if self.setup.keep_versions:
+            self.setup.versions.keep(version)
+        return version
+
+    def _end_round(
+        self, number: int, learner: Learner, rows: list[LedgerRow], measured: list[dict], waited: float, began: float
+    ) -> None:
+        """Publish the next version, judge it, and write down what was done; all writing goes on behind."""
+        weights = _copied(learner.weights())
+
+        def publish() -> Version:
+            version = self._named(number + 1, weights)
+            self.source.publish(version)
+            return version
+
+        published = self.versions[number + 1] = self.behind.submit(publish)
+        verdict = _judge(self.setup, learner, number + 1)
+        seconds = time.perf_counter() - began
+        line = round_line(self.schedule, number, rows, measured, waited=waited, seconds=seconds, verdict=verdict)
+        if self.set_aside:
+            line["set_aside"], self.set_aside = self.set_aside, 0
+        self.previous |= {row.cohort: row.fingerprint for row in rows}
+        line["checkpoint"] = _checkpoint_due(self.setup, number + 1)
+        if self.journal.enter(line):
+            best = _copied(learner.shipped())
+            self.behind.submit(lambda: self.journal.write_best(best, number + 1))
+        self.behind.submit(lambda: self.journal.write({**line, "weights": published.result().fingerprint}))
+        needed = range(self.schedule.version(number + 1), number + 2)
+        self.versions = {each: self.versions[each] for each in needed}
+        if line["checkpoint"]:
+            state, versions, previous = copy.deepcopy(learner.state()), self.versions, dict(self.previous)
+            self.behind.submit(
+                lambda: self.journal.write_checkpoint(
+                    number + 1, state, [version.result() for version in versions.values()], previous
+                )
+            )
+        self.report(line)
 
 
-def _known_versions(versions: Versions, last: int, stopped: Callable[[], bool]) -> list[str]:
-    """The fingerprints up to a version; ranks above 0 may have to wait for rank 0 to publish it. [] when stopped."""
-    while versions.fingerprint(last) is None:
-        if stopped():
-            return []
-        time.sleep(0.01)
-    return versions.fingerprints(last)
-
-
-def _fill(window: ReplayWindow, setup: Setup, cache: TrajectoryCache, number: int) -> None:
-    """Bring the replay window to a round: after a resume that means reading all of it."""
-    rounds, known = setup.schedule.window(number), setup.versions
-    window.keep(rounds)
-    for earlier in rounds:
-        if earlier not in window:
-            units = setup.units.of(earlier, known.fingerprints(setup.schedule.version(earlier)))
-            window.add(earlier, [cache.read(unit.fingerprint) for unit in units])
-
-
-def _train_round(
-    learner: Learner, schedule: Schedule, window: ReplayWindow, number: int, stopped: Callable[[], bool], device: str
-) -> list[dict[str, float]] | None:
-    """The updates of a round; returns what each measured, or None when stopped."""
-    rank, world = workers()
-    for batch in schedule.batches(number):
-        learner.update(window.batch(batch.part(rank, world)))
-        if any_worker(stopped(), device):
-            return None
-    return learner.measured()
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as they are now, which the next update leaves alone."""
+    return {name: value.detach().clone() for name, value in weights.items()}
 
 
 def _judge(setup: Setup, learner: Learner, version: int) -> Judgement | None:

@@ -1,158 +1,122 @@
-"""The schedule: which examples, weights version, parents and seeds every round uses, as a function of the recipe.
+"""The schedule: which images, weights version, starts and seeds every round uses, as a function of the recipe.
 
-Actors, driver and resume only execute it; nothing here depends on time, arrival order or "latest".
+The training images are partitioned once into cohorts. An epoch visits all of them in a new random order, and a round
+takes the next few. Actors, driver and resume only execute this; nothing depends on time, arrival order or "latest".
 
->>> schedule = Schedule(ScheduleConfig(rounds=4, examples=64, unit_examples=32), images=200, length=10, seed=0)
->>> schedule.version(2), schedule.updates_per_round, schedule.round(0).positions.shape
-(1, 2, (64,))
+>>> schedule = Schedule(ScheduleConfig(rounds=4, cohort_images=50, round_cohorts=2, batch=50), images=210, seed=0)
+>>> [len(cohort) for cohort in schedule.cohorts], schedule.updates_per_round, schedule.version(2)
+([53, 53, 52, 52], 2, 1)
+>>> [[(visit.cohort, visit.number) for visit in schedule.visits(number)] for number in range(3)]
+[[(2, 0), (3, 0)], [(1, 0), (0, 0)], [(3, 1), (0, 1)]]
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from stages import randomness
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How fresh and how much: rounds, examples, replay and warm start."""
+    """How much is attacked and trained on in a round, and how long a trajectory goes on."""
 
-    rounds: int = 60
+    rounds: int = 500
     """Rounds of the loop; each attacks one weights version and trains to the next."""
-    examples: int = 256
-    """Training images attacked in a round."""
-    unit_examples: int = 256
-    """Segments in a shard; it divides the examples of a round."""
-    passes: int = 2
-    """How often a round trains on each segment that was generated for it."""
+    cohort_images: int = 128
+    """Images of a cohort, attacked together and stored as one shard; all training images are divided evenly into
+    cohorts of about this size."""
+    round_cohorts: int = 1
+    """Cohorts that a round visits."""
     batch: int = 128
-    """Segments in an update, fresh and replayed together."""
-    replay: float = 0.25
-    """Share of each batch that is drawn from earlier rounds."""
-    replay_rounds: int = 20
-    """How many rounds back the replay reaches."""
-    warm_start: bool = True
-    """Start where the example's previous segment ended, instead of from noise."""
-    segment_steps: int = 3
-    """k, attack steps made a visit under warm start; without it every segment has all T."""
-    restart: float = 0.15
-    """Chance that a warm-started example starts from noise again."""
+    """Images in an update; those of a round are divided evenly into batches of about this size."""
+    visit_steps: int = 1
+    """k, attack steps made in a visit."""
+    life: int = 40
+    """Most visits of a trajectory before it starts from noise again; 1 starts every visit from noise."""
+    restart: float = 0.03
+    """Chance that a trajectory starts from noise again before that, at each visit."""
     overlap_rounds: Literal[0, 1] = 1
     """1 attacks the weights of the round before, so that generating and training run side by side."""
     max_lag_updates: int = 32
     """Most updates that may lie between the attacked weights and the first use of a shard."""
     last_states: float = 0.0
-    """Share of training states that are the last of their segment."""
+    """Share of training states that are the last of their visit."""
     clean_states: float = 0.0
     """Share of training states that are the clean image; the rest is drawn evenly from t = 1 .. k (with both
-    shares 0, that is the t ~ U{1..T} of Alg. 3)."""
+    shares 0, a life of 1 and k = T, that is the t ~ U{1..T} of Alg. 3)."""
 
     def __post_init__(self) -> None:
         if self.rounds < 0:
             raise ValueError(f"schedule.rounds is {self.rounds}; it must be at least 0 (train on cached shards only)")
-        for name in ("examples", "unit_examples", "passes", "batch", "segment_steps", "max_lag_updates"):
+        for name in ("cohort_images", "round_cohorts", "batch", "visit_steps", "life", "max_lag_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.examples % self.unit_examples:
-            raise ValueError(
-                f"schedule.unit_examples {self.unit_examples} does not divide schedule.examples {self.examples}; "
-                "choose a divisor, so that every shard has the same size"
-            )
-        for name in ("replay", "restart", "last_states", "clean_states"):
+        for name in ("restart", "last_states", "clean_states"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"schedule.{name} is {getattr(self, name):g}; it is a share in [0, 1]")
         if self.last_states + self.clean_states > 1:
             raise ValueError("schedule.last_states and schedule.clean_states add up to more than 1")
-        if self.replay and self.replay_rounds < 1:
-            raise ValueError("schedule.replay_rounds is 0 but schedule.replay is not: set one of them")
         if self.overlap_rounds not in (0, 1):
             raise ValueError(f"schedule.overlap_rounds is {self.overlap_rounds}; allowed are 0 and 1")
-        if round(self.batch * (1 - self.replay)) < 1:
-            raise ValueError(f"schedule.replay {self.replay:g} leaves no fresh segment in a batch of {self.batch}")
 
 
-@dataclass(frozen=True, eq=False)
-class RoundPlan:
-    """What a round attacks: one entry an example, in slots 0 .. examples - 1.
+@dataclass(frozen=True)
+class Visit:
+    """One attack on one cohort; ``number`` counts the visits of that cohort."""
 
-    ``positions`` are places in the training split. ``made`` counts the steps of the start, ``origin`` is the round
-    of the last fresh start, and ``parent_round``, ``parent_slot`` say where the previous segment lies (-1: none).
-    """
-
+    cohort: int
     number: int
-    positions: Int64[np.ndarray, " example"]
-    made: Int64[np.ndarray, " example"]
-    origin: Int64[np.ndarray, " example"]
-    parent_round: Int64[np.ndarray, " example"]
-    parent_slot: Int64[np.ndarray, " example"]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """An update's segments: round and slot, the state (1 .. k; 0 stands for the clean image), and what is fresh."""
+    """An update's images, by their place in the round, and the state of each (1 .. k; 0 stands for the clean image)."""
 
-    rounds: Int64[np.ndarray, " segment"]
-    slots: Int64[np.ndarray, " segment"]
-    states: Int64[np.ndarray, " segment"]
-    fresh: Bool[np.ndarray, " segment"]
+    places: Int64[np.ndarray, " image"]
+    states: Int64[np.ndarray, " image"]
 
     def part(self, rank: int, world: int) -> "Batch":
-        """The slice of one of several train workers, with its share of what is fresh."""
-        return Batch(**{name: column[rank::world] for name, column in vars(self).items()})
+        """The slice of one of several train workers; slices differ by one image at most, and count the same."""
+        return Batch(places=self.places[rank::world], states=self.states[rank::world])
 
 
 class Schedule:
-    """The schedule of a recipe for a training split of ``images`` images and attacks of T = ``length`` steps.
+    """The schedule of a recipe for a training split of ``images`` images.
 
-    Raises ValueError when the recipe cannot hold its own bounds (lag, size of the training split, k > T).
+    Raises ValueError when the recipe cannot hold its own bounds (lag, size of the training split).
     """
 
-    def __init__(self, config: ScheduleConfig, *, images: int, length: int, seed: int) -> None:
-        self.config, self.seed = config, seed
-        self.images, self.length = images, length
-        if config.examples > images:
+    def __init__(self, config: ScheduleConfig, *, images: int, seed: int) -> None:
+        self.config, self.images, self.seed = config, images, seed
+        count = max(1, round(images / config.cohort_images))
+        if config.round_cohorts > count:
             raise ValueError(
-                f"schedule.examples is {config.examples}, but the training split has {images} images; "
-                "choose at most that many"
+                f"schedule.round_cohorts is {config.round_cohorts}, but {images} training images make {count} cohorts "
+                f"of about {config.cohort_images}: choose at most that many, or a smaller schedule.cohort_images"
             )
-        if config.warm_start and config.segment_steps > length:
-            raise ValueError(f"schedule.segment_steps is {config.segment_steps}, more than attack.steps (T = {length})")
+        shuffled = randomness.permutation(images, seed, "cohorts")
+        self.cohorts = tuple(np.sort(part) for part in np.array_split(shuffled, count))
         if self.lag_bound > config.max_lag_updates:
             raise ValueError(
                 f"a shard would be first used up to {self.lag_bound} updates after the weights that it attacked, "
-                f"more than schedule.max_lag_updates = {config.max_lag_updates}; lower schedule.examples or "
+                f"more than schedule.max_lag_updates = {config.max_lag_updates}; lower schedule.round_cohorts or "
                 "schedule.overlap_rounds, raise schedule.batch, or allow the lag"
             )
-        self._rounds: list[RoundPlan] = []
-        self._last = np.full((images, 4), -1, np.int64)  # per image: round, slot, steps made, origin
+        self._orders: list[list[int]] = []
+        self._ages: dict[int, tuple[int, np.ndarray]] = {}
 
     @property
-    def steps(self) -> int:
-        """k, the attack steps of every segment."""
-        return self.config.segment_steps if self.config.warm_start else self.length
-
-    @property
-    def fresh_per_batch(self) -> int:
-        return round(self.config.batch * (1 - self.config.replay))
-
-    @cached_property
     def updates_per_round(self) -> int:
-        """Updates a round: enough batches for every fresh segment to be used ``passes`` times."""
-        return max(1, -(-self.config.examples * self.config.passes // self.fresh_per_batch))
+        least = self.config.round_cohorts * (self.images // len(self.cohorts))  # of a round's images, one an update
+        return max(1, min(least, round(self.examples / self.config.batch)))
 
     @property
-    def lag_bound(self) -> int:
-        """Most updates between a published version and the first use of a segment that attacked it."""
-        first_pass = -(-self.config.examples // self.fresh_per_batch)
-        return self.config.overlap_rounds * self.updates_per_round + min(first_pass, self.updates_per_round)
-
-    @property
-    def units_per_round(self) -> int:
-        return self.config.examples // self.config.unit_examples
+    def examples(self) -> int:
+        """Images of a round, on average."""
+        return round(self.images * self.config.round_cohorts / len(self.cohorts))
 
     @property
     def updates(self) -> int:
@@ -161,87 +125,67 @@ class Schedule:
 
     @property
     def attack_steps(self) -> int:
-        """Attack steps (one gradient of one image) of the whole loop."""
-        return self.config.rounds * self.config.examples * self.steps
+        """Attack steps (one gradient of one image) of the whole loop, to within a cohort's remainder."""
+        return self.config.rounds * self.examples * self.config.visit_steps
+
+    @property
+    def lag_bound(self) -> int:
+        """Most updates between a published version and the first use of a segment that attacked it."""
+        return (self.config.overlap_rounds + 1) * self.updates_per_round - 1
 
     def version(self, number: int) -> int:
         """The weights version that a round attacks: its own, or the one before with overlap."""
         return max(0, number - self.config.overlap_rounds)
 
-    def window(self, number: int) -> range:
-        """The rounds whose segments a round may train on, itself last."""
-        reach = self.config.replay_rounds if self.config.replay else 0
-        return range(max(0, number - reach), number + 1)
-
-    def round(self, number: int) -> RoundPlan:
-        """The plan of a round. Plans follow from each other, so earlier ones are made first and kept."""
-        while len(self._rounds) <= number:
-            self._rounds.append(self._plan(len(self._rounds)))
-        return self._rounds[number]
-
-    def _plan(self, number: int) -> RoundPlan:
-        config = self.config
-        rounds_an_epoch = self.images // config.examples  # what is left over sits out; each epoch another remainder
-        epoch, place = divmod(number, rounds_an_epoch)
-        order = randomness.permutation(self.images, self.seed, "examples", epoch)
-        chosen = order[place * config.examples : (place + 1) * config.examples]
-        last_round, last_slot, last_made, last_origin = self._last[chosen].T
-        by_chance = randomness.uniform(config.examples, self.seed, "restart", number) < config.restart
-        goes_on = (last_round >= 0) & (last_made + self.steps <= self.length) & ~by_chance & config.warm_start
-        plan = RoundPlan(
-            number=number,
-            positions=chosen,
-            made=np.where(goes_on, last_made, 0),
-            origin=np.where(goes_on, last_origin, number),
-            parent_round=np.where(goes_on, last_round, -1),
-            parent_slot=np.where(goes_on, last_slot, -1),
-        )
-        slots = np.arange(config.examples)
-        self._last[chosen] = np.stack([np.full_like(slots, number), slots, plan.made + self.steps, plan.origin], 1)
-        return plan
-
-    def batches(self, number: int) -> list[Batch]:
-        """The batches of a round's updates: every fresh segment ``passes`` times, the rest replayed.
-
-        Where that does not fill the last batch, the first segments of one more pass do.
-        """
-        count, fresh = self.updates_per_round, self.fresh_per_batch
-        passes = -(-count * fresh // self.config.examples)
-        order = np.concatenate(
-            [randomness.permutation(self.config.examples, self.seed, "pass", number, turn) for turn in range(passes)]
-        )
-        return [self._batch(number, update, order[update * fresh : (update + 1) * fresh]) for update in range(count)]
-
-    def _batch(self, number: int, update: int, fresh: Int64[np.ndarray, " fresh"]) -> Batch:
-        config, key = self.config, (self.seed, number, update)
-        window = self.window(number)
-        replayed = config.batch - len(fresh)
-        rounds = randomness.integers(window.start, number + 1, replayed, "replay round", *key)
-        slots = randomness.integers(0, config.examples, replayed, "replay slot", *key)
-        states = randomness.integers(1, self.steps + 1, config.batch, "state", *key)
-        kind = randomness.uniform(config.batch, "state kind", *key)
-        states = np.where(kind < config.last_states, self.steps, states)
-        states = np.where(kind >= 1 - config.clean_states, 0, states)
-        return Batch(
-            rounds=np.concatenate([np.full(len(fresh), number), rounds]),
-            slots=np.concatenate([fresh, slots]),
-            states=states,
-            fresh=np.arange(config.batch) < len(fresh),
-        )
-
-    def ages(self, number: int) -> Int64[np.ndarray, " use"]:
-        """For each segment used in a round: updates between the weights that it attacked and this use."""
-        ages = []
-        for update, batch in enumerate(self.batches(number)):
-            now = number * self.updates_per_round + update
-            versions = np.maximum(0, batch.rounds - self.config.overlap_rounds)
-            ages.append(now - versions * self.updates_per_round)
-        return np.concatenate(ages)
-
     def lag(self, number: int) -> int:
         """Most updates between the weights that a round attacked and the first use of any of its segments."""
-        first = np.full(self.config.examples, -1)
-        for update, batch in reversed(list(enumerate(self.batches(number)))):
-            first[batch.slots[batch.fresh]] = update
-        used = int(first.max())
-        return used + (number - self.version(number)) * self.updates_per_round
+        return (number - self.version(number) + 1) * self.updates_per_round - 1
+
+    def visits(self, number: int) -> tuple[Visit, ...]:
+        """The visits of a round, each of another cohort."""
+        size = self.config.round_cohorts
+        places = (divmod(place, len(self.cohorts)) for place in range(number * size, (number + 1) * size))
+        return tuple(Visit(cohort=self._order(epoch)[place], number=epoch) for epoch, place in places)
+
+    def ages(self, visit: Visit) -> Int64[np.ndarray, " image"]:
+        """For each image of the cohort, how many visits its trajectory has had; 0: it starts from noise now."""
+        known, ages = self._ages.get(visit.cohort, (-1, None))
+        if ages is None or known > visit.number:
+            known, ages = 0, np.zeros(len(self.cohorts[visit.cohort]), np.int64)
+        for number in range(known + 1, visit.number + 1):
+            drawn = randomness.uniform(len(ages), self.seed, "restart", visit.cohort, number)
+            again = (drawn < self.config.restart) | (ages + 1 >= self.config.life)
+            ages = np.where(again, 0, ages + 1)
+        self._ages[visit.cohort] = visit.number, ages
+        return ages
+
+    def batches(self, number: int) -> list[Batch]:
+        """The batches of a round's updates: every image once, drawn across the round's cohorts."""
+        count = sum(len(self.cohorts[visit.cohort]) for visit in self.visits(number))
+        order = randomness.permutation(count, self.seed, "batches", number)
+        parts = np.array_split(order, self.updates_per_round)
+        return [Batch(places=part, states=self._states(len(part), number, update)) for update, part in enumerate(parts)]
+
+    def _states(self, count: int, number: int, update: int) -> Int64[np.ndarray, " image"]:
+        config, key = self.config, (self.seed, number, update)
+        states = randomness.integers(1, config.visit_steps + 1, count, "state", *key)
+        kind = randomness.uniform(count, "state kind", *key)
+        states = np.where(kind < config.last_states, config.visit_steps, states)
+        return np.where(kind >= 1 - config.clean_states, 0, states)
+
+    def _order(self, epoch: int) -> list[int]:
+        """The order of the cohorts in an epoch. Orders follow from each other, so earlier ones are made first."""
+        while len(self._orders) <= epoch:
+            self._orders.append(self._next_order(len(self._orders)))
+        return self._orders[epoch]
+
+    def _next_order(self, epoch: int) -> list[int]:
+        """A random order in which a round that began in the last epoch meets none of its cohorts again."""
+        count, size = len(self.cohorts), self.config.round_cohorts
+        order = randomness.permutation(count, self.seed, "order", epoch).tolist()
+        begun = epoch * count % size
+        if not begun:
+            return order
+        met = set(self._orders[epoch - 1][-begun:])
+        first = [cohort for cohort in order if cohort not in met][: size - begun]
+        return first + [cohort for cohort in order if cohort not in first]

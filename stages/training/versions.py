@@ -1,108 +1,79 @@
-"""Weights versions: v_r, the trained weights before round r, published whole or not at all.
+"""Weights versions: v_r, the trained weights before round r, named by the hash of their bytes.
 
-RUN/versions/<r>/weights.safetensors and manifest.json, renamed into place together. Once published, a
-version never changes: whoever makes it again must make the same bytes. Manifests stay, since units are named by
-them; weights that no round can ask for any more may be removed.
+A checkpoint holds those that the next rounds attack; with --keep-versions every one stays, in RUN/versions.
 """
 
-import json
-import os
-import shutil
-from pathlib import Path
+from dataclasses import dataclass
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.fingerprint import file_sha256, weights_fingerprint
-from stages.weights import save_weights
+from stages.fingerprint import weights_fingerprint
+from stages.storage import Storage
+from stages.weights import pack_weights, unpack_weights
 
 
 class VersionMismatchError(RuntimeError):
-    """A version that was made again and came out differently, or whose file is not what was published."""
+    """Weights that were made again and came out differently, or whose file is not what was written."""
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """The weights before a round, on the CPU."""
+
+    number: int
+    fingerprint: str
+    weights: dict[str, Tensor]
+
+    @staticmethod
+    def of(number: int, weights: dict[str, Tensor]) -> "Version":
+        """A version with its name."""
+        local = {name: value.detach().cpu() for name, value in weights.items()}
+        return Version(number, weights_fingerprint(local), local)
+
+    def check(self, published: str | None) -> None:
+        """Raise VersionMismatchError where the round before was repeated and published something else before."""
+        if published not in (None, self.fingerprint):
+            raise VersionMismatchError(
+                f"round {self.number - 1} was repeated and gave weights {self.fingerprint}, but version {self.number} "
+                f"was published as {published}. Resume on the same type of CPU with the same number of threads and the "
+                "same package versions, or start anew under another --name"
+            )
 
 
 class Versions:
-    """The published versions of a run."""
+    """The kept versions of a run."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._known: dict[int, str] = {}
+    def __init__(self, run: Storage) -> None:
+        self.storage = run.below("versions")
 
-    def fingerprint(self, number: int) -> str | None:
-        """The fingerprint of a version's weights, or None while it is not published."""
-        if number not in self._known:
-            try:
-                manifest = json.loads((self.directory / str(number) / "manifest.json").read_text())
-            except FileNotFoundError:
-                return None
-            self._known[number] = manifest["fingerprint"]
-        return self._known[number]
+    def keep(self, version: Version) -> None:
+        """Write a version."""
+        self.storage.put(_key(version.number), pack_weights(version.weights, {"fingerprint": version.fingerprint}))
 
-    def fingerprints(self, last: int) -> list[str]:
-        """The fingerprints of v_0 .. v_last; raises LookupError where one is not published."""
-        found = [self.fingerprint(number) for number in range(last + 1)]
-        if None in found:
-            raise LookupError(f"version {found.index(None)} is not published in {self.directory}")
-        return [fingerprint for fingerprint in found if fingerprint]
+    def numbers(self) -> list[int]:
+        """The versions that are there, in order."""
+        return sorted(int(name.removesuffix(".safetensors")) for name in self.storage.names())
 
-    def publish(self, number: int, weights: dict[str, Tensor]) -> str:
-        """Publish v_number and return its fingerprint.
+    def find(self, number: int) -> Version | None:
+        """A version, None where it was not kept. Raises VersionMismatchError where its file was changed."""
+        content = self.storage.find(_key(number))
+        return None if content is None else checked_version(number, content, self.storage.location(_key(number)))
 
-        Raises VersionMismatchError where it is published with other weights, which happens when an interrupted
-        round is repeated on another type of CPU or with another number of threads.
-        """
-        fingerprint = weights_fingerprint(weights)
-        published = self.fingerprint(number)
-        if published is not None:
-            if published != fingerprint:
-                raise VersionMismatchError(
-                    f"round {number - 1} was repeated and gave weights {fingerprint}, but version {number} in "
-                    f"{self.directory} was published as {published}. Resume on the same type of CPU or GPU with the "
-                    "same number of threads and the same package versions, or start anew under another --name"
-                )
-            return fingerprint
-        temporary = self.directory / f".{number}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        path = temporary / "weights.safetensors"
-        save_weights(weights, path)
-        manifest = {
-            "version": number,
-            "fingerprint": fingerprint,
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        temporary.rename(self.directory / str(number))
-        return fingerprint
 
-    def holds(self, number: int) -> bool:
-        """Whether the weights of a version are there."""
-        return (self.directory / str(number) / "weights.safetensors").exists()
+def checked_version(number: int, content: bytes, place: str) -> Version:
+    """The version in a file of weights with their fingerprint. Raises VersionMismatchError where it was changed."""
+    try:
+        weights, metadata = unpack_weights(content)
+    except ValueError:
+        weights, metadata = {}, {}
+    version = Version.of(number, weights)
+    if metadata.get("fingerprint") != version.fingerprint:
+        raise VersionMismatchError(
+            f"{place} does not hold the weights {metadata.get('fingerprint')} that were written: the file was changed. "
+            "Restore it, or start anew under another --name"
+        )
+    return version
 
-    def prune(self, first: int) -> None:
-        """Remove the weights of all versions before one; their manifests stay."""
-        for number in range(first - 1, -1, -1):
-            if not self.holds(number):  # the rest was removed before
-                return
-            (self.directory / str(number) / "weights.safetensors").unlink()
 
-    def load(self, number: int) -> dict[str, Tensor]:
-        """The weights of a published version. Raises VersionMismatchError where the file was changed."""
-        path = self.directory / str(number) / "weights.safetensors"
-        if self.fingerprint(number) is not None and not self.holds(number):
-            raise VersionMismatchError(
-                f"{path} is not there: its round lies before the replay window, and old weights are removed unless a "
-                "run is called with --keep-versions"
-            )
-        try:
-            weights = load_file(path)
-        except SafetensorError:
-            weights = {}
-        if weights_fingerprint(weights) != self.fingerprint(number):
-            raise VersionMismatchError(
-                f"{path} does not hold the weights {self.fingerprint(number)} that were published: the file was "
-                "changed. Restore it, or start anew under another --name"
-            )
-        return weights
+def _key(number: int) -> str:
+    return f"{number}.safetensors"

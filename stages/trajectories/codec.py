@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Int8, Int16, Int64, UInt8, UInt16
+from jaxtyping import Int8, Int16, Int64, UInt8
 from torch import Tensor
 
 from stages import randomness
@@ -240,22 +240,34 @@ def _unpack_planes(planes: UInt8[np.ndarray, "batch step byte"], pixels: int) ->
     return np.unpackbits(np.ascontiguousarray(plain), axis=2, count=pixels, bitorder="little").view(np.int8)
 
 
-def pack_delta(delta: Int16[Tensor, "state batch pixel"]) -> UInt16[np.ndarray, "batch state pixel"]:
-    """Differences of differences: of an L2 attack, which mostly goes on as before, they are a third smaller.
+def pack_delta(delta: Int16[Tensor, "state batch pixel"]) -> UInt8[np.ndarray, "batch bit byte"]:
+    """Bit planes of the differences of differences: of an L2 attack, which mostly goes on as before, the smallest.
 
-    Zigzag (0, -1, 1, -2 become 0, 1, 2, 3) frees small numbers of the sign bits that a compressor would keep.
+    Zigzag (0, -1, 1, -2 become 0, 1, 2, 3) frees small numbers of their sign bits; plane j holds bit j of an example's
+    numbers, state by state, and as many planes are kept as the largest number has bits, at least one.
     Every number fits: two levels differ by 16320 at most, two steps by 32640.
     """
     change = delta.numpy().copy()
     change[2:] -= delta.numpy()[1:-1]
-    folded = (change.view(np.uint16) << 1) ^ (change >> 15).view(np.uint16)
-    return np.ascontiguousarray(folded.transpose(1, 0, 2))
+    folded = ((change.view(np.uint16) << 1) ^ (change >> 15).view(np.uint16)).transpose(1, 0, 2)
+    flat = np.ascontiguousarray(folded).reshape(len(folded), -1)
+    planes = [
+        np.packbits(flat >> bit & 1, axis=1, bitorder="little") for bit in range(int(flat.max()).bit_length() or 1)
+    ]
+    return np.stack(planes, axis=1)
 
 
-def unpack_delta(folded: UInt16[np.ndarray, "batch state pixel"]) -> Int16[Tensor, "state batch pixel"]:
+def unpack_delta(
+    planes: UInt8[np.ndarray, "batch bit byte"], *, states: int, pixels: int
+) -> Int16[Tensor, "state batch pixel"]:
     """The differences that `pack_delta` packed."""
-    states = np.ascontiguousarray(folded.transpose(1, 0, 2))
-    delta = ((states >> 1) ^ -(states & 1)).view(np.int16)
-    for step in range(2, len(delta)):  # np.cumsum over the first axis is several times slower
+    folded = np.zeros((len(planes), states * pixels), np.uint16)
+    for bit in range(planes.shape[1]):
+        found = np.unpackbits(planes[:, bit], axis=1, count=states * pixels, bitorder="little")
+        folded |= found.astype(np.uint16) << bit
+    delta = np.ascontiguousarray(
+        ((folded >> 1) ^ -(folded & 1)).view(np.int16).reshape(-1, states, pixels).transpose(1, 0, 2)
+    )
+    for step in range(2, states):  # np.cumsum over the first axis is several times slower
         delta[step] += delta[step - 1]
     return torch.from_numpy(delta)

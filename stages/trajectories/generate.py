@@ -3,38 +3,41 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Int16, Int64
 from torch import Tensor
 
-from stages.data.augmentation import augment
+from stages.data.augmentation import augment, carry
 from stages.data.splits import Split
 from stages.fingerprint import array_fingerprint, canonical_json, fingerprint
 from stages.rap.attack import AttackProcess, Trajectory, attack, draw_start
 from stages.rap.robust import RobustClassifier
-from stages.trajectories.cache import TrajectoryCache, last_states_checksum
+from stages.storage import Storage
 from stages.trajectories.codec import Segments, encode
-from stages.trajectories.ledger import LedgerRow
+from stages.trajectories.shards import LedgerRow, Shard, pack_shard, unpack_shard, write_shard
 
-FORMAT = 1  # of what a unit's fingerprint covers
+FORMAT = 2  # of what a unit's fingerprint covers
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Unit:
-    """The work that makes one shard: which images, from which starts, against which weights.
+    """The work that makes one shard: one visit of one cohort, against one weights version.
 
-    ``index`` are rows of the data set. An example with ``parent`` >= 0 goes on from the last state of segment
-    ``parent_position`` in the shard ``parents[parent]``, which had ``made`` steps in all.
+    ``index`` are rows of the data set, ``made`` the steps that each example's start has had. Where that is more than
+    0 the example goes on from the last state of the segment at its own place in the shard ``parent``.
     """
 
     round: int
     number: int
+    cohort: int
+    visit: int
     version: int
     weights: str
     model: str
@@ -46,31 +49,24 @@ class Unit:
     index: Int64[np.ndarray, " example"]
     made: Int64[np.ndarray, " example"]
     augmentation: Int16[np.ndarray, "example 3"] | None
-    parents: tuple[str, ...]
-    parent: Int64[np.ndarray, " example"]
-    parent_position: Int64[np.ndarray, " example"]
-
-    @cached_property
-    def prefix(self) -> str:
-        """What the states depend on, whatever the number of steps: equal prefixes share their first states."""
-        process = replace(self.process, steps=0) if self.process.conditioning == "state" else self.process
-        arrays = [self.index, self.made, self.parent, self.parent_position]
-        return fingerprint(
-            "trajectories",
-            FORMAT,
-            process=process,
-            model=self.model,
-            weights=self.weights,
-            data=self.data,
-            start_seed=self.start_seed,
-            examples=array_fingerprint(*arrays, *([] if self.augmentation is None else [self.augmentation])),
-            parents=self.parents,
-        )
+    parent: str
 
     @cached_property
     def fingerprint(self) -> str:
         """The name of the shard."""
-        return fingerprint("shard", FORMAT, prefix=self.prefix, process=self.process, steps=self.steps)
+        arrays = [self.index, self.made] + ([] if self.augmentation is None else [self.augmentation])
+        return fingerprint(
+            "shard",
+            FORMAT,
+            process=self.process,
+            steps=self.steps,
+            model=self.model,
+            weights=self.weights,
+            data=self.data,
+            start_seed=self.start_seed,
+            examples=array_fingerprint(*arrays),
+            parent=self.parent,
+        )
 
 
 class LossyShardError(RuntimeError):
@@ -78,101 +74,133 @@ class LossyShardError(RuntimeError):
 
 
 def generate_unit(
-    unit: Unit, robust: RobustClassifier, split: Split, cache: TrajectoryCache, *, device: str = "cpu"
-) -> LedgerRow:
-    """Make the unit's shard and commit it; returns its row. What is already committed is not made again.
+    unit: Unit,
+    model: Callable[[], RobustClassifier],
+    split: Split,
+    storage: Storage,
+    *,
+    parent: Segments | None,
+    run: str = "",
+    device: str = "cpu",
+    turn: AbstractContextManager[object] | None = None,
+) -> Shard:
+    """Make the unit's shard and commit it; what is there under its name is replaced.
 
-    ``robust`` holds the weights ``unit.weights``, in eval mode on ``device``; ``split`` holds the images.
-    A committed shard with the same prefix and more steps is cut instead of attacked anew.
+    ``model`` gives the robust classifier with the weights ``unit.weights``, in eval mode on ``device``; ``split`` holds
+    the images, and ``parent`` the segments of the shard ``unit.parent``. ``turn`` is held for the attack alone, so that
+    a unit's shard is packed, checked and written while the next unit is attacked. Raises LossyShardError before
+    anything is committed.
     """
-    committed = cache.ledger.get(unit.fingerprint)
-    if committed is not None:
-        return committed
-    began = time.perf_counter()
     images, labels = _examples(unit, split)
     clean = unit.process.lattice.from_bytes(images)
-    longer = _longer(unit, cache)
-    if longer is not None:
-        segments, states = _cut(cache.read(longer.fingerprint), unit, clean)
-        steps = slice(0, unit.steps)
-        measured = (longer.success[steps], longer.loss[steps], longer.zero_gradients[steps])
-    else:
-        start = _starts(unit, split, cache, clean)
-        trajectory = _attack(unit, robust, images, labels, start, device)
-        segments = encode(
-            trajectory,
-            clean,
-            process=unit.process,
-            index=torch.from_numpy(unit.index),
-            made=torch.from_numpy(unit.made),
-            augmentation=None if unit.augmentation is None else torch.from_numpy(unit.augmentation),
-            start_seed=unit.start_seed if _derivable(unit) else None,
+    start = _starts(unit, split, clean, parent)
+    with turn or nullcontext():
+        began = time.perf_counter()
+        trajectory = _attack(unit, model(), images, labels, start, device)
+        seconds = time.perf_counter() - began
+    segments = encode(
+        trajectory,
+        clean,
+        process=unit.process,
+        index=torch.from_numpy(unit.index),
+        made=torch.from_numpy(unit.made),
+        augmentation=None if unit.augmentation is None else torch.from_numpy(unit.augmentation),
+        start_seed=unit.start_seed if _derivable(unit) else None,
+    )
+    content = pack_shard(Shard(_row(unit, trajectory, run=run, seconds=seconds), segments))
+    decoded = unpack_shard(content, unit.fingerprint)
+    if not torch.equal(decoded.segments.states(clean), trajectory.levels):
+        raise LossyShardError(
+            f"shard {unit.fingerprint} does not decode to the states that were attacked; nothing was committed. "
+            "This is a bug or failing memory: please report it with the recipe"
         )
-        states = trajectory.levels
-        measured = tuple(
-            tuple(values.double().mean(1).tolist())
-            for values in (trajectory.success, trajectory.losses, trajectory.zero_gradients)
-        )
-    row = LedgerRow(
+    write_shard(storage, unit.fingerprint, content)
+    return decoded
+
+
+def last_states_checksum(levels: Tensor) -> str:
+    """The ledger's checksum of decoded last states, over their int16 levels."""
+    return array_fingerprint(levels.numpy())
+
+
+def augmented(images: Tensor, augmentation: Int16[Tensor, "batch 3"] | None) -> Tensor:
+    """The images as they were attacked."""
+    return images if augmentation is None else augment(images, augmentation)
+
+
+def _row(unit: Unit, trajectory: Trajectory, *, run: str, seconds: float) -> LedgerRow:
+    success, loss, zero_gradients = (
+        tuple(values.double().mean(1).tolist())
+        for values in (trajectory.success, trajectory.losses, trajectory.zero_gradients)
+    )
+    return LedgerRow(
         fingerprint=unit.fingerprint,
-        prefix=unit.prefix,
-        parents=unit.parents,
+        parent=unit.parent,
+        run=run,
         round=unit.round,
         unit=unit.number,
+        cohort=unit.cohort,
+        visit=unit.visit,
         version=unit.version,
         weights=unit.weights,
-        attack=canonical_json(unit.process),
+        data=unit.data,
+        attack=_json(unit.process),
         first_index=int(unit.index.min()),
         last_index=int(unit.index.max()),
         n=len(unit.index),
         k=unit.steps,
-        bytes=0,
-        sha256="",
-        last_states=last_states_checksum(states[-1]),
-        success=measured[0],
-        loss=measured[1],
-        zero_gradients=measured[2],
-        seconds=time.perf_counter() - began,
+        fresh=int((unit.made == 0).sum()),
+        last_states=last_states_checksum(trajectory.levels[-1]),
+        success=success,
+        loss=loss,
+        zero_gradients=zero_gradients,
+        seconds=seconds,
         worker=f"{socket.gethostname()}:{os.getpid()}",
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
-    def compare(read_back: Segments) -> None:
-        if not torch.equal(read_back.states(clean), states):
-            raise LossyShardError(
-                f"shard {unit.fingerprint} does not decode to the states that were attacked; nothing was committed. "
-                "This is a bug or failing memory: please report it with the recipe"
-            )
 
-    return cache.commit(segments, row, compare=compare)
+@lru_cache(maxsize=8)
+def _json(process: AttackProcess) -> str:
+    return canonical_json(process)
 
 
 def _examples(unit: Unit, split: Split) -> tuple[Tensor, Tensor]:
     positions = split.positions(unit.index)
     images = torch.from_numpy(split.images[positions])
-    if unit.augmentation is not None:
-        images = augment(images, torch.from_numpy(unit.augmentation))
-    return images, torch.from_numpy(split.labels[positions])
+    augmentation = None if unit.augmentation is None else torch.from_numpy(unit.augmentation)
+    return augmented(images, augmentation), torch.from_numpy(split.labels[positions])
 
 
 def _derivable(unit: Unit) -> bool:
     """Whether the start is integers of the named hash, so that the shard need not hold it."""
-    fresh = not unit.made.any() and not unit.parents
-    return fresh and unit.process.norm == "Linf" and unit.process.start == "uniform"
+    return not unit.parent and unit.process.norm == "Linf" and unit.process.start == "uniform"
 
 
 def _starts(
-    unit: Unit, split: Split, cache: TrajectoryCache, clean: Int16[Tensor, "batch channel height width"]
+    unit: Unit, split: Split, clean: Int16[Tensor, "batch channel height width"], parent: Segments | None
 ) -> Int16[Tensor, "batch channel height width"]:
-    """x_0 minus x: noise, or where the example's previous segment ended."""
-    start = draw_start(unit.process, unit.start_seed, unit.index, tuple(clean.shape[1:]))
-    for number, parent in enumerate(unit.parents):
-        mine = torch.from_numpy(np.flatnonzero(unit.parent == number))
-        theirs = torch.from_numpy(unit.parent_position[mine.numpy()])
-        segments = cache.read(parent)
-        ends = segments.states_at(clean[mine], torch.full_like(theirs, segments.steps), theirs)
-        start[mine] = ends - clean[mine]
-    return start
+    """x_0 minus x: noise, or the perturbation in which the example's last visit ended, moved with its image."""
+    noise = draw_start(unit.process, unit.start_seed, unit.index, tuple(clean.shape[1:]))
+    if parent is None:
+        return noise
+    images = torch.from_numpy(split.images[split.positions(unit.index)])
+    before = unit.process.lattice.from_bytes(augmented(images, parent.augmentation))
+    carried = parent.states_at(before, torch.full((len(parent),), parent.steps)) - before
+    if unit.augmentation is not None and parent.augmentation is not None:
+        carried, inside = carry(carried, parent.augmentation, torch.from_numpy(unit.augmentation))
+        carried = _within(unit.process, torch.where(inside, carried, noise))
+    return torch.where(torch.from_numpy(unit.made > 0)[:, None, None, None], carried, noise)
+
+
+def _within(
+    process: AttackProcess, difference: Int16[Tensor, "batch channel height width"]
+) -> Int16[Tensor, "batch channel height width"]:
+    """Perturbations shrunk to the ball, which noise at an opened border may have left in L2."""
+    if process.norm == "Linf" or not process.project:
+        return difference
+    norm = difference.double().flatten(1).norm(dim=1)[:, None, None, None]
+    return (difference.double() * (process.bound / norm.clamp(min=process.bound))).trunc().to(torch.int16)
 
 
 def _attack(
@@ -198,22 +226,7 @@ def _attack(
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
-    for first in range(0, count, size):
-        yield slice(first, min(count, first + size))
-
-
-def _longer(unit: Unit, cache: TrajectoryCache) -> LedgerRow | None:
-    """A committed shard whose first states are this unit's."""
-    rows = [row for row in cache.ledger.with_prefix(unit.prefix) if row.k >= unit.steps]
-    return min(rows, key=lambda row: row.k, default=None)
-
-
-def _cut(longer: Segments, unit: Unit, clean: Tensor) -> tuple[Segments, Tensor]:
-    """The first steps of a longer shard as segments of this unit, and their states."""
-    segments = replace(
-        longer,
-        process=unit.process,
-        signs=None if longer.signs is None else longer.signs[: unit.steps],
-        delta=None if longer.delta is None else longer.delta[: unit.steps + 1],
-    )
-    return segments, segments.states(clean)
+    """As few even parts as a size allows."""
+    parts = -(-count // size)
+    for part in range(parts):
+        yield slice(part * count // parts, (part + 1) * count // parts)

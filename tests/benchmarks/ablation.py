@@ -30,9 +30,11 @@ from stages.evaluation.accuracy import QUANTILE, Accuracy
 from stages.evaluation.judge import JudgeConfig
 from stages.fingerprint import canonical, fingerprint
 from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.storage import Storage
 from stages.training.classifier import train_classifier
-from stages.training.rounds import Setup, judge_on_holdout, load_trained, run_serially
+from stages.training.rounds import judge_on_holdout, run_serially
 from stages.training.schedule import Schedule
+from stages.training.setup import Setup, load_trained
 
 RESULTS = Path(__file__).parent / "results"
 # What of a preset is made smaller for one CPU core, and the paper's objective to start from, whatever the preset has.
@@ -51,8 +53,8 @@ SMALLER: dict[str, dict[str, object]] = {
         "train.weight_decay": 0.0,
         "train.objective.reconstruction": 1.0,
         "train.objective.kl": 0.0,
-        "schedule.unit_examples": 256,
-        "schedule.examples": 256,
+        "schedule.cohort_images": 64,
+        "schedule.round_cohorts": 1,
         "schedule.batch": 64,
         "augment": False,
     },
@@ -64,7 +66,11 @@ VARIANTS: dict[str, dict[str, object]] = {
     "residual output": {"adapter.output": "residual"},
     "sigmoid output": {"adapter.output": "sigmoid"},
     "adapter is given the deployed T": {"attack.conditioning": "deployed", "train.conditioning": "deployed"},
-    "adapter is given the state's t (paper)": {"attack.conditioning": "state", "train.conditioning": "state"},
+    "adapter is given the state's t (paper)": {
+        "attack.conditioning": "state",
+        "train.conditioning": "state",
+        "schedule.life": 10,  # or t would leave 1 .. T
+    },
     "reconstruction 0.1": {"train.objective.reconstruction": 0.1},
     "reconstruction 0.3": {"train.objective.reconstruction": 0.3},
     "reconstruction 1 (paper)": {"train.objective.reconstruction": 1.0},
@@ -78,8 +84,10 @@ VARIANTS: dict[str, dict[str, object]] = {
     "t uniform (paper)": {"schedule.last_states": 0.0},
     "65 % last states": {"schedule.last_states": 0.65},
     "hard clamp": {"adapter.straight_through": False},
-    "4 passes, a quarter replayed": {"schedule.passes": 4, "schedule.replay": 0.25},
-    "4 passes, half replayed": {"schedule.passes": 4, "schedule.replay": 0.5},
+    "2 steps a visit": {"schedule.visit_steps": 2},
+    "a life of 10 visits": {"schedule.life": 10},
+    "every visit from noise": {"schedule.life": 1},
+    "no overlap": {"schedule.overlap_rounds": 0},
     "learning rate 1e-3": {"train.learning_rate": 1e-3},
     "learning rate 2e-3": {"train.learning_rate": 2e-3},
     "learning rate 3e-3": {"train.learning_rate": 3e-3},
@@ -169,7 +177,7 @@ def with_updates_of(base: Recipe, recipe: Recipe, *, images: int) -> Recipe:
 
 
 def schedule_of(recipe: Recipe, images: int) -> Schedule:
-    return Schedule(recipe.schedule, images=images, length=recipe.attack.steps, seed=recipe.seed)
+    return Schedule(recipe.schedule, images=images, seed=recipe.seed)
 
 
 def measure(trial: Trial, data: ImageData) -> dict[str, Any]:
@@ -212,8 +220,8 @@ def make_setup(recipe: Recipe, data: ImageData, folder: Path) -> Setup:
         holdout=data.holdout,
         classifier=trained_classifier(recipe.classifier, data, recipe.seed),
         classifier_fingerprint=fingerprint("classifier", 1, config=recipe.classifier, seed=recipe.seed),
-        root=folder,
-        run=folder / "run",
+        root=Storage.at(folder),
+        name="run",
     )
 
 

@@ -10,7 +10,6 @@ results/trajectory_sizes.json beside this file.
 import json
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,15 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from stages.data.datasets import DataConfig, ImageData, load_data
+from stages.fingerprint import canonical_json
 from stages.nets.classifiers import ClassifierConfig
 from stages.nets.cnn import CNN
 from stages.nets.resnet import ResNet18
 from stages.rap.attack import AttackConfig, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
+from stages.storage import Storage
 from stages.training.classifier import train_classifier
 from stages.trajectories.codec import Segments, encode
-from stages.trajectories.shards import read_shard, write_shard
+from stages.trajectories.shards import LedgerRow, Shard, pack_shard, read_shard, write_shard
 
 RESULTS = Path(__file__).parent / "results" / "trajectory_sizes.json"
 STEPS = 20
@@ -49,10 +50,10 @@ class Case:
 CASES = (
     Case("digits", "Linf", 0.2, 0.05, 3, False, 256),
     Case("mnist", "Linf", 76 / 255, 5 / 255, STEPS, False, 512),
-    Case("mnist", "Linf", 76 / 255, 5 / 255, 3, True, 512),
+    Case("mnist", "Linf", 76 / 255, 38 / 255, 1, True, 512),
     Case("mnist", "L2", 2.0, 2.5 * 2.0 / STEPS, STEPS, False, 512),
     Case("cifar10", "Linf", 8 / 255, 2 / 255, STEPS, False, 256),
-    Case("cifar10", "Linf", 8 / 255, 2 / 255, 3, True, 256),
+    Case("cifar10", "Linf", 8 / 255, 4 / 255, 1, True, 256),
     Case("cifar10", "L2", 0.5, 2.5 * 0.5 / STEPS, STEPS, False, 256),
 )
 
@@ -108,17 +109,14 @@ def attacked(case: Case, data: ImageData, classifier: nn.Module) -> tuple[Segmen
 
 
 def measure(case: Case, segments: Segments, clean: Tensor) -> dict[str, object]:
-    folder = Path(tempfile.mkdtemp())
-    try:
-        sealed = write_shard(folder / "shard", segments, provenance={})
-        names = iter(range(100))
-        write = fastest(lambda: write_shard(folder / str(next(names)), segments, provenance={}))
-        read = fastest(lambda: read_shard(folder / "shard", expected=sealed))
-    finally:
-        shutil.rmtree(folder)
+    row = row_of(segments)
+    with tempfile.TemporaryDirectory() as folder:
+        storage, content = Storage.at(folder), pack_shard(Shard(row, segments))
+        write = fastest(lambda: write_shard(storage, row.fingerprint, pack_shard(Shard(row, segments))))
+        read = fastest(lambda: read_shard(storage, row.fingerprint))
     t = torch.randint(0, segments.steps + 1, (len(segments),), generator=torch.Generator().manual_seed(0))
     decode = fastest(lambda: segments.states_at(clean, t))
-    size, plain = sealed.bytes / len(segments), 4 * clean[0].numel() * (segments.steps + 1)
+    size, plain = len(content) / len(segments), 4 * clean[0].numel() * (segments.steps + 1)
     return {
         "data": case.data,
         "attack": f"{case.norm} {case.radius:.3g}, {segments.steps} steps, {'warm' if case.warm else 'fresh'}",
@@ -131,6 +129,23 @@ def measure(case: Case, segments: Segments, clean: Tensor) -> dict[str, object]:
         "read ms": round(1e3 * read, 1),
         "random states decoded a second": round(len(segments) / decode),
     }
+
+
+def row_of(segments: Segments) -> LedgerRow:
+    """A row of the usual length, with numbers of no meaning."""
+    k = segments.steps
+    return LedgerRow(
+        **{name: "0" * 32 for name in ("fingerprint", "parent", "weights", "data", "last_states")},
+        **dict.fromkeys(("round", "unit", "cohort", "visit", "version", "first_index", "last_index", "fresh"), 0),
+        **dict.fromkeys(("success", "loss", "zero_gradients"), (0.125,) * k),
+        n=len(segments),
+        k=k,
+        run="benchmark",
+        attack=canonical_json(segments.process),
+        seconds=0.123456789,
+        worker="host:12345",
+        created="2026-01-01T00:00:00.000+00:00",
+    )
 
 
 def gradients(segments: Segments) -> dict[str, float]:

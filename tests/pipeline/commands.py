@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.run import main
+from stages.storage import Storage
+from stages.training.journal import Journal
+from stages.trajectories.ledger import Ledger
+from stages.trajectories.shards import LedgerRow
 
 TINY = {
     "workers.cpus": 2,
@@ -15,8 +19,8 @@ TINY = {
     "search.trials": 2,
     "search.rounds": 3,
     "schedule.rounds": 8,
-    "schedule.examples": 64,
-    "schedule.unit-examples": 32,
+    "schedule.cohort-images": 32,
+    "schedule.round-cohorts": 2,
     "schedule.batch": 32,
     "judge.images": 32,
     "judge.every": 4,
@@ -68,6 +72,15 @@ def results_of(root: Path, name: str = "digits-*") -> dict:
     return json.loads(path.read_text())
 
 
-def last_version(root: Path) -> bytes:
-    (path,) = root.glob("runs/digits-*/versions/8/weights.safetensors")
-    return path.read_bytes()
+def last_version(root: Path) -> str:
+    """The fingerprint of the weights after the last of eight rounds."""
+    (run,) = root.glob("runs/digits-*")
+    line = Journal(Storage.at(run)).lines()[-1]
+    assert line["round"] == 7
+    return line["weights"]
+
+
+def rows_of(root: Path) -> list[LedgerRow]:
+    """The ledger of the one run of the preset."""
+    (run,) = root.glob("runs/digits-*")
+    return Ledger(Storage.at(root), run.name).rows()

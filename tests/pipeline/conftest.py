@@ -10,7 +10,9 @@ from loops import loop_config
 
 from stages.data.datasets import DataConfig, load_data
 from stages.nets.cnn import CNN
-from stages.training.rounds import Setup, run_serially
+from stages.storage import Storage
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup
 
 
 @pytest.fixture(scope="session")
@@ -21,15 +23,15 @@ def make_setup() -> Callable[..., Setup]:
         torch.manual_seed(0)
         classifier = CNN(1, 8, 10, data.mean, data.std).eval()
 
-    def make(root: Path, overlap_rounds: int = 1) -> Setup:
+    def make(root: Path | str, overlap_rounds: int = 1) -> Setup:
         return Setup(
             config=loop_config(overlap_rounds),
             train=data.train,
             holdout=data.holdout,
             classifier=classifier,
             classifier_fingerprint="untrained",
-            root=root,
-            run=root / "runs" / "run",
+            root=Storage.at(root),
+            name="runs/run",
         )
 
     return make

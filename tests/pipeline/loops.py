@@ -6,8 +6,10 @@ from stages.nets.unet import UNetConfig
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import TrainConfig
-from stages.training.rounds import LoopConfig, Setup
 from stages.training.schedule import ScheduleConfig
+from stages.training.setup import LoopConfig, Setup
+from stages.trajectories.archive import unpack
+from stages.trajectories.shards import shard_key
 
 THREAT = ThreatModel(norm="Linf", radius=0.2)
 ROUNDS = 6
@@ -20,11 +22,12 @@ def loop_config(overlap_rounds: int) -> LoopConfig:
         adapter=UNetConfig(width=8, multipliers=(1, 2)),
         schedule=ScheduleConfig(
             rounds=ROUNDS,
-            examples=32,
-            unit_examples=16,
+            cohort_images=16,
+            round_cohorts=2,
             batch=16,
-            segment_steps=2,
-            replay_rounds=3,
+            visit_steps=2,
+            life=3,
+            restart=0.1,
             overlap_rounds=overlap_rounds,  # pyright: ignore[reportArgumentType]
         ),
         train=TrainConfig(learning_rate=1e-3, warmup_updates=2, ema=0.9),
@@ -39,11 +42,18 @@ def loop_workers(generators: int) -> LoopWorkers:
 
 def published(setup: Setup) -> dict[str, bytes]:
     """Every version's weights file, byte for byte."""
-    files = sorted(setup.versions.directory.glob("*/weights.safetensors"))
-    return {file.parent.name: file.read_bytes() for file in files}
+    versions = setup.run.below("versions")
+    return {name.removesuffix(".safetensors"): versions.get(name) for name in versions.names()}
+
+
+def shards_of(setup: Setup) -> dict[str, dict[str, bytes]]:
+    """The arrays of every shard below the root: all but where and when it was made."""
+    names = [name.removesuffix(".zarr.zip") for name in setup.root.names("trajectories")]
+    arrays = {name: unpack(setup.root.get(shard_key(name)))[0] for name in names}
+    return {name: {key: array.tobytes() for key, array in found.items()} for name, found in arrays.items()}
 
 
 def trained_lines(setup: Setup) -> list[dict]:
-    """The lines of metrics.jsonl without what depends on time and place."""
-    changing = ("seconds", "waiting", "attack_steps_per_second", "worker")
+    """The lines of metrics without what depends on time and place."""
+    changing = ("seconds", "waiting", "attack_steps_per_second", "worker", "bytes")
     return [{name: value for name, value in line.items() if name not in changing} for line in setup.journal.lines()]

@@ -29,7 +29,7 @@ def place(trainers: int) -> str:
     recipe = replace(
         digits,
         train=replace(digits.train, workers=trainers),
-        schedule=replace(digits.schedule, unit_examples=digits.schedule.examples // 8),
+        schedule=replace(digits.schedule, round_cohorts=8),
     )
     loop = divide(describe(), WorkersConfig(), recipe).loop
     with Pool(

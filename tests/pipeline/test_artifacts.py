@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import ArtifactError, Store, usable_root
+from pipeline.artifacts import ArtifactError, Store, manifest_at, usable_root
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ def write(directory: Path) -> dict:
 
 
 def make(store: Store) -> Path:
-    return store.make("thing", "abc", write, config=Config(), inputs={"data": "def"}).path
+    return Path(store.make("thing", "abc", write, config=Config(), inputs={"data": "def"}).path)
 
 
 def test_an_artifact_comes_back_with_its_manifest(tmp_path: Path) -> None:
@@ -31,11 +31,37 @@ def test_an_artifact_comes_back_with_its_manifest(tmp_path: Path) -> None:
     path = make(store)
     found = store.get("thing", "abc")
     assert found is not None
-    assert found.path == path
+    assert found.path == str(path)
+    assert found.read("more/notes.txt") == b"notes"
     assert found.metrics == {"accuracy": 0.9}
     assert found.manifest["config"] == {"rate": 0.5}
     assert set(found.manifest["outputs"]) == {"weights.bin", "more/notes.txt"}
     assert {"commit", "packages", "device", "threads", "seconds"} <= found.manifest["provenance"].keys()
+
+
+def test_it_lies_in_a_bucket_as_in_a_directory(s3_bucket: str) -> None:
+    path = make_at(f"{s3_bucket}/artifacts")
+    assert path == f"{s3_bucket}/artifacts/store/thing/abc"
+    assert manifest_at(path)["outputs"].keys() == {"weights.bin", "more/notes.txt"}
+    found = Store(f"{s3_bucket}/artifacts").get("thing", "abc")
+    assert found is not None
+    assert found.read("weights.bin") == b"weights"
+
+
+def make_at(root: str) -> str:
+    return Store(root).make("thing", "abc", write, config=Config(), inputs={}).path
+
+
+def test_the_first_of_two_writers_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+
+    def late(directory: Path) -> dict:
+        make(store)  # by another process, meanwhile
+        (directory / "weights.bin").write_bytes(b"other weights")
+        return {"accuracy": 0.1}
+
+    assert store.make("thing", "abc", late, config=Config(), inputs={}).metrics == {"accuracy": 0.9}
+    assert (tmp_path / "store/thing/abc/weights.bin").read_bytes() == b"weights"
 
 
 def test_an_artifact_is_made_once(tmp_path: Path) -> None:
@@ -58,7 +84,7 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         store.make("thing", "abc", fail, config=Config(), inputs={})
     assert store.get("thing", "abc") is None
-    assert not list((tmp_path / "store" / "thing").iterdir())
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "deleted", "manifest"])
@@ -85,4 +111,4 @@ def test_a_relative_root_is_refused_in_the_copy_in_which_a_job_runs(tmp_path, mo
     monkeypatch.chdir(copied)
     with pytest.raises(ValueError, match=r"--root rap-runs is relative, .* give an absolute path"):
         usable_root("rap-runs")
-    assert usable_root(tmp_path / "root") == tmp_path / "root"
+    assert usable_root(tmp_path / "root").local() == tmp_path / "root"

@@ -1,5 +1,6 @@
 """The work of one evaluation chunk: what it leaves, also where an attack fails in the middle of it."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_a_receipt_counts_what_was_refused_and_its_verdict_comes_back(
     receipt = commit_chunk(chunk, model, device="cpu", functions={config.path: attack})
     assert receipt.metrics["refused"] == {config.path: 6}
     assert receipt.metrics["robust"] == 6
-    verdict = load_verdict(receipt.path / "verdict.npz")
+    verdict = load_verdict(io.BytesIO(receipt.read("verdict.npz")))
     assert verdict.broken_by == (None,) * 6
     assert verdict.refused == {config.path: 6}
     merged = merge([receipt, receipt], THREAT, attacked_now=0)

@@ -18,7 +18,7 @@ from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.checks.explanations import SelectionFacts
 from stages.rap.threat import ThreatModel
 from stages.training.ablations import PARTS
-from stages.training.rounds import Setup
+from stages.training.setup import Setup
 
 pytestmark = pytest.mark.ray
 

@@ -114,7 +114,7 @@ def test_nothing_but_the_benchmark_is_claimed_and_an_older_claim_does_not_stay(c
     found, reason = UNCLAIMED[case]
     (tmp_path / "claim.json").write_text("{}")
     assert found.claim(ClaimConfig()) is None
-    assert set(write_findings(found, tmp_path, ClaimConfig())) == {"results"}
+    assert set(write_findings(found, Storage.at(tmp_path), ClaimConfig())) == {"results"}
     assert not (tmp_path / "claim.json").exists()
     assert "no RobustBench claim" in str(found)
     assert reason in str(found)
@@ -126,7 +126,7 @@ def test_nothing_but_the_benchmark_is_claimed_and_an_older_claim_does_not_stay(c
 def test_the_standard_version_on_the_benchmark_is_claimed(tmp_path: Path) -> None:
     found = findings(autoattack(norm="L2"), threat=ThreatModel(norm="L2", radius=0.5))
     assert "no RobustBench claim" not in str(found)
-    assert set(write_findings(found, tmp_path, ClaimConfig(name="RAP"))) == {"results", "claim"}
+    assert set(write_findings(found, Storage.at(tmp_path), ClaimConfig(name="RAP"))) == {"results", "claim"}
     claim = json.loads((tmp_path / "claim.json").read_text())
     assert (claim["name"], claim["dataset"], claim["eps"]) == ("RAP", "cifar10", "0.5")
     assert (claim["autoattack_acc"], claim["unreliable"]) == ("50.00", True)  # ten images of 10,000

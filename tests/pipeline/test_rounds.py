@@ -3,18 +3,31 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from loops import ROUNDS, loop_workers, published, trained_lines
+import ray
+from loops import ROUNDS, loop_workers, published, shards_of, trained_lines
 
+from cluster import board
 from pipeline.rounds import run_loop
-from stages.rap.attack import AttackProcess
-from stages.training.rounds import Setup
-from stages.trajectories.cache import TrajectoryCache
-from stages.trajectories.shards import ShardError
+from stages.training.setup import Setup
+from stages.trajectories.shards import AlteredShardError, read_shard, shard_key
 
 pytestmark = pytest.mark.ray
+
+
+def same(setup: Setup, wanted: Setup) -> bool:
+    """Whether two runs published, stored and recorded the same."""
+    rows = [(row.fingerprint, row.round, row.unit) for row in setup.ledger.rows()]
+    return (
+        published(setup) == published(wanted)
+        and shards_of(setup) == shards_of(wanted)
+        and trained_lines(setup) == trained_lines(wanted)
+        and setup.journal.best_weights()[1] == wanted.journal.best_weights()[1]
+        and rows == [(row.fingerprint, row.round, row.unit) for row in wanted.ledger.rows()]
+    )
 
 
 @pytest.mark.parametrize("generators", [1, 2])
@@ -28,11 +41,12 @@ def test_the_loop_on_ray_publishes_the_bytes_of_the_serial_loop(
     tmp_path: Path,
 ) -> None:
     setup = make_setup(tmp_path, overlap)
-    run_loop(setup, loop_workers(generators), progress=lambda line: None)
+    seen: list[int] = []
+    made = run_loop(setup, loop_workers(generators), progress=lambda line: seen.append(line["round"]))
     assert set(published(setup)) == {str(number) for number in range(ROUNDS + 1)}
-    assert published(setup) == published(undisturbed[overlap])
-    assert trained_lines(setup) == trained_lines(undisturbed[overlap])
-    assert setup.journal.best.read_bytes() == undisturbed[overlap].journal.best.read_bytes()
+    assert same(setup, undisturbed[overlap])
+    assert seen == list(range(ROUNDS))
+    assert made == len(shards_of(setup))
 
 
 def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None:
@@ -40,50 +54,81 @@ def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None
     assert published(undisturbed[0])["2"] != published(undisturbed[1])["2"]
 
 
-@pytest.mark.parametrize("victim", ["generator", "train worker"])
+@pytest.mark.parametrize("victim", ["generator", "train worker", "board"])
 def test_a_killed_worker_changes_nothing(
     victim: str,
     ray_session: object,
     make_setup: Callable[..., Setup],
     undisturbed: dict[int, Setup],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    setup = make_setup(tmp_path)
-    killed = []
+    setup, killed = make_setup(tmp_path), []
+    boards, open_board = [], board.Board.open
+
+    def watched() -> board.Board:
+        boards.append(open_board())
+        return boards[-1]
+
+    monkeypatch.setattr(board.Board, "open", staticmethod(watched))
 
     def kill_once(line: dict) -> None:
         if killed or line["round"] < 2:
             return
-        row = TrajectoryCache(setup.root).ledger.get(line["shards"][0])
-        assert row is not None
-        worker = row.worker if victim == "generator" else line["worker"]
-        killed.append(int(worker.rpartition(":")[2]))
-        os.kill(killed[0], signal.SIGKILL)
+        killed.append(victim)
+        if victim == "board":
+            ray.kill(boards[0]._actor)
+            return
+        worker = read_shard(setup.root, line["shards"][0]).row.worker if victim == "generator" else line["worker"]
+        os.kill(int(worker.rpartition(":")[2]), signal.SIGKILL)
 
     run_loop(setup, loop_workers(1), progress=kill_once)
     assert killed
-    assert published(setup) == published(undisturbed[1])
-    assert trained_lines(setup) == trained_lines(undisturbed[1])
-    cache = TrajectoryCache(setup.root)
-    for row in cache.ledger.rows():
-        assert cache.read(row.fingerprint).process == AttackProcess(**vars(setup.config.attack))
+    assert len(boards) == (2 if victim == "board" else 1)
+    assert same(setup, undisturbed[1])
 
 
-def test_a_damaged_shard_stops_both_sides_and_is_named(
-    ray_session: object, make_setup: Callable[..., Setup], tmp_path: Path
+def test_a_loop_goes_on_from_its_last_checkpoint(
+    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
 ) -> None:
-    """The shard of the first round is read again three rounds later, as the parent of a segment that goes on."""
     setup = make_setup(tmp_path)
-    damaged = []
 
-    def flip_a_bit(line: dict) -> None:
-        if not damaged:
-            damaged.append(line["shards"][0])
-            file = next(TrajectoryCache(tmp_path).path(damaged[0]).glob("signs/c*"))
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 1
-            file.write_bytes(content)
+    def interrupt(line: dict) -> None:
+        if line["round"] == 2:
+            raise KeyboardInterrupt
 
-    with pytest.raises(ShardError, match="signs"):
-        run_loop(setup, loop_workers(1), progress=flip_a_bit)
-    assert damaged
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(setup, loop_workers(1), progress=interrupt)
+    assert not setup.is_complete
+    run_loop(setup, loop_workers(2), progress=lambda line: None)
+    assert same(setup, undisturbed[1])
+
+
+def test_a_second_loop_over_the_same_shards_makes_none(
+    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup]
+) -> None:
+    second = replace(undisturbed[1], name="runs/second")
+    assert run_loop(second, loop_workers(1), progress=lambda line: None) == 0
+    assert published(second) == published(undisturbed[1])
+
+
+def test_a_parent_that_is_damaged_is_made_again_where_its_weights_are_kept_else_named(
+    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
+) -> None:
+    parent = next(row.parent for row in undisturbed[1].ledger.rows() if row.round == ROUNDS - 1 and row.parent)
+    for kept in (True, False):
+        setup = replace(make_setup(tmp_path / str(kept)), keep_versions=kept)
+        damaged = []
+
+        def damage(line: dict, setup: Setup = setup, damaged: list = damaged) -> None:
+            if parent in line["shards"]:
+                damaged.append(parent)
+                setup.root.put(shard_key(parent), setup.root.get(shard_key(parent))[:-1])
+
+        if kept:
+            run_loop(setup, loop_workers(1), progress=damage)
+            assert same(setup, undisturbed[1])
+        else:
+            with pytest.raises(AlteredShardError, match=f"{parent}.*--keep-versions"):
+                run_loop(setup, loop_workers(1), progress=damage)
+        assert damaged

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import BRIEFLY, TINY, command, flags_of, last_version, results_of, run, run_here
+from commands import BRIEFLY, TINY, command, flags_of, last_version, results_of, rows_of, run, run_here
 from heads import running_head, submit
 
 from pipeline.evaluate import prepare
@@ -18,7 +18,8 @@ from pipeline.evaluate_command import EvaluateCommand
 from pipeline.run import main
 from stages.data.datasets import DataConfig, load_data
 from stages.shipped import load_model
-from stages.trajectories.cache import TrajectoryCache
+from stages.storage import Storage
+from stages.trajectories.shards import read_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -64,12 +65,12 @@ def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Pat
 def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> None:
     root, _ = finished
     before = results_of(root)
-    rows = {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()}
+    rows = rows_of(root)
     again = run(command(root))
     assert again.returncode == 0, again.stderr
     after = results_of(root)
     assert after["trajectories"]["generated_now"] == after["chunks_attacked_now"] == after["checks_done_now"] == 0
-    assert {row.fingerprint: row.created for row in TrajectoryCache(root).ledger.rows()} == rows
+    assert rows_of(root) == rows
     assert after["robust"] == before["robust"]
     assert after["seconds"] == before["seconds"]  # of the work behind the figures, not of this call
     assert set(after["seconds"]) == {"classifier", "search", "attack", "training", "evaluation", "checks"}
@@ -133,11 +134,10 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(
     assert not list(tmp_path.glob("runs/*/results.json"))
     run_here(tmp_path, *flags_of(TINY), *flags)
     assert last_version(tmp_path) == last_version(finished[0])
-    cache = TrajectoryCache(tmp_path)
-    rows = cache.ledger.rows()
+    rows = rows_of(tmp_path)
     assert len(rows) == 16  # two units a round, eight rounds: none lost, none twice
     for row in rows:
-        cache.read(row.fingerprint)
+        assert read_shard(Storage.at(tmp_path), row.fingerprint).row == row
 
 
 def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(

@@ -18,7 +18,7 @@ from pipeline.workers import divide
 
 def recipe(*, units: int = 8, trainers: int = 1) -> Recipe:
     digits = PRESETS["digits"]()  # one thread each
-    schedule = replace(digits.schedule, unit_examples=digits.schedule.examples // units)
+    schedule = replace(digits.schedule, round_cohorts=units)
     return replace(digits, schedule=schedule, train=replace(digits.train, workers=trainers))
 
 

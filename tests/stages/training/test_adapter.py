@@ -14,8 +14,8 @@ from stages.rap.objective import ObjectiveConfig
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner, TrainConfig
+from stages.training.batches import TrainingBatch
 from stages.training.diverged import DivergedError
-from stages.training.replay import TrainingBatch
 
 IMAGES = torch.from_numpy(DATA.train.images).float() / 255
 LABELS = torch.from_numpy(DATA.train.labels)
@@ -36,9 +36,7 @@ def batch_of(number: int, size: int = 16) -> TrainingBatch:
     clean = IMAGES[chosen]
     states = (clean + 0.2 * torch.randn(clean.shape, generator=generator).sign()).clamp(0, 1)
     t = torch.randint(1, 5, (size,), generator=generator)
-    return TrainingBatch(
-        states=states, clean=clean, labels=LABELS[chosen], t=t, fresh=torch.arange(size) < size // 2, last=t == 4
-    )
+    return TrainingBatch(states=states, clean=clean, labels=LABELS[chosen], t=t)
 
 
 def trained(learner: Learner, numbers: range) -> list[dict[str, float]]:
@@ -254,7 +252,7 @@ def test_an_update_waits_for_nothing(config, waiting):
     assert device.asked == []
     with waiting() as device:
         float(batch.states.mean())
-        batch.states[batch.fresh]
+        batch.states[batch.t > 1]
     assert device.asked == ["_local_scalar_dense", "index"]
 
 
@@ -267,19 +265,6 @@ def test_an_update_runs_on_tensors_without_values(monkeypatch):
     meta.update(TrainingBatch(**{name: value.to("meta") for name, value in vars(batch).items()}))
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         meta.measured()
-
-
-def test_fresh_and_stored_losses_are_those_of_last_states():
-    batch = batch_of(0, 32)
-    learner = learner_of()
-    with torch.no_grad():
-        logits = learner.robust(batch.states)
-    each = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-    figures = updated(learner, batch)
-    assert figures["fresh"] == pytest.approx(each[batch.fresh & batch.last].mean().item(), rel=1e-5)
-    assert figures["stored"] == pytest.approx(each[~batch.fresh & batch.last].mean().item(), rel=1e-5)
-    none = replace(batch, last=torch.zeros_like(batch.last))
-    assert np.isnan(updated(learner_of(), none)["fresh"])
 
 
 def test_a_gradient_is_clipped_to_its_bound():

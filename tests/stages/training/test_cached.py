@@ -13,12 +13,11 @@ from stages.rap.attack import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner
 from stages.training.cached import train_on_cache
-from stages.training.rounds import Setup, run_serially
-from stages.trajectories.shards import ShardError
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup
+from stages.trajectories.shards import AlteredShardError, MissingShardError, shard_key
 
-CONFIG = loop_config(
-    schedule=replace(SCHEDULE, rounds=3, replay=0.0), judge=JudgeConfig(images=32), train=replace(TRAIN, ema=0.0)
-)
+CONFIG = loop_config(schedule=replace(SCHEDULE, rounds=3), judge=JudgeConfig(images=32), train=replace(TRAIN, ema=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def other_run(tmp_path_factory) -> tuple[Setup, list[str]]:
 
 def new_run(other: Setup, **changes: object) -> Setup:
     config = replace(CONFIG, seed=1, train=replace(CONFIG.train, learning_rate=5e-3), **changes)  # pyright: ignore
-    return setup_of(other.root, config, name="new")
+    return setup_of(other.root.root, config, name="new")
 
 
 def test_stored_adversaries_teach_but_flatter(other_run):
@@ -100,14 +99,13 @@ def test_shards_of_other_images_are_refused(kind, other_run):
 
 def test_shards_that_are_not_committed_or_damaged_are_named(other_run, tmp_path):
     other, shards = other_run
-    with pytest.raises(LookupError, match="0" * 32):
+    with pytest.raises(MissingShardError, match="0" * 32):
         train_on_cache(new_run(other), [*shards, "0" * 32], passes=1)
-    file = other.root / "store/trajectories" / shards[1] / "nonzero/c.0.0.0"
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
-    with pytest.raises(ShardError, match=shards[1]):
+    content = other.root.get(shard_key(shards[1]))
+    other.root.put(shard_key(shards[1]), content[:-1])
+    with pytest.raises(AlteredShardError, match=shards[1]):
         train_on_cache(new_run(other), shards, passes=1)
-    file.write_bytes(content)
+    other.root.put(shard_key(shards[1]), content)
 
 
 def test_augmented_shards_are_recognised_as_the_same_images(tmp_path):

@@ -15,7 +15,8 @@ from stages.evaluation.accuracy import clean_mask
 from stages.evaluation.contract import check_model
 from stages.nets.classifiers import ClassifierConfig, build_classifier
 from stages.rap.threat import ThreatModel
-from stages.training.classifier import settle_batch_norm, train_classifier
+from stages.storage import Storage
+from stages.training.classifier import CHECKPOINT, settle_batch_norm, train_classifier
 from stages.training.diverged import DivergedError
 
 
@@ -130,7 +131,7 @@ class KilledError(Exception):
 
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
     """With dropout, momentum and BatchNorm, all of which a checkpoint must hold."""
-    checkpoint = tmp_path / "new" / "checkpoint.pt"
+    checkpoint = Storage.at(tmp_path / "new")
     for config in (ClassifierConfig(epochs=4), ClassifierConfig(architecture="resnet18-narrow", epochs=4)):
         lines: list[str] = []
 
@@ -148,7 +149,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
             again(kill)
         assert same(again(lines.append), train(config, few(256)))
         assert [line.split(" of ")[0][-1] for line in lines] == ["1", "2", "3", "3", "4"]
-        checkpoint.unlink()
+        checkpoint.delete([CHECKPOINT])
 
 
 def test_a_training_that_diverges_says_so():

@@ -1,5 +1,6 @@
 """Several train workers: the same weights as one, to the last bits of a float32 sum."""
 
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,34 @@ from torch import distributed, multiprocessing
 from torch.nn import Parameter
 
 from stages.training.distributed import any_worker, average, workers
-from stages.training.rounds import Setup, run_serially
+from stages.training.rounds import Round, Serial, run_rounds, run_serially
+from stages.training.setup import Setup
+from stages.trajectories.shards import read_shard
 
 # SGD: AdamW divides by the root of the squared gradient, which makes much of rounding where that is near zero.
 CONFIG = loop_config(
-    schedule=replace(SCHEDULE, rounds=2, replay=0.5, overlap_rounds=0),
+    schedule=replace(SCHEDULE, rounds=2, overlap_rounds=0),
     train=replace(TRAIN, optimizer="sgd", learning_rate=0.05),
 )
+
+
+class Followed(Serial):
+    """Rank 0 generates, and tells the other which shards to read."""
+
+    def obtain(self, number: int, attacked: Future | None) -> Round | None:
+        names: list[list[str]] = [[]]
+        if distributed.get_rank() == 0:
+            made = super().obtain(number, attacked)
+            assert made is not None
+            names = [[row.fingerprint for row in made.rows]]
+        distributed.broadcast_object_list(names)
+        if self.stopped():
+            return None
+        return Round.of(self.setup, number, [read_shard(self.setup.root, name) for name in names[0]])
+
+
+def never() -> bool:
+    return False
 
 
 def start(rank: int, root: Path) -> None:
@@ -29,11 +51,11 @@ def start(rank: int, root: Path) -> None:
     votes = [any_worker(flag) for flag in (False, rank == 1, True)]
     torch.save((workers(), parameter.grad, figures, votes), root / f"agreed-{rank}")
     setup = setup_of(root, CONFIG)
-    run_serially(setup, stopped=after(6) if rank == 1 else lambda: False)
-    distributed.barrier()
-    torch.save(len(setup.journal.lines()), root / f"lines-{rank}")
-    run_serially(setup)
-    distributed.barrier()
+    for turn, stopped in enumerate((after(1) if rank == 1 else never, never)):
+        run_rounds(setup, Followed(setup, stopped), report=lambda line: None)
+        distributed.barrier()
+        torch.save(len(setup.journal.lines()), root / f"lines-{turn}-{rank}")
+        distributed.barrier()
     distributed.destroy_process_group()
 
 
@@ -44,9 +66,15 @@ def two(tmp_path_factory) -> Setup:
     return setup_of(root, CONFIG)
 
 
+def weights_of(setup: Setup, number: int) -> dict[str, torch.Tensor]:
+    version = setup.versions.find(number)
+    assert version is not None
+    return version.weights
+
+
 def test_gradients_and_figures_are_averaged_and_one_vote_is_enough(two):
     for rank in range(2):
-        seen, gradient, figures, votes = torch.load(two.root / f"agreed-{rank}", weights_only=True)
+        seen, gradient, figures, votes = torch.load(two.root.local(f"agreed-{rank}"), weights_only=True)
         assert seen == (rank, 2)
         assert gradient.tolist() == [1.5, 6.0]
         assert figures["loss"] == 1
@@ -59,9 +87,9 @@ def test_two_train_workers_make_the_weights_of_one(two, tmp_path):
     run_serially(one)
     assert set(published(two)) == set(published(one)) == {"0", "1", "2"}
     assert published(two)["0"] == published(one)["0"]
-    first = one.versions.load(0)
+    first = weights_of(one, 0)
     for number in (1, 2):
-        ours, theirs = one.versions.load(number), two.versions.load(number)
+        ours, theirs = weights_of(one, number), weights_of(two, number)
         moved = max(float((ours[name] - first[name]).abs().max()) for name in ours)
         apart = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
         assert apart < 1e-3 * moved
@@ -71,7 +99,8 @@ def test_two_train_workers_make_the_weights_of_one(two, tmp_path):
 
 
 def test_a_stop_that_one_worker_sees_stops_both(two):
-    assert [torch.load(two.root / f"lines-{rank}", weights_only=True) for rank in range(2)] in ([0, 0], [1, 1])
+    lines = [torch.load(two.root.local(f"lines-0-{rank}"), weights_only=True) for rank in range(2)]
+    assert lines == [1, 1]
     assert two.is_complete
 
 

@@ -1,30 +1,35 @@
 """The serial loop: interrupted anywhere and run again, it publishes what an undisturbed one does."""
 
+import logging
 import math
 import pickle
 import shutil
 from dataclasses import replace
 from functools import cache as remembered
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny_runs import SCHEDULE, THREATS, TRAIN, after, loop_config, published, setup_of, without_times
+from tiny_runs import SCHEDULE, THREATS, TRAIN, after, loop_config, published, setup_of, shards_of, without_times
 
 from stages.rap.attack import AttackConfig
-from stages.training import rounds
-from stages.training.rounds import Setup, load_trained, run_serially
-from stages.training.versions import VersionMismatchError
-from stages.trajectories.cache import TrajectoryCache
-from stages.trajectories.shards import ShardError
+from stages.storage import Storage
+from stages.training import generator, rounds
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup, load_trained
+from stages.training.versions import Version, VersionMismatchError
+from stages.trajectories.ledger import Ledger
+from stages.trajectories.shards import MissingShardError, read_shard, shard_key
 
 CONFIGS = {
     "adapter, overlap 1": loop_config(train=replace(TRAIN, ema=0.9)),
     "adapter, overlap 0": loop_config(schedule=replace(SCHEDULE, overlap_rounds=0)),
     "L2, augmented": loop_config("L2", augment=True),
     "classifier alone": loop_config(train=replace(TRAIN, what="classifier")),
-    "both, no warm start": loop_config(
-        train=replace(TRAIN, what="both"), schedule=replace(SCHEDULE, rounds=3, warm_start=False)
+    "both, every visit from noise": loop_config(
+        train=replace(TRAIN, what="both"), schedule=replace(SCHEDULE, rounds=3, life=1)
     ),
 }
 
@@ -43,16 +48,28 @@ def undisturbed(tmp_path_factory):
 
 
 def copy_of(setup: Setup, root: Path) -> Setup:
-    shutil.copytree(setup.root, root, dirs_exist_ok=True)
+    shutil.copytree(setup.root.root, root, dirs_exist_ok=True)
     return setup_of(root, setup.config)
 
 
+def forget_run(setup: Setup) -> None:
+    """Leave nothing of a run but its shards."""
+    setup.run.delete([each.key for each in setup.run.entries()])
+
+
+def same_shards(one: Setup, other: Setup) -> bool:
+    ours, theirs = shards_of(one), shards_of(other)
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(a, b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True)
+    )
+
+
 @pytest.mark.parametrize(
-    ("name", "questions"), [*((name, [0, 5, 17]) for name in CONFIGS), ("adapter, overlap 1", [9, 9, 9, 9, 9])]
+    ("name", "rounds_done"), [*((name, [0, 1, 2]) for name in CONFIGS), ("adapter, overlap 1", [3, 1, 2, 1])]
 )
-def test_a_run_that_is_stopped_and_resumed_publishes_the_same_bytes(name, questions, undisturbed, tmp_path):
+def test_a_run_that_is_stopped_and_resumed_publishes_the_same_bytes(name, rounds_done, undisturbed, tmp_path):
     wanted = undisturbed(name)
-    for count in questions:
+    for count in rounds_done:
         torch.manual_seed(count)
         run_serially(setup_of(tmp_path, CONFIGS[name]), stopped=after(count))
     setup = setup_of(tmp_path, CONFIGS[name])
@@ -61,6 +78,7 @@ def test_a_run_that_is_stopped_and_resumed_publishes_the_same_bytes(name, questi
     assert setup.is_complete
     assert published(setup) == published(wanted)
     assert len(published(setup)) == setup.config.schedule.rounds + 1
+    assert same_shards(setup, wanted)
     lines, reference = setup.journal.lines(), wanted.journal.lines()
     assert [without_times(line) for line in lines] == [without_times(line) for line in reference]
     best, version = setup.journal.best_weights()
@@ -69,18 +87,29 @@ def test_a_run_that_is_stopped_and_resumed_publishes_the_same_bytes(name, questi
     assert all(torch.equal(best[key], other[key]) for key in other)
 
 
+@pytest.mark.parametrize("place", ["memory", "s3"])
+def test_a_root_elsewhere_holds_the_same(place, request, undisturbed, tmp_path):
+    bucket = request.getfixturevalue("s3_bucket") if place == "s3" else "memory://serial"
+    root, config = f"{bucket}/{tmp_path.name}", CONFIGS["adapter, overlap 1"]
+    for count in (3, 2, 9):
+        run_serially(setup_of(root, config), stopped=after(count))
+    setup, wanted = setup_of(root, config), undisturbed("adapter, overlap 1")
+    assert setup.is_complete
+    assert published(setup) == published(wanted)
+    assert same_shards(setup, wanted)
+    assert {row.fingerprint for row in Ledger(setup.root, "run").rows()} == shards_of(wanted).keys()
+
+
 @pytest.mark.parametrize("name", ["adapter, overlap 1", "adapter, overlap 0"])
 def test_without_old_weights_a_stopped_run_ends_with_the_same_ones(name, undisturbed, tmp_path):
     wanted = undisturbed(name)
-    for count in (9, 9, 9, 9, 200):
+    for count in (1, 2, 1, 3, 200):
         run_serially(setup_of(tmp_path, CONFIGS[name], keep_versions=False), stopped=after(count))
     setup = setup_of(tmp_path, CONFIGS[name], keep_versions=False)
     assert setup.is_complete
-    assert setup.versions.fingerprints(6) == wanted.versions.fingerprints(6)
-    first = setup.schedule.version(3)  # the last round, 5, trains on those from 3 on
-    assert published(setup) == {number: file for number, file in published(wanted).items() if int(number) >= first}
-    with pytest.raises(VersionMismatchError, match="unless a run is called with --keep-versions"):
-        setup.versions.load(first - 1)
+    assert published(setup) == {}
+    ours, theirs = setup.journal.lines(), wanted.journal.lines()
+    assert [line["weights"] for line in ours] == [line["weights"] for line in theirs]
 
 
 def test_versions_differ_from_round_to_round(undisturbed):
@@ -89,60 +118,118 @@ def test_versions_differ_from_round_to_round(undisturbed):
 
 def test_a_finished_run_trains_and_generates_nothing(undisturbed, tmp_path, monkeypatch):
     setup = copy_of(undisturbed("adapter, overlap 1"), tmp_path)
-    before = published(setup), setup.journal.metrics.read_text()
+    before = published(setup), setup.journal.lines()
     monkeypatch.setattr(rounds.Learner, "update", None)
-    monkeypatch.setattr(rounds, "generate_unit", None)
-    run_serially(setup)
-    assert (published(setup), setup.journal.metrics.read_text()) == before
+    monkeypatch.setattr(generator, "generate_unit", None)
+    assert run_serially(setup) == 0
+    assert (published(setup), setup.journal.lines()) == before
 
 
-def test_a_second_run_over_the_same_store_generates_no_shard(undisturbed, tmp_path, monkeypatch):
+def test_a_second_run_over_the_same_shards_generates_none(undisturbed, tmp_path, monkeypatch):
     first = undisturbed("adapter, overlap 1")
-    shutil.copytree(first.root / "store", tmp_path / "store")
-    shutil.copytree(first.root / "ledger", tmp_path / "ledger")
-    monkeypatch.setattr(rounds, "generate_unit", None)
+    shutil.copytree(first.root.local("trajectories"), tmp_path / "trajectories")
+    monkeypatch.setattr(generator, "generate_unit", None)
     second = setup_of(tmp_path, first.config, name="second")
-    run_serially(second)
+    assert run_serially(second) == 0
     assert published(second) == published(first)
+    assert Ledger(second.root, "second").rows() == Ledger(first.root, "run").rows()
 
 
-def test_a_lost_shard_without_its_row_is_made_again_and_changes_nothing(undisturbed, tmp_path):
-    first = undisturbed("adapter, overlap 1")
-    setup = copy_of(first, tmp_path)
-    cache = TrajectoryCache(tmp_path)
-    lost = setup.journal.lines()[4]["shards"][1]
-    cache.ledger.remove([lost])
-    shutil.rmtree(cache.path(lost))
-    shutil.rmtree(setup.run)
-    run_serially(setup)
-    assert published(setup) == published(first)
+def test_every_shard_is_in_the_ledger_once(undisturbed):
+    setup = undisturbed("adapter, overlap 1")
+    rows = Ledger(setup.root, "run").rows()
+    assert [row.fingerprint for row in rows] == [name for line in setup.journal.lines() for name in line["shards"]]
+    assert rows == [read_shard(setup.root, row.fingerprint).row for row in rows]
+    assert [row.round for row in rows] == [number for number in range(6) for _ in range(2)]
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "deleted"])
-def test_a_damaged_shard_stops_the_training_that_would_read_it(damage, undisturbed, tmp_path):
-    setup = copy_of(undisturbed("adapter, overlap 1"), tmp_path)
-    shutil.rmtree(setup.run)
-    name = undisturbed("adapter, overlap 1").journal.lines()[3]["shards"][0]
-    file = TrajectoryCache(tmp_path).path(name) / "signs/c.0.0.0"
-    content = file.read_bytes()
-    if damage == "deleted":
-        shutil.rmtree(file.parents[1])
+def damage(setup: Setup, name: str, kind: str) -> None:
+    content = setup.root.get(shard_key(name))
+    if kind == "deleted":
+        setup.root.delete([shard_key(name)])
     else:
-        file.write_bytes(content[:30] + bytes([content[30] ^ 1]) + content[31:] if "bit" in damage else content[:30])
-    with pytest.raises(ShardError, match=name):
+        changed = content[:50] + bytes([content[50] ^ 1]) + content[51:] if kind == "flipped bit" else content[:50]
+        setup.root.put(shard_key(name), changed)
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated", "deleted"])
+def test_a_damaged_shard_of_a_round_is_made_again_and_said(kind, undisturbed, tmp_path, caplog):
+    wanted = undisturbed("adapter, overlap 1")
+    setup = copy_of(wanted, tmp_path)
+    forget_run(setup)
+    name = wanted.journal.lines()[3]["shards"][0]
+    damage(setup, name, kind)
+    with caplog.at_level(logging.WARNING):
+        assert run_serially(setup) == 1
+    assert published(setup) == published(wanted)
+    assert same_shards(setup, wanted)
+    assert kind == "deleted" or name in caplog.text
+
+
+def parent_of_last_round(setup: Setup) -> str:
+    rows = {row.fingerprint: row for row in Ledger(setup.root, "run").rows()}
+    return next(row.parent for row in rows.values() if row.round == 5 and row.parent)
+
+
+@pytest.mark.parametrize("kind", ["flipped bit", "truncated", "deleted"])
+def test_a_damaged_parent_is_made_again_from_kept_weights(kind, undisturbed, tmp_path, caplog):
+    wanted = undisturbed("adapter, overlap 1")
+    setup, parent = setup_of(tmp_path, wanted.config), parent_of_last_round(wanted)
+    run_serially(setup, stopped=after(5))
+    damage(setup, parent, kind)
+    with caplog.at_level(logging.WARNING):
         run_serially(setup)
-    assert "3" in published(setup)
-    assert "4" not in published(setup)
+    assert parent in caplog.text
+    assert published(setup) == published(wanted)
+    assert same_shards(setup, wanted)
+
+
+def test_a_lost_parent_whose_weights_were_not_kept_is_named(undisturbed, tmp_path):
+    wanted = undisturbed("adapter, overlap 1")
+    setup, parent = setup_of(tmp_path, wanted.config, keep_versions=False), parent_of_last_round(wanted)
+    run_serially(setup, stopped=after(5))
+    damage(setup, parent, "deleted")
+    with pytest.raises(MissingShardError, match=f"{parent}.*--keep-versions"):
+        run_serially(setup)
 
 
 def test_a_repeated_round_that_gives_other_weights_stops_the_run(undisturbed, tmp_path):
     setup = copy_of(undisturbed("adapter, overlap 1"), tmp_path)
-    setup.journal.checkpoint.unlink()
-    weights = setup.versions.load(1)
-    shutil.rmtree(setup.versions.directory / "1")
-    setup.versions.publish(1, {name: value + 1e-7 for name, value in weights.items()})
+    run_lines = setup.run.get("metrics/0000000.jsonl")
+    forget_run(setup)
+    first = undisturbed("adapter, overlap 1").journal.lines()[0]["weights"]
+    setup.run.put("metrics/0000000.jsonl", run_lines.replace(first.encode(), b"0" * 32))
     with pytest.raises(VersionMismatchError, match="round 0 was repeated"):
         run_serially(setup_of(tmp_path, setup.config))
+
+
+def test_what_a_device_does_not_repeat_is_set_aside_and_the_run_goes_on(tmp_path, monkeypatch):
+    config = CONFIGS["adapter, overlap 1"]
+    setup = setup_of(tmp_path, config, repeats=False)
+    run_serially(setup, stopped=after(5))
+    assert setup.journal.checkpointed == 4
+    before = {line["round"]: line["weights"] for line in setup.journal.lines()}
+    update = rounds.Learner.update
+
+    def noisy(learner, batch):
+        found = update(learner, batch)
+        with torch.no_grad():
+            learner.parameters[0] += 1e-6
+        return found
+
+    monkeypatch.setattr(rounds.Learner, "update", noisy)
+    with pytest.raises(VersionMismatchError, match="round 4 was repeated"):
+        run_serially(setup_of(tmp_path, config))
+    run_serially(setup)
+    assert setup.is_complete
+    lines = setup.journal.lines()
+    assert [line["round"] for line in lines] == list(range(6))
+    assert [line.get("set_aside") for line in lines] == [None] * 4 + [1, None]
+    assert lines[3]["weights"] == before[3]
+    assert lines[4]["weights"] != before[4]
+    assert lines[5]["attacked"] == lines[3]["weights"]
+    for row in Ledger(setup.root, "run").rows():
+        read_shard(setup.root, row.fingerprint)
 
 
 def test_the_lines_of_metrics_hold_what_was_measured(undisturbed):
@@ -153,9 +240,13 @@ def test_the_lines_of_metrics_hold_what_was_measured(undisturbed):
     assert [line["version"] for line in lines] == [0, 0, 1, 2, 3, 4]
     assert [line["updates"] for line in lines] == [(number + 1) * schedule.updates_per_round for number in range(6)]
     assert [("judge" in line) for line in lines] == [False, True, False, True, False, True]
+    assert [line["checkpoint"] for line in lines] == [False, True, False, True, False, True]
+    for before, line in pairwise(lines):
+        assert line["attacked"] == (
+            before["attacked"] if line["version"] == 0 else lines[line["version"] - 1]["weights"]
+        )
     for line in lines:
         assert line["lag"] == schedule.lag(line["round"]) <= schedule.lag_bound
-        assert line["age"]["0.0"] <= line["age"]["0.5"] <= line["age"]["1.0"]
         assert math.isfinite(line["loss"])
         assert line["loss"] == pytest.approx(line["cross_entropy"] + line["reconstruction"], rel=1e-5)
         assert 0 <= line["waiting"] <= 1
@@ -164,7 +255,7 @@ def test_the_lines_of_metrics_hold_what_was_measured(undisturbed):
     assert lines[3]["judge"]["robust"]["images"] == 16
 
 
-def test_a_stop_before_the_first_update_publishes_the_first_weights_only(tmp_path):
+def test_a_stop_before_the_first_round_publishes_the_first_weights_only(tmp_path):
     setup = setup_of(tmp_path)
     run_serially(setup, stopped=after(0))
     assert set(published(setup)) == {"0"}
@@ -174,38 +265,55 @@ def test_a_stop_before_the_first_update_publishes_the_first_weights_only(tmp_pat
 def test_a_setup_is_sent_without_the_schedule_that_was_begun(tmp_path):
     """Arrays arrive read-only, as from Ray's object store."""
     setup = setup_of(tmp_path, CONFIGS["adapter, overlap 1"])
-    first = setup.schedule.round(0)
+    first = setup.schedule.batches(0)[0]
     buffers: list[pickle.PickleBuffer] = []
     sent = pickle.dumps(setup, protocol=5, buffer_callback=buffers.append)
     arrived: Setup = pickle.loads(sent, buffers=[bytes(buffer) for buffer in buffers])
-    assert (arrived.schedule.round(0).positions == first.positions).all()
-    assert (arrived.schedule.round(1).made == setup.schedule.round(1).made).all()
+    assert (arrived.schedule.batches(0)[0].places == first.places).all()
+    assert arrived.schedule.visits(7) == setup.schedule.visits(7)
 
 
 def test_given_first_weights_are_version_0(undisturbed, tmp_path):
-    weights = undisturbed("adapter, overlap 1").versions.load(6)
-    setup = setup_of(tmp_path, initial=weights)
+    version = undisturbed("adapter, overlap 1").versions.find(6)
+    setup = setup_of(tmp_path, initial=version.weights)
     run_serially(setup, stopped=after(0))
-    assert all(torch.equal(setup.versions.load(0)[name], value) for name, value in weights.items())
+    first = setup.versions.find(0)
+    assert isinstance(first, Version)
+    assert all(torch.equal(first.weights[name], value) for name, value in version.weights.items())
 
 
-def test_no_rounds_publish_the_first_weights(tmp_path):
+def test_no_rounds_keep_the_first_weights_as_the_best(tmp_path):
     setup = setup_of(tmp_path, loop_config(schedule=replace(SCHEDULE, rounds=0)))
+    assert not setup.is_complete
     run_serially(setup)
     assert setup.is_complete
-    assert set(published(setup)) == {"0"}
+    weights, version = setup.journal.best_weights()
+    assert version == 0
+    assert all(torch.equal(weights[name], value) for name, value in setup.learner().weights().items())
 
 
-def test_each_line_is_reported_once_it_is_written(tmp_path):
+def test_each_round_is_reported(tmp_path):
     seen: list[int] = []
     setup = setup_of(tmp_path, loop_config(schedule=replace(SCHEDULE, rounds=2)))
     run_serially(setup, report=lambda line: seen.append(line["round"]))
     assert seen == [0, 1]
 
 
+def test_an_error_of_what_is_written_behind_ends_the_run(tmp_path, monkeypatch):
+    def full(storage: Storage, key: str, content: bytes) -> None:
+        if key.startswith("metrics"):
+            raise OSError(28, "No space left on device")
+        put(storage, key, content)
+
+    put = Storage.put
+    monkeypatch.setattr(Storage, "put", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_serially(setup_of(tmp_path))
+
+
 def test_setting_up_takes_no_random_numbers_and_leaves_the_classifier_alone(tmp_path):
     state = torch.get_rng_state()
-    setup = setup_of(tmp_path, CONFIGS["both, no warm start"])
+    setup = setup_of(tmp_path, CONFIGS["both, every visit from noise"])
     built = setup.build()
     assert torch.equal(torch.get_rng_state(), state)
     assert built.classifier is not setup.classifier
@@ -218,12 +326,8 @@ def test_weights_of_another_robust_classifier_are_refused(tmp_path):
         load_trained(setup_of(tmp_path, CONFIGS["classifier alone"]).build(), other)
 
 
-def test_waiting_for_a_version_ends_when_stopped(tmp_path):
-    assert rounds._known_versions(setup_of(tmp_path).versions, 3, lambda: True) == []
-
-
 def test_a_full_attack_length_of_one_step_runs(tmp_path):
     attack = AttackConfig(steps=1, batch=16).process(THREATS["Linf"])
-    setup = setup_of(tmp_path, loop_config(attack=attack, schedule=replace(SCHEDULE, rounds=2, segment_steps=1)))
+    setup = setup_of(tmp_path, loop_config(attack=attack, schedule=replace(SCHEDULE, rounds=2, visit_steps=1)))
     run_serially(setup)
     assert setup.is_complete

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,14 +14,17 @@ from stages.nets.unet import UNetConfig
 from stages.numerics import Arithmetic
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import ThreatModel
+from stages.storage import Storage
 from stages.training.adapter import TrainConfig
-from stages.training.rounds import LoopConfig, Setup
 from stages.training.schedule import ScheduleConfig
+from stages.training.setup import LoopConfig, Setup
+from stages.trajectories.archive import unpack
+from stages.trajectories.shards import shard_key
 
 THREATS = {"Linf": ThreatModel(norm="Linf", radius=0.2), "L2": ThreatModel(norm="L2", radius=1.0)}
 DATA = load_data(DataConfig(name="digits", train_images=96, holdout_images=32))
 SCHEDULE = ScheduleConfig(
-    rounds=6, examples=32, unit_examples=16, batch=16, segment_steps=2, replay_rounds=2, max_lag_updates=20
+    rounds=6, cohort_images=16, round_cohorts=2, batch=16, visit_steps=2, life=3, restart=0.2, max_lag_updates=20
 )
 TRAIN = TrainConfig(learning_rate=2e-3, warmup_updates=4)
 
@@ -69,23 +73,30 @@ def loop_config(norm: str = "Linf", **changes: object) -> LoopConfig:
     return replace(config, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def setup_of(root: Path, config: LoopConfig | None = None, *, name: str = "run", **changes: object) -> Setup:
+def setup_of(root: Path | str, config: LoopConfig | None = None, *, name: str = "run", **changes: object) -> Setup:
     setup = Setup(
         config=config or loop_config(),
         train=DATA.train,
         holdout=DATA.holdout,
         classifier=CLASSIFIER,
         classifier_fingerprint="small",
-        root=root,
-        run=root / "runs" / name,
+        root=Storage.at(root),
+        name=f"runs/{name}",
     )
     return replace(setup, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def published(setup: Setup) -> dict[str, bytes]:
     """Every version's weights file, byte for byte."""
-    files = setup.versions.directory.glob("[0-9]*/weights.safetensors")
-    return {file.parent.name: file.read_bytes() for file in files}
+    return {
+        name.removesuffix(".safetensors"): setup.run.get(f"versions/{name}") for name in setup.run.names("versions")
+    }
+
+
+def shards_of(setup: Setup) -> dict[str, list[np.ndarray]]:
+    """The arrays of every shard below the root: all but where and when it was made."""
+    names = [name.removesuffix(".zarr.zip") for name in setup.root.names("trajectories")]
+    return {name: list(unpack(setup.root.get(shard_key(name)))[0].values()) for name in names}
 
 
 def after(questions: int) -> Callable[[], bool]:
@@ -101,5 +112,6 @@ def after(questions: int) -> Callable[[], bool]:
 
 
 def without_times(line: dict) -> dict:
-    changing = ("seconds", "waiting", "attack_steps_per_second", "worker")
+    # a shard's own row says when it was made, in more or fewer digits
+    changing = ("seconds", "waiting", "attack_steps_per_second", "worker", "bytes")
     return {name: value for name, value in line.items() if name not in changing}

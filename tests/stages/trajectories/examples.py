@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.fingerprint import canonical_json
 from stages.rap.attack import AttackConfig, AttackProcess, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.trajectories.codec import Segments, encode
+from stages.trajectories.shards import LedgerRow
 
 
 class Net(nn.Module):
@@ -93,4 +95,36 @@ def random_segments(
         start=start if warm else None,
         start_seed=None if warm else int(draw.integers(0, 2**63)),
         signs=torch.from_numpy(draw.integers(-1, 2, (steps, n, pixels)).astype(np.int8)),
+    )
+
+
+def row_of(segments: Segments, **changes: object) -> LedgerRow:
+    """A row that fits the segments, with numbers of no meaning."""
+    k, values = segments.steps, {"fingerprint": f"{int(segments.index[0]):032x}", **changes}
+    return LedgerRow(
+        **{
+            "parent": "",
+            "run": "runs/example",
+            "round": 3,
+            "unit": 1,
+            "cohort": 2,
+            "visit": 0,
+            "version": 2,
+            "weights": "weights",
+            "data": "data",
+            "attack": canonical_json(segments.process),
+            "first_index": int(segments.index.min()),
+            "last_index": int(segments.index.max()),
+            "n": len(segments),
+            "k": k,
+            "fresh": int((segments.made == 0).sum()),
+            "last_states": "checksum",
+            "success": (0.25,) * k,
+            "loss": (0.5,) * k,
+            "zero_gradients": (0.0,) * k,
+            "seconds": 0.125,
+            "worker": "host:1",
+            "created": "2026-01-01T00:00:00.000+00:00",
+            **values,
+        }  # pyright: ignore[reportArgumentType]
     )

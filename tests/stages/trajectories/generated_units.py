@@ -1,4 +1,4 @@
-"""Units over real digits and a small model that they attack; counts the attacks."""
+"""Units over real digits and a small model that they attack."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,23 +11,18 @@ from stages.data.datasets import DataConfig, load_data
 from stages.rap.attack import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
-from stages.trajectories.cache import TrajectoryCache
+from stages.storage import Storage
 from stages.trajectories.generate import Unit, generate_unit
-from stages.trajectories.ledger import LedgerRow
+from stages.trajectories.shards import Shard
 
 SPLIT = load_data(DataConfig(name="digits", train_images=40)).train
 THREATS = {"Linf": ThreatModel(norm="Linf", radius=0.2), "L2": ThreatModel(norm="L2", radius=1.0)}
 
 
 class Shifting(nn.Module):
-    """An adapter that answers each t otherwise; counts its questions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked = 0
+    """An adapter that answers each t otherwise."""
 
     def forward(self, images: Tensor, t: Tensor) -> Tensor:
-        self.asked += 1
         return images + 0.1 * images**2 * torch.sin(t.float())[:, None, None, None]
 
 
@@ -47,6 +42,8 @@ def unit_of(process: AttackProcess | None = None, *, first: int = 0, count: int 
     unit = Unit(
         round=0,
         number=0,
+        cohort=0,
+        visit=0,
         version=0,
         weights="weights",
         model="model",
@@ -54,36 +51,30 @@ def unit_of(process: AttackProcess | None = None, *, first: int = 0, count: int 
         process=process,
         steps=process.steps,
         start_seed=2**64 - 5,
-        index=SPLIT.rows[first : first + count][::-1].copy(),
+        index=SPLIT.rows[first : first + count].copy(),
         made=np.zeros(count, np.int64),
         augmentation=None,
-        parents=(),
-        parent=np.full(count, -1),
-        parent_position=np.full(count, -1),
+        parent="",
     )
     return replace(unit, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def warm_unit(before: Unit, *, restarted: int = 3, **changes: object) -> Unit:
-    """A unit whose first examples start from noise and whose others go on with a unit of the same images."""
-    count = len(before.index)
-    order = np.random.default_rng(0).permutation(count)
-    going = np.arange(count) >= restarted
+def next_unit(before: Unit, *, restarted: int = 3, **changes: object) -> Unit:
+    """The next visit of a unit's cohort: the first examples start from noise, the others go on."""
+    on = np.arange(len(before.index)) >= restarted
     return replace(
         before,
-        round=before.round + 1,
-        index=before.index[order],
-        made=np.where(going, before.made[order] + before.steps, 0),
-        parents=(before.fingerprint,),
-        parent=np.where(going, 0, -1),
-        parent_position=np.where(going, order, -1),
-        **changes,  # pyright: ignore[reportArgumentType]
+        **{
+            "round": before.round + 1,
+            "visit": before.visit + 1,
+            "start_seed": 77,
+            "made": np.where(on, before.made + before.steps, 0),
+            "parent": before.fingerprint,
+            **changes,
+        },  # pyright: ignore[reportArgumentType]
     )
 
 
-def make(unit: Unit, root: Path, model: RobustClassifier | None = None) -> LedgerRow:
-    return generate_unit(unit, model or small_model(), SPLIT, TrajectoryCache(root))
-
-
-def files_below(path: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+def make(unit: Unit, root: Path, parent: Shard | None = None) -> Shard:
+    model = small_model()
+    return generate_unit(unit, lambda: model, SPLIT, Storage.at(root), parent=parent and parent.segments)

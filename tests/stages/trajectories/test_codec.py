@@ -59,14 +59,15 @@ def test_signs_survive_packing(seed, n, steps, pixels):
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 9), states=st.integers(2, 7), pixels=st.integers(1, 20))
 def test_differences_survive_packing_up_to_the_largest(seed, n, states, pixels):
     drawn = np.random.default_rng(seed).choice([-16320, 16320, -1, 0, 1], (states, n, pixels)).astype(np.int16)
-    folded = pack_delta(torch.from_numpy(drawn))
-    assert folded.shape == (n, states, pixels)
-    assert np.array_equal(unpack_delta(folded).numpy(), drawn)
+    planes = pack_delta(torch.from_numpy(drawn))
+    assert planes.shape[::2] == (n, -(-states * pixels // 8))
+    assert np.array_equal(unpack_delta(planes, states=states, pixels=pixels).numpy(), drawn)
 
 
 def test_an_attack_that_goes_on_as_before_packs_to_zeros():
     delta = torch.tensor([5, -3, -3, -3, -2], dtype=torch.int16).reshape(5, 1, 1)
-    assert pack_delta(delta).ravel().tolist() == [10, 5, 0, 0, 2]
+    # 10, 5, 0, 0, 2 in zigzag: bit 0 of the second, bit 1 of the first, and so on
+    assert pack_delta(delta).tolist() == [[[0b00010], [0b10001], [0b00010], [0b00001]]]
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,66 +1,64 @@
-import json
-import os
+import math
 import re
-import shutil
-import tempfile
+import zipfile
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import zarr
-from examples import attacked, random_segments
+from examples import attacked, random_segments, row_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent_reader import read_states
 from test_codec import CASES, FREE, L2, LINF, SHAPES
+from zarr.storage import ZipStore
 
+from stages.storage import Storage
 from stages.trajectories import shards
 from stages.trajectories.shards import (
     AlteredShardError,
+    LedgerRow,
     MissingShardError,
+    Shard,
     ShardError,
-    TornShardError,
+    pack_shard,
     read_shard,
-    seal,
+    shard_key,
+    unpack_shard,
     write_shard,
 )
 
 
-def files_of(path: Path) -> dict[str, Path]:
-    return {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+def packed(segments) -> bytes:
+    return pack_shard(Shard(row_of(segments), segments))
 
 
-def flip(file: Path, position: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[position] ^= 1 << position % 8
-    file.write_bytes(content)
-
-
-@pytest.fixture(params=["Linf", "L2"])
-def written(request, tmp_path):
-    """A shard with every kind of array, and its seal."""
-    made = attacked(request.param, derived=False)
-    return tmp_path / "shard", write_shard(tmp_path / "shard", made.segments, provenance={"round": 3})
+def flipped(content: bytes, position: int) -> bytes:
+    changed = bytearray(content)
+    changed[position] ^= 1 << position % 8
+    return bytes(changed)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_read_shard_decodes_to_the_attacked_states(case, tmp_path):
-    made = attacked(**case)
-    sealed = write_shard(tmp_path / "shard", made.segments, provenance={})
-    back = read_shard(tmp_path / "shard", expected=sealed)
-    assert torch.equal(back.states(made.clean), made.states)
-    assert back.process == made.segments.process
-    assert back.shape == made.segments.shape
-    assert torch.equal(back.index, made.segments.index)
-    assert torch.equal(back.made, made.segments.made)
+    made, storage = attacked(**case), Storage.at(tmp_path)
+    row, content = row_of(made.segments), packed(made.segments)
+    write_shard(storage, row.fingerprint, content)
+    back = read_shard(storage, row.fingerprint)
+    assert torch.equal(back.segments.states(made.clean), made.states)
+    assert back.row == replace(row, bytes=len(content), sha256=content[-64:].decode())
+    assert back.segments.process == made.segments.process
+    assert back.segments.shape == made.segments.shape
+    assert torch.equal(back.segments.index, made.segments.index)
+    assert torch.equal(back.segments.made, made.segments.made)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_a_reader_that_shares_no_code_gets_the_bits_that_the_model_saw(case, tmp_path):
+def test_a_reader_that_shares_no_code_gets_the_bits_that_the_model_saw(case):
     made = attacked(**case)
-    write_shard(tmp_path / "shard", made.segments, provenance={})
-    states = read_states(tmp_path / "shard", made.images.numpy())
+    states = read_states(packed(made.segments), made.images.numpy())
     seen = made.segments.process.lattice.to_float(made.states).transpose(0, 1).numpy()
     assert states.dtype == seen.dtype == np.float32
     assert np.array_equal(states.view(np.uint32), seen.view(np.uint32))
@@ -75,186 +73,142 @@ def test_a_reader_that_shares_no_code_gets_the_bits_that_the_model_saw(case, tmp
     process=st.sampled_from([LINF, FREE, L2]),
     warm=st.booleans(),
 )
-def test_any_segments_survive_the_disk_for_both_readers(seed, n, steps, shape, process, warm):
+def test_any_segments_survive_packing_for_both_readers(seed, n, steps, shape, process, warm):
     segments = random_segments(seed, n=n, steps=steps, shape=shape, process=process, warm=warm)
     images = np.random.default_rng(seed).integers(100, 150, (n, *shape)).astype(np.uint8)
-    states = segments.states(process.lattice.from_bytes(torch.from_numpy(images)))
-    with tempfile.TemporaryDirectory() as folder:
-        sealed = write_shard(Path(folder) / "shard", segments, provenance={})
-        back = read_shard(Path(folder) / "shard", expected=sealed)
-        foreign = read_states(Path(folder) / "shard", images)
-    assert torch.equal(back.states(process.lattice.from_bytes(torch.from_numpy(images))), states)
-    assert np.array_equal(foreign, process.lattice.to_float(states).transpose(0, 1).numpy())
+    clean = process.lattice.from_bytes(torch.from_numpy(images))
+    states = segments.states(clean)
+    content = packed(segments)
+    assert torch.equal(unpack_shard(content, "x").segments.states(clean), states)
+    assert np.array_equal(read_states(content, images), process.lattice.to_float(states).transpose(0, 1).numpy())
 
 
-def test_chunks_hold_at_most_256_examples_and_zeros_are_written_too(tmp_path):
-    segments = random_segments(1, n=600, steps=2, shape=(1, 3, 3), process=LINF)
-    assert segments.signs is not None
-    segments.signs[:] = 0
-    sealed = write_shard(tmp_path / "shard", segments, provenance={})
-    assert {f"signs/c.{chunk}.0.0" for chunk in range(3)} <= files_of(tmp_path / "shard").keys()
-    group = zarr.open_group(tmp_path / "shard", mode="r")
-    assert {name: array.chunks[0] for name, array in group.arrays()} == dict.fromkeys(
-        ["index", "made", "signs", "nonzero"], 256
-    )
-    back = read_shard(tmp_path / "shard", expected=sealed)
-    assert torch.equal(back.index, segments.index)
-    assert back.signs is not None
-    assert not back.signs.any()
-
-
-def test_augmentation_comes_back(tmp_path):
-    segments = random_segments(1, n=3, steps=2, shape=(1, 3, 3), process=LINF)
-    augmentation = torch.tensor([[0, 1, 0], [-4, 4, 1], [2, 0, 1]], dtype=torch.int16)
-    object.__setattr__(segments, "augmentation", augmentation)
-    sealed = write_shard(tmp_path / "shard", segments, provenance={})
-    back = read_shard(tmp_path / "shard", expected=sealed)
-    assert back.augmentation is not None
-    assert torch.equal(back.augmentation, augmentation)
-
-
-def test_the_attributes_tell_a_foreign_reader_all_it_needs(tmp_path):
-    write_shard(tmp_path / "shard", attacked().segments, provenance={"unit": 7, "parents": ("a", "b")})
-    attributes = dict(zarr.open_group(tmp_path / "shard", mode="r").attrs)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("n", [6, 300])
+def test_zarr_python_opens_a_shard_through_its_zip_store(norm, n, tmp_path):
+    segments = attacked(norm, n=n, derived=False).segments
+    (tmp_path / "shard.zarr.zip").write_bytes(packed(segments))
+    with ZipStore(tmp_path / "shard.zarr.zip", mode="r") as store:
+        group = zarr.open_group(store, mode="r")
+        found = {name: np.asarray(array[...]) for name, array in group.arrays()}  # pyright: ignore[reportAttributeAccessIssue]
+        attributes = dict(group.attrs)
+    assert found.keys() == shards._arrays(segments).keys()
+    for name, values in shards._arrays(segments).items():
+        assert found[name].dtype == values.dtype
+        assert np.array_equal(found[name], values), name
     assert attributes["format"] == "rap-trajectories"
-    assert attributes["version"] == 1
+    assert attributes["version"] == 2
     assert attributes["shape"] == [3, 5, 3]
-    assert (attributes["segments"], attributes["steps"]) == (6, 4)
-    assert attributes["start"] == {"stored": False, "hash": "splitmix64", "seed": str(2**63 + 11)}
-    assert attributes["provenance"] == {"unit": 7, "parents": ["a", "b"]}
+    assert (attributes["segments"], attributes["steps"]) == (n, 4)
+    row = attributes["row"]
+    assert isinstance(row, dict)
+    assert row.keys() == {each.name for each in fields(LedgerRow)} - {"bytes", "sha256"}
     process = attributes["process"]
     assert {"norm", "denominator", "bound", "step", "project", "noise"} <= process.keys()  # pyright: ignore
 
 
-def test_the_same_segments_make_the_same_bytes(tmp_path):
-    for name in ("first", "second"):
-        write_shard(tmp_path / name, attacked(derived=False).segments, provenance={"a": 1})
-    first, second = (files_of(tmp_path / name) for name in ("first", "second"))
-    assert first.keys() == second.keys()
-    assert all(first[name].read_bytes() == second[name].read_bytes() for name in first)
+def test_tensorstore_opens_every_array_of_a_shard(tmp_path):
+    tensorstore = pytest.importorskip("tensorstore")
+    segments = attacked(n=300, derived=False).segments
+    (tmp_path / "shard.zarr.zip").write_bytes(packed(segments))
+    for name, values in shards._arrays(segments).items():
+        archive = {"driver": "zip", "base": {"driver": "file", "path": str(tmp_path / "shard.zarr.zip")}}
+        found = tensorstore.open({"driver": "zarr3", "kvstore": {**archive, "path": f"{name}/"}}).result()
+        assert np.array_equal(found.read().result(), values), name
 
 
-def test_the_seal_counts_every_byte_and_is_found_again(written):
-    path, sealed = written
-    assert sealed.bytes == sum(file.stat().st_size for file in files_of(path).values())
-    assert seal(path) == sealed
+def test_a_derived_start_is_named_and_not_stored():
+    segments = attacked().segments
+    assert "start" not in shards._arrays(segments)
+    assert shards._attributes(segments)["start"] == {"stored": False, "hash": "splitmix64", "seed": str(2**63 + 11)}
 
 
-def test_an_existing_shard_is_never_written_over(written):
-    path, sealed = written
-    with pytest.raises(FileExistsError):
-        write_shard(path, attacked().segments, provenance={})
-    assert seal(path) == sealed
+def test_augmentation_comes_back():
+    segments = random_segments(1, n=3, steps=2, shape=(1, 3, 3), process=LINF)
+    augmentation = torch.tensor([[0, 1, 0], [-4, 4, 1], [2, 0, 1]], dtype=torch.int16)
+    object.__setattr__(segments, "augmentation", augmentation)
+    back = unpack_shard(packed(segments), "x").segments
+    assert back.augmentation is not None
+    assert torch.equal(back.augmentation, augmentation)
 
 
-def test_every_file_and_directory_is_on_the_disk_before_the_seal_is_returned(tmp_path, monkeypatch):
-    synced, fsync = set(), os.fsync
-
-    def record(descriptor: int) -> None:
-        synced.add(os.fstat(descriptor).st_ino)
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", record)
-    write_shard(tmp_path / "shard", attacked().segments, provenance={})
-    there = [tmp_path, tmp_path / "shard", *(tmp_path / "shard").rglob("*")]
-    assert {path.stat().st_ino for path in there} <= synced
+def test_the_same_segments_make_the_same_bytes_and_nothing_is_compressed_twice(tmp_path):
+    content = packed(attacked(derived=False).segments)
+    assert packed(attacked(derived=False).segments) == content
+    (tmp_path / "shard").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "shard") as archive:
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert archive.testzip() is None
 
 
-@pytest.mark.parametrize("sealed", [True, False], ids=["against its seal", "without a seal"])
-def test_a_flipped_bit_is_named_wherever_it_is(written, sealed):
-    path, known = written
-    for name, file in files_of(path).items():
-        whole = file.read_bytes()
-        for position in {0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 1}:
-            flip(file, position)
-            with pytest.raises(AlteredShardError, match=rf"shard {path}: {re.escape(name)}: found"):
-                read_shard(path, expected=known if sealed else None)
-            file.write_bytes(whole)
-    assert seal(path) == known
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_flipped_bit_is_found_wherever_it_is(norm):
+    content = packed(attacked(norm, derived=False).segments)
+    for position in range(0, len(content), 7):
+        with pytest.raises(AlteredShardError, match=r"shard somewhere: found .*expected the shard that was committed"):
+            unpack_shard(flipped(content, position), "somewhere")
 
 
-def test_flipped_bits_all_over_the_metadata_are_found_without_a_seal(written):
-    path, _ = written
-    root = path / "zarr.json"
-    whole = root.read_bytes()
-    for position in range(0, len(whole), 5):
-        flip(root, position)
-        with pytest.raises(ShardError, match=re.escape(str(path))):
-            seal(path)
-        root.write_bytes(whole)
+def test_a_truncated_shard_is_found_wherever_it_ends():
+    content = packed(attacked(derived=False).segments)
+    for length in (0, 1, 64, 65, len(content) // 2, len(content) - 1):
+        with pytest.raises(AlteredShardError, match="shard somewhere: found"):
+            unpack_shard(content[:length], "somewhere")
 
 
-def test_a_truncated_file_is_named(written):
-    path, sealed = written
-    for name, file in files_of(path).items():
-        whole = file.read_bytes()
-        for length in (0, len(whole) // 2, len(whole) - 1):
-            file.write_bytes(whole[:length])
-            with pytest.raises(ShardError, match=re.escape(f"shard {path}: {name}: found")):
-                read_shard(path, expected=sealed)
-            with pytest.raises(ShardError, match=re.escape(f"shard {path}: {name}: found")):
-                seal(path)
-        file.write_bytes(whole)
+def test_foreign_readers_find_a_flipped_bit_in_every_chunk(tmp_path):
+    content, path = packed(attacked(derived=False).segments), tmp_path / "shard.zarr.zip"
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        chunks = [each for each in archive.infolist() if "/c/" in each.filename]
+    assert len(chunks) == 5
+    for chunk in chunks:
+        middle = chunk.header_offset + 30 + len(chunk.filename) + chunk.file_size // 2
+        path.write_bytes(flipped(content, middle))
+        with ZipStore(path, mode="r") as store, pytest.raises(zipfile.BadZipFile, match="CRC-32"):
+            zarr.open_group(store, mode="r")[chunk.filename.partition("/")[0]][...]  # pyright: ignore
 
 
-def test_a_deleted_file_is_named_and_never_read_as_zeros(written):
-    path, sealed = written
-    for name, file in files_of(path).items():
-        whole = file.read_bytes()
-        file.unlink()
-        message = re.escape(f"shard {path}: {name}: found no such file")
-        with pytest.raises(TornShardError, match=message):
-            read_shard(path, expected=sealed)
-        with pytest.raises(TornShardError, match=message):
-            seal(path)
-        file.write_bytes(whole)
+def test_a_missing_shard_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(MissingShardError, match=re.escape(str(tmp_path / shard_key("0123")))) as missing:
+        read_shard(Storage.at(tmp_path), "0123")
+    assert "run the same command again" in str(missing.value)
 
 
-def test_a_deleted_array_is_named(written):
-    path, sealed = written
-    shutil.rmtree(path / "index")
-    with pytest.raises(TornShardError, match=r"index/c.0: found no such file"):
-        read_shard(path, expected=sealed)
+def test_another_shard_in_its_place_is_refused(tmp_path):
+    segments, storage = attacked().segments, Storage.at(tmp_path)
+    storage.put(shard_key("other"), packed(segments))
+    with pytest.raises(AlteredShardError, match=f"found shard {row_of(segments).fingerprint}"):
+        read_shard(storage, "other")
 
 
-def test_a_deleted_shard_is_named(written):
-    path, sealed = written
-    shutil.rmtree(path)
-    with pytest.raises(MissingShardError, match=rf"shard {path}: directory: found nothing"):
-        read_shard(path, expected=sealed)
-
-
-def test_another_shard_in_its_place_is_refused(written):
-    path, sealed = written
-    shutil.rmtree(path)
-    write_shard(path, attacked(steps=3).segments, provenance={})
-    with pytest.raises(AlteredShardError, match=r"zarr\.json: found sha256"):
-        read_shard(path, expected=sealed)
-
-
-def test_a_shard_of_a_later_format_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "VERSION", 2)
-    write_shard(tmp_path / "shard", attacked().segments, provenance={})
+def test_a_shard_of_a_later_format_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(shards, "VERSION", 3)
+    content = packed(attacked().segments)
     monkeypatch.undo()
-    with pytest.raises(ShardError, match=r"version 2; this program reads 'rap-trajectories', version 1"):
-        read_shard(tmp_path / "shard", expected=None)
+    with pytest.raises(ShardError, match="version 3; this program reads 'rap-trajectories', version 2"):
+        unpack_shard(content, "x")
 
 
-def test_a_zarr_group_that_is_no_shard_is_refused(tmp_path):
-    zarr.create_group(tmp_path / "other")
-    with pytest.raises(ShardError, match=r"zarr\.json: found KeyError"):
-        read_shard(tmp_path / "other", expected=None)
-
-
-def test_every_chunk_carries_a_checksum_that_foreign_readers_check(written):
-    path, _ = written
-    for name, file in files_of(path).items():
-        if file.name == "zarr.json":
-            continue
-        codecs = json.loads((file.parent / "zarr.json").read_text())["codecs"]
-        assert codecs[-1]["name"] == "crc32c" or codecs[-1]["configuration"]["checksum"], name
-        whole = file.read_bytes()
-        flip(file, len(whole) // 2)
-        with pytest.raises((RuntimeError, ValueError)):
-            zarr.open_array(file.parent, mode="r")[...]
-        file.write_bytes(whole)
+@pytest.mark.parametrize("case", [{"derived": False}, {"warm": True}, {"norm": "L2"}], ids=["Linf", "warm", "L2"])
+def test_the_code_in_the_readme_reads_a_shard(case, tmp_path):
+    text = (Path(__file__).parents[3] / "README.md").read_text().partition("**Shard.**")[2]
+    reading, decoding = (block.partition("```")[0] for block in text.split("```python\n")[1:3])
+    linf, _, l2 = decoding.partition("# L2\n")
+    made = attacked(n=300, **case)
+    (tmp_path / "shard.zarr.zip").write_bytes(packed(made.segments))
+    known: dict = {"np": np, "ceil": math.ceil, "path": tmp_path / "shard.zarr.zip"}
+    exec(reading, known)
+    process, k = known["attributes"]["process"], known["attributes"]["steps"]
+    known |= {name: process[name] for name in ("bound", "project", "step")} | {"den": process["denominator"]}
+    known |= {"P": made.images[0].numel(), "k": k}
+    known |= {name: known["read"](name) for name in shards._arrays(made.segments)}
+    for i in (0, 1, 255, 256, 299):
+        for t in range(k + 1):
+            scope = known | {"image": made.images[i].numpy(), "i": i, "t": t, "start": known.get("start", [0] * 300)[i]}
+            if process["norm"] == "Linf":
+                exec(linf, scope)
+            else:
+                before = linf.partition("x = np.clip(X")[0]  # X and bit, which both norms share
+                exec(before + l2, scope)
+            assert np.array_equal(scope["x"], made.states[t, i].numpy().reshape(-1))

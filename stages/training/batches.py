@@ -1,0 +1,59 @@
+"""The examples of a round, decoded once, and the batches that its updates train on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from stages.data.splits import Split
+from stages.training.schedule import Batch
+from stages.trajectories.codec import Segments
+from stages.trajectories.generate import augmented
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingBatch:
+    """States to restore, their clean images and labels, and the t of each state."""
+
+    states: Float[Tensor, "batch channel height width"]
+    clean: Float[Tensor, "batch channel height width"]
+    labels: Int64[Tensor, " batch"]
+    t: Int64[Tensor, " batch"]
+
+
+class RoundExamples:
+    """One state of each segment of a round, in the order of its units, on a device."""
+
+    def __init__(self, parts: list[Segments], batches: list[Batch], split: Split, device: str = "cpu") -> None:
+        self.lattice = parts[0].process.lattice
+        states = np.empty(sum(map(len, parts)), np.int64)
+        for batch in batches:
+            states[batch.places] = batch.states
+        first, decoded = 0, []
+        for part in parts:
+            decoded.append(_decode(part, split, torch.from_numpy(states[first : first + len(part)])))
+            first += len(part)
+        self.levels, self.clean, self.labels, self.t = (
+            torch.cat(column).to(device) for column in zip(*decoded, strict=True)
+        )
+
+    def batch(self, batch: Batch) -> TrainingBatch:
+        """The examples of a batch of the schedule."""
+        places = torch.from_numpy(batch.places).to(self.t.device)
+        return TrainingBatch(
+            states=self.lattice.to_float(self.levels.index_select(0, places)),
+            clean=self.lattice.to_float(self.clean.index_select(0, places)),
+            labels=self.labels[places],
+            t=self.t[places],
+        )
+
+
+def _decode(part: Segments, split: Split, states: Int64[Tensor, " segment"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The levels of a state of each segment (0: the clean image), the clean levels, the labels, and each state's t."""
+    positions = split.positions(part.index.numpy())
+    clean = part.process.lattice.from_bytes(augmented(torch.from_numpy(split.images[positions]), part.augmentation))
+    levels = torch.where((states == 0)[:, None, None, None], clean, part.states_at(clean, states))
+    t = torch.where(states == 0, 0, part.made.long() + states)
+    return levels, clean, torch.from_numpy(split.labels[positions]), t

@@ -1,0 +1,95 @@
+"""Generation for one loop: a unit's shard is read where it is there, made where it is not, and made again where it is
+damaged."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stages.rap.robust import RobustClassifier
+from stages.training.setup import Setup, load_trained
+from stages.trajectories.generate import Unit, generate_unit
+from stages.trajectories.shards import AlteredShardError, MissingShardError, Shard, read_shard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A committed shard, and whether it was made now."""
+
+    shard: Shard
+    is_new: bool
+
+
+class Generator:
+    """Generates units, keeping the robust classifier of the last version it was asked for.
+
+    Two threads may share it: they attack in turns, and read, pack and write at any time.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._robust: RobustClassifier | None = None
+        self._own: dict[str, Tensor] = {}
+        self._held: str | None = None
+        self._turn = threading.Lock()
+
+    def shard(self, unit: Unit, weights: Callable[[], dict[str, Tensor]]) -> Made:
+        """The unit's committed shard; ``weights`` gives the version's weights where they are not held yet."""
+        try:
+            return Made(read_shard(self.setup.root, unit.fingerprint), is_new=False)
+        except MissingShardError:
+            pass
+        except AlteredShardError as damage:
+            logger.warning("made again: %s", damage)
+        parent = self._parent(unit.parent) if unit.parent else None
+        shard = generate_unit(
+            unit,
+            lambda: self._model(unit.weights, weights),
+            self.setup.train,
+            self.setup.root,
+            parent=parent.segments if parent else None,
+            run=self.setup.label,
+            device=self.setup.device,
+            turn=self._turn,
+        )
+        return Made(shard, is_new=True)
+
+    def _parent(self, name: str) -> Shard:
+        """The shard on which a unit goes on, made again from kept weights where it is missing or damaged."""
+        try:
+            return read_shard(self.setup.root, name)
+        except (MissingShardError, AlteredShardError) as damage:
+            found = self._remembered(name)
+            if found is None:
+                raise
+            logger.warning("made again: %s", damage)
+            unit, weights = found
+            return self.shard(unit, lambda: weights).shard
+
+    def _remembered(self, name: str) -> tuple[Unit, dict[str, Tensor]] | None:
+        """The unit of a shard of an earlier round and the weights that it attacked, where they were kept."""
+        previous: dict[int, str] = {}
+        for line in self.setup.journal.lines():
+            if name in line["shards"]:
+                units = self.setup.units.of(line["round"], line["attacked"], previous)
+                unit = next(each for each in units if each.fingerprint == name)
+                version = self.setup.versions.find(line["version"])
+                return (unit, version.weights) if version else None
+            visits = self.setup.schedule.visits(line["round"])
+            previous |= {visit.cohort: shard for visit, shard in zip(visits, line["shards"], strict=True)}
+        return None
+
+    def _model(self, name: str, weights: Callable[[], dict[str, Tensor]]) -> RobustClassifier:
+        """The robust classifier with the weights of a version."""
+        if self._robust is None:
+            self._robust = load_trained(self.setup.build_faster(), weights())
+            self._own = self._robust.state_dict()
+        elif self._held != name:
+            for each, value in weights().items():  # load_state_dict would check again what the first one has shown
+                self._own[each].copy_(value)
+        self._held = name
+        return self._robust

@@ -1,0 +1,135 @@
+"""What everything beside the networks costs: an update of the serial loop against one of a bare loop in memory.
+
+    RAP_DATA_ROOT=... python tests/benchmarks/loop_cost.py
+
+Both attack a cohort by one step from where its last visit ended and train on what came out, with the same networks,
+attack and learner. The serial loop stores, checks and reads its shards, keeps versions and checkpoints, and writes
+metrics and ledger, on local disk; the bare loop keeps a perturbation for every image, and nothing else. Seconds of
+CPU time (other programs only disturb the clock), one update of each in turn, one thread; medians, and means, in which
+checkpoints count. Writes results/loop_cost.json beside this file.
+"""
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.recipe import PRESETS
+from stages import randomness
+from stages.data.datasets import load_data
+from stages.nets.classifiers import build_classifier
+from stages.rap.attack import attack, draw_start
+from stages.storage import Storage
+from stages.training.batches import TrainingBatch
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup
+
+RESULTS = Path(__file__).parent / "results" / "loop_cost.json"
+UPDATES = {"digits": 120, "mnist": 80}
+BEGUN = 0.25  # share of the updates that is left out: no cohort has a parent in the first epoch, and caches are cold
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = {preset: measure(preset, updates) for preset, updates in UPDATES.items()}
+    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
+    RESULTS.write_text(json.dumps({"machine": machine, "load": os.getloadavg()[0], "cases": found}, indent=1) + "\n")
+
+
+def measure(preset: str, updates: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as root:
+        setup = setup_of(preset, updates, root)
+        bare, stored, alone = bare_loop(setup), [], []
+        last = time.process_time()
+
+        def in_turn() -> bool:
+            """Asked by the serial loop before each round: what it has used since the last, then a bare update."""
+            nonlocal last
+            stored.append(time.process_time() - last)
+            began = time.thread_time()
+            bare()
+            alone.append(time.thread_time() - began)
+            last = time.process_time()
+            return False
+
+        run_serially(setup, stopped=in_turn)
+    first = int(BEGUN * updates)
+    stored, alone = stored[first + 1 :], alone[first + 1 :]
+    more = {
+        name: round(100 * (average(stored) / average(alone) - 1), 1)
+        for name, average in (("median", statistics.median), ("mean", statistics.fmean))
+    }
+    result = {
+        "images an update": setup.schedule.examples,
+        "updates": len(alone),
+        "bare loop, ms": round(1e3 * statistics.median(alone), 1),
+        "serial loop, ms": round(1e3 * statistics.median(stored), 1),
+        "more CPU time in percent": more,
+    }
+    print(preset, json.dumps(result), flush=True)
+    return result
+
+
+def setup_of(preset: str, updates: int, root: str) -> Setup:
+    """The preset's loop, one cohort and one update a round, around a classifier with its first weights."""
+    recipe = PRESETS[preset]()
+    data = load_data(recipe.data)
+    torch.manual_seed(0)
+    classifier = build_classifier(
+        recipe.classifier, channels=data.channels, size=data.size, classes=10, mean=data.mean, std=data.std
+    )
+    config = recipe.loop()
+    schedule = replace(config.schedule, rounds=updates, round_cohorts=1, cohort_images=config.schedule.batch)
+    judge = replace(config.judge, images=1, every=updates)
+    return Setup(
+        config=replace(config, schedule=schedule, judge=judge),
+        train=data.train.take(np.arange(8 * config.schedule.batch)),  # a few epochs in little time
+        holdout=data.holdout,
+        classifier=classifier.eval().requires_grad_(False),
+        classifier_fingerprint="benchmark",
+        root=Storage.at(root),
+        name="runs/benchmark",
+        keep_versions=False,
+    )
+
+
+def bare_loop(setup: Setup) -> Callable[[], None]:
+    """An update of a loop that keeps everything in memory: each call visits the next cohort."""
+    learner, process, schedule = setup.learner(), setup.config.attack, setup.schedule
+    images, labels = torch.from_numpy(setup.train.images), torch.from_numpy(setup.train.labels)
+    lattice, rows, number = process.lattice, setup.train.rows, 0
+    kept = draw_start(process, 0, rows, tuple(images.shape[1:]))
+
+    def update() -> None:
+        nonlocal number
+        (visit,) = schedule.visits(number)
+        chosen = torch.from_numpy(schedule.cohorts[visit.cohort])
+        again = randomness.uniform(len(chosen), 0, "restart", number) < setup.config.schedule.restart
+        restarted = chosen[torch.from_numpy(again)]
+        kept[restarted] = draw_start(process, number, rows[restarted.numpy()], tuple(images.shape[1:]))
+        levels = attack(learner.robust, images[chosen], labels[chosen], process, kept[chosen], steps=1).levels[-1]
+        clean = lattice.from_bytes(images[chosen])
+        kept[chosen] = levels - clean
+        learner.update(
+            TrainingBatch(
+                states=lattice.to_float(levels),
+                clean=lattice.to_float(clean),
+                labels=labels[chosen],
+                t=torch.ones_like(labels[chosen]),
+            )
+        )
+        number += 1
+
+    return update
+
+
+if __name__ == "__main__":
+    main()
