@@ -37,6 +37,9 @@ class ClassifierConfig(Arithmetic):
     """Images an update."""
     weight_decay: float = 5e-4
     """Weight decay of all parameters."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes, in [0, 1); a classifier that is less sure of itself has
+    gradients where one without is saturated."""
     augment: bool = False
     """Random crops and horizontal flips while training; not for digits, which a flip changes."""
 
@@ -59,6 +62,8 @@ class ClassifierConfig(Arithmetic):
                 f"classifier.learning_rate is {self.learning_rate} and classifier.weight_decay "
                 f"{self.weight_decay}; the first must be above 0, the second 0 or above"
             )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"classifier.label_smoothing is {self.label_smoothing:g}; it must lie in [0, 1)")
         comes_trained = self.factory is not None or self.weights is not None
         if self.epochs < (0 if comes_trained else 1):
             raise ValueError(

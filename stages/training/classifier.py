@@ -4,16 +4,16 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 
 import torch
-from jaxtyping import Float, Int16, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.data.augmentation import augment, draw_augmentation
 from stages.data.splits import Split
 from stages.nets.classifiers import ClassifierConfig
+from stages.nets.faster import faster_classifier
 from stages.randomness import key_seed, permutation
 from stages.storage import Storage
 from stages.training.diverged import DivergedError
@@ -47,6 +47,7 @@ def train_classifier(
         classifier = build().to(device).float()
         if config.epochs:
             images = torch.tensor(split.images, device=device)
+            classifier = faster_classifier(classifier.eval(), images[:8].float() / 255, frozen=False)
             _fit(classifier, config, split, images=images, seed=seed, checkpoint=checkpoint, progress=progress)
             settle_batch_norm(classifier, images, batch=config.batch)
     return {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
@@ -90,13 +91,13 @@ def _fit(
     progress: Callable[[str], None],
 ) -> None:
     """Train in place; ``images`` are the split's, on the classifier's device."""
-    labels = torch.tensor(split.labels, device=images.device)
     optimizer = torch.optim.SGD(
         classifier.parameters(),
         lr=config.learning_rate,
         momentum=0.9,
         nesterov=True,
         weight_decay=config.weight_decay,
+        fused=True,
     )
     first = _resume(checkpoint, classifier, optimizer, images.device) if checkpoint else 0
     updates = config.epochs * _updates_an_epoch(config, split)
@@ -104,14 +105,10 @@ def _fit(
     classifier.train()
     for epoch in range(first, config.epochs):
         figures = []
-        for positions, augmentation in _batches(config, split, seed=seed, epoch=epoch):
+        for batch, labels in _batches(config, split, images, seed=seed, epoch=epoch):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * _one_cycle((update + 0.5) / updates)
-            batch = images[positions]
-            if augmentation is not None:
-                batch = augment(batch, augmentation.to(batch.device))
-            autocast = config.autocast(images.device)
-            figures.append(_update(classifier, optimizer, batch.float() / 255, labels[positions], autocast))
+            figures.append(_update(config, classifier, optimizer, batch.float() / 255, labels))
             update += 1
         loss, accuracy = torch.stack(figures).mean(0).tolist()
         if not math.isfinite(loss):
@@ -158,16 +155,16 @@ def _resume(place: Storage, classifier: nn.Module, optimizer: torch.optim.Optimi
 
 
 def _update(
+    config: ClassifierConfig,
     classifier: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: Float[Tensor, "batch channel height width"],
     labels: Int64[Tensor, " batch"],
-    autocast: AbstractContextManager,
 ) -> Float[Tensor, "2"]:
     """One step of the optimizer; the loss and the share of right answers before it, not waited for."""
-    with autocast:
+    with config.autocast(images.device):
         logits = classifier(images)
-    loss = functional.cross_entropy(logits.float(), labels)
+    loss = functional.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -179,19 +176,25 @@ def _updates_an_epoch(config: ClassifierConfig, split: Split) -> int:
 
 
 def _batches(
-    config: ClassifierConfig, split: Split, *, seed: int, epoch: int
-) -> Iterator[tuple[Int64[Tensor, " batch"], Int16[Tensor, "batch 3"] | None]]:
-    """Positions in the split and augmentation of each update; a remainder waits for the next epoch's order.
+    config: ClassifierConfig,
+    split: Split,
+    images: UInt8[Tensor, "image channel height width"],
+    *,
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[UInt8[Tensor, "batch channel height width"], Int64[Tensor, " batch"]]]:
+    """Images and labels of each update, on the device of ``images``, to which an epoch's plan goes in one piece.
 
-    Full batches only: BatchNorm's statistics of a remainder of three images would be noise.
+    A remainder waits for the next epoch's order: BatchNorm's statistics of three images would be noise.
     """
-    order = permutation(len(split), seed, "classifier", "order", epoch)
-    for update in range(_updates_an_epoch(config, split)):
-        positions = order[update * config.batch : (update + 1) * config.batch]
-        drawn = None
-        if config.augment:
-            drawn = torch.from_numpy(draw_augmentation(split.rows[positions], seed, "classifier", epoch))
-        yield torch.from_numpy(positions), drawn
+    order = permutation(len(split), seed, "classifier", "order", epoch)[
+        : _updates_an_epoch(config, split) * config.batch
+    ]
+    positions, labels = (torch.from_numpy(values).to(images.device) for values in (order, split.labels[order]))
+    drawn = torch.from_numpy(draw_augmentation(split.rows[order], seed, "classifier", epoch)).to(images.device)
+    for part in torch.arange(len(order), device=images.device).split(config.batch):
+        batch = images[positions[part]]
+        yield augment(batch, drawn[part]) if config.augment else batch, labels[part]
 
 
 def _one_cycle(progress: float) -> float:

@@ -82,6 +82,7 @@ def test_a_module_that_raises_when_it_is_imported_is_named(tmp_path: Path, monke
         ({"learning_rate": 0.0}, "classifier.learning_rate is 0.0"),
         ({"learning_rate": math.nan}, "classifier.learning_rate is nan"),
         ({"weight_decay": -1.0}, "classifier.weight_decay -1.0"),
+        ({"label_smoothing": 1.0}, r"classifier\.label_smoothing is 1; it must lie in \[0, 1\)"),
         ({"epochs": 0}, "classifier.epochs is 0; it must be at least 1"),
         ({"epochs": -1, "factory": "my_models:build"}, "classifier.epochs is -1"),
     ],

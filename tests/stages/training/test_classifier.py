@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,25 @@ def test_augmentation_changes_what_is_learnt():
         train(ClassifierConfig(epochs=1, batch=32, augment=augment), few(100)) for augment in (False, True)
     )
     assert not same(plain, augmented)
+
+
+def test_smoothed_labels_make_a_classifier_less_sure_of_itself():
+    images = torch.tensor(digits()[1].images).float() / 255
+    sure = {}
+    for smoothing in (0.0, 0.2):
+        config = ClassifierConfig(epochs=5, label_smoothing=smoothing)
+        classifier, accuracy = judged(config, train(config, digits()[0]))
+        assert accuracy > 0.9
+        with torch.no_grad():
+            sure[smoothing] = float(classifier(images).softmax(1).amax(1).mean())
+    assert sure[0.2] < sure[0.0] - 0.1
+
+
+def test_an_epoch_waits_for_nothing(waiting: Any):
+    config = ClassifierConfig(epochs=1, batch=32)
+    with waiting() as device:
+        train(config, few(96))
+    assert device.asked == ["_local_scalar_dense"]  # whether the changed layout answers as before, once a training
 
 
 def test_the_callers_random_numbers_and_threads_stay_as_they_were():
