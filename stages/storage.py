@@ -41,6 +41,7 @@ SCHEMES = ("s3", "gs", "az", "memory")
 PATIENT = timedelta(seconds=60)  # what a busy object store gets in the middle of a run
 BRIEF = timedelta(seconds=5)  # and before any work, when an address may simply be wrong
 _memories: dict[str, MemoryStore] = {}
+_process: int | None = None  # whose threads serve obstore: a forked child has none, and would wait for ever
 
 
 class StorageError(ValueError):
@@ -110,6 +111,8 @@ class Storage:
     def get(self, key: str) -> bytes:
         """An object's bytes. Raises MissingError where it is not there."""
         with self._reporting(key):
+            if self.is_local:  # without the runtime of obstore, which a forked process does not have
+                return self.local(key).read_bytes()
             return bytes(self._reader.get(self._full(key)).bytes())
 
     def find(self, key: str) -> bytes | None:
@@ -206,6 +209,13 @@ class Storage:
 
     @property
     def _client(self) -> Any:  # noqa: ANN401 - the stores of obstore share methods, not a type
+        global _process
+        _process = _process or os.getpid()
+        if _process != os.getpid():
+            raise StorageError(
+                f"{self.location()} cannot be reached from a process that was forked from one that uses storage: start "
+                'it by spawn (of a DataLoader: multiprocessing_context="spawn")'
+            )
         return _client(self.root, PATIENT)
 
     @property

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Int8, Int16, Int64, UInt8
+from jaxtyping import Bool, Int8, Int16, Int64, UInt8
 from torch import Tensor
 
 from stages import randomness
@@ -52,6 +52,8 @@ class Segments:
     """Linf: the sign of each step's gradient, in {-1, 0, 1}."""
     delta: Int16[Tensor, "state batch pixel"] | None = None
     """L2: x_0 minus x, then each state minus the one before it, in levels."""
+    success: Bool[Tensor, "step batch"] | None = None
+    """Whether the attacked weights misclassified each state that was attacked, x_0 .. x_{k-1}."""
 
     def __post_init__(self) -> None:
         if self.process.norm == "L2":
@@ -118,6 +120,7 @@ class Segments:
             start_seed=None,
             signs=joined("signs", 1),
             delta=joined("delta", 1),
+            success=joined("success", 1),
         )
 
     def to(self, device: str) -> "Segments":
@@ -204,6 +207,7 @@ def encode(
         start_seed=start_seed,
         signs=trajectory.signs.flatten(2).cpu() if trajectory.signs is not None else None,
         delta=None if linf else torch.cat([levels[:1] - flat, levels[1:] - levels[:-1]]).cpu(),
+        success=trajectory.success.cpu(),
     )
 
 

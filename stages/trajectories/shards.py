@@ -168,6 +168,8 @@ def _arrays(segments: Segments) -> dict[str, np.ndarray]:
         arrays["signs"], arrays["nonzero"] = pack_signs(segments.signs)
     if segments.delta is not None:
         arrays["delta"] = pack_delta(segments.delta)
+    if segments.success is not None:
+        arrays["success"] = segments.success.T.contiguous().numpy().view(np.uint8)
     return arrays
 
 
@@ -195,11 +197,13 @@ def _canonical(process: AttackProcess) -> object:
 
 def _decode(arrays: Mapping[str, np.ndarray], attributes: Mapping) -> Segments:
     channel, height, width = attributes["shape"]
-    pixels, signs, delta = channel * height * width, None, None
+    pixels, signs, delta, success = channel * height * width, None, None, None
     if "delta" in arrays:
         delta = unpack_delta(arrays["delta"], states=attributes["steps"] + 1, pixels=pixels)
     else:
         signs = unpack_signs(arrays["signs"], arrays["nonzero"], pixels=pixels)
+    if "success" in arrays:
+        success = torch.from_numpy(np.ascontiguousarray(arrays["success"].T)).bool()
     optional = {name: torch.from_numpy(arrays[name]) if name in arrays else None for name in ("augmentation", "start")}
     start = attributes["start"]
     return Segments(
@@ -210,5 +214,6 @@ def _decode(arrays: Mapping[str, np.ndarray], attributes: Mapping) -> Segments:
         start_seed=None if start["stored"] else int(start["seed"]),
         signs=signs,
         delta=delta,
+        success=success,
         **optional,
     )

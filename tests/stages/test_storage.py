@@ -1,6 +1,7 @@
 """The same behaviour of a directory, of memory, and of an S3 server; and what is refused, in words."""
 
 import errno
+import multiprocessing
 import os
 import pickle
 
@@ -153,3 +154,21 @@ def test_a_full_disk_stays_an_error_of_the_system(tmp_path, monkeypatch):
     error = storage._error("a", OSError("write failed: No space left on device (os error 28)"))
     assert isinstance(error, OSError)
     assert error.errno == errno.ENOSPC
+
+
+def in_a_fork(storage, answers):
+    try:
+        answers.put(storage.get("a"))
+    except StorageError as error:
+        answers.put(str(error))
+
+
+def test_a_forked_process_reads_files_and_is_told_to_be_spawned_for_anything_else(storage):
+    storage.put("a", b"content")
+    forking = multiprocessing.get_context("fork")
+    answers = forking.SimpleQueue()
+    child = forking.Process(target=in_a_fork, args=(storage, answers))
+    child.start()
+    child.join()
+    found = answers.get()
+    assert found == b"content" if storage.is_local else 'multiprocessing_context="spawn"' in found
