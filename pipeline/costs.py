@@ -73,7 +73,7 @@ def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
     )
     before = "search" if plan.recipe.search.trials else "classifier"
     pending = "pending on v_0" if before in found.built else f"pending on the {before}"
-    begun = next((line["attacked"] for line in found.setup.journal.lines()), pending)
+    begun = next((line["attacked"] for line in found.setup.journal.read()), pending)
     return Stage("rounds", begun, f"round {done} of {rounds}", cost)
 
 

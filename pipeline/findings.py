@@ -99,6 +99,13 @@ class Findings:
     def _leaderboard(self) -> str | None:
         return self._autoattack and leaderboard(self.data, self._autoattack.threat)
 
+    @property
+    def artifacts(self) -> list[str]:
+        """The receipts behind the figures, as "kind/fingerprint"."""
+        places = {place for found in self.evaluations.values() for each in found.values() for place in each.receipts}
+        places |= set(self.checked.receipts if self.checked else ())
+        return sorted("/".join(place.split("/")[-2:]) for place in places)
+
     def as_json(self) -> dict[str, object]:
         """Everything, as results.json holds it."""
         return {
@@ -117,6 +124,7 @@ class Findings:
             "tables": [_table_json(table) for table in self.tables],
             "comparison": self.comparison and self.comparison.as_json(),
             "headline": self.headline.as_json() if self.evaluations else None,
+            "artifacts": self.artifacts,
             "checks": [asdict(check) for check in self.checked.checks] if self.checked else [],
         }
 

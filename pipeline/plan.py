@@ -151,7 +151,7 @@ def shards_of(root: Storage, name: str) -> list[str]:
         raise ValueError(
             f"--train.from-cache {name}: no such run below {root.location('runs')}; there are: {', '.join(known)}"
         )
-    shards = [shard for line in Journal(root.below(f"runs/{name}")).lines() for shard in line["shards"]]
+    shards = [shard for line in Journal(root.below(f"runs/{name}")).read() for shard in line["shards"]]
     if not shards:
         raise ValueError(f"--train.from-cache {name}: the run has trained on no shard yet; let it finish a round")
     return shards

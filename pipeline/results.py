@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.cached import cached_fingerprint
@@ -11,7 +12,7 @@ from pipeline.plan import Plan
 from pipeline.search import search_fingerprint
 from stages.storage import Storage
 from stages.training.setup import Setup
-from stages.trajectories.ledger import LedgerRow
+from stages.trajectories.ledger import Ledger
 
 
 def origins(plan: Plan, setup: Setup) -> dict[str, list[Artifact]]:
@@ -27,8 +28,34 @@ def origins(plan: Plan, setup: Setup) -> dict[str, list[Artifact]]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over the shards that a run trained on."""
+
+    shards: int = 0
+    segments: int = 0
+    attack_steps: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    @staticmethod
+    def of(ledger: Ledger) -> "Totals":
+        """Read from the ledger a batch at a time."""
+        total = Totals()
+        for batch in ledger.query(columns=["n", "k", "bytes", "seconds"]):
+            n, k, size, seconds = (column.to_numpy() for column in batch.columns)
+            total = Totals(
+                shards=total.shards + len(n),
+                segments=total.segments + int(n.sum()),
+                attack_steps=total.attack_steps + int((n * k).sum()),
+                bytes=total.bytes + int(size.sum()),
+                seconds=total.seconds + float(seconds.sum()),
+            )
+        return total
+
+
 def work_seconds(
-    plan: Plan, setup: Setup, rows: list[LedgerRow], found: dict[str, dict[str, Evaluation]], checked: Checked
+    plan: Plan, setup: Setup, totals: Totals, found: dict[str, dict[str, Evaluation]], checked: Checked
 ) -> dict[str, float]:
     """Seconds of work behind a run's figures, by stage: added up over all workers, whichever call it was that worked.
 
@@ -39,35 +66,30 @@ def work_seconds(
         stage: sum(artifact.manifest["provenance"]["seconds"] for artifact in artifacts)
         for stage, artifacts in origins(plan, setup).items()
     }
-    seconds["attack"] = sum(row.seconds for row in rows)
-    seconds["training"] = sum(line["seconds"] * (1 - line["waiting"]) for line in setup.journal.lines())
+    seconds["attack"] = totals.seconds
+    seconds["training"] = sum(line["seconds"] * (1 - line["waiting"]) for line in setup.journal.read())
     seconds["evaluation"] = sum(each.seconds for evaluations in found.values() for each in evaluations.values())
     seconds["checks"] = checked.seconds
     return {stage: round(value, 1) for stage, value in seconds.items() if value}
 
 
-def shard_summary(plan: Plan, rows: list[LedgerRow], made_now: int) -> dict:
+def shard_summary(plan: Plan, totals: Totals, made_now: int) -> dict:
     """Number, size and compression of the shards that a run trained on, of which some were made in this call.
 
     ``float32_ratio`` compares with the same states as float32 arrays.
     """
-    if not rows:
+    if not totals.shards:
         return {"shards": 0, "generated_now": 0, "bytes": 0}
-    pixels = plan.data.channels * plan.data.size**2
-    size, segments = sum(row.bytes for row in rows), sum(row.n for row in rows)
+    state = 4 * plan.data.channels * plan.data.size**2
     return {
-        "shards": len(rows),
+        "shards": totals.shards,
         "generated_now": made_now,
-        "segments": segments,
-        "attack_steps": sum(row.n * row.k for row in rows),
-        "bytes": size,
-        "bytes_per_segment": size / segments,
-        "float32_ratio": sum(_float32_bytes(row, pixels) for row in rows) / size,
+        "segments": totals.segments,
+        "attack_steps": totals.attack_steps,
+        "bytes": totals.bytes,
+        "bytes_per_segment": totals.bytes / totals.segments,
+        "float32_ratio": state * (totals.attack_steps + totals.segments) / totals.bytes,
     }
-
-
-def _float32_bytes(row: LedgerRow, pixels: int) -> int:
-    return 4 * row.n * (row.k + 1) * pixels
 
 
 def write_results(storage: Storage, name: str, results: Mapping[str, object]) -> str:

@@ -94,7 +94,7 @@ class _Loop:
             era = 0
             while (begun := self.board.begun(era)) is not None:
                 era, start = begun
-                self.recorder.begin(start.round, self.setup.journal.lines() if start.round else [])
+                self.recorder.begin(start.round, self.setup.journal.read)
                 self._generate_from(era, start, pool)
 
     def _generate_from(self, era: int, start: Start, pool: Pool) -> None:

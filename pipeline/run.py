@@ -19,7 +19,7 @@ from pipeline.evaluation import Evaluation, evaluate, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.plan import Plan, claimed, make_plan
 from pipeline.reporting import run_contents
-from pipeline.results import shard_summary, table, work_seconds, write_results
+from pipeline.results import Totals, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
 from pipeline.trained import examine_trained, shipped_model, subjects_of
@@ -86,6 +86,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
         contents = run_contents(plan, setup, models, found, checked, results)
         with plan.run.folder("report") as folder:
             page = write_report(contents, folder).page.name
+    results["artifacts"] = sorted(f"{each.kind}/{each.fingerprint}" for each in contents.lineage)
     results["paths"]["report"] = plan.run.location(f"report/{page}")
     results["seconds_now"]["report"] = round(seconds["report"], 1)
     return results
@@ -140,7 +141,7 @@ def collect(
     seconds: dict[str, float],
 ) -> dict:
     """What results.json holds."""
-    recipe, rows, lines = plan.recipe, setup.ledger.rows(), setup.journal.lines()
+    recipe, totals, lines = plan.recipe, Totals.of(setup.ledger), setup.journal.lines()
     auto, pgd = plan.measurements
     verdicts = {
         name: {
@@ -173,8 +174,8 @@ def collect(
         "checks_done_now": checked.done_now,
         "alarms": [alarm for line in lines for alarm in line["alarms"]],
         "set_aside": sum(line.get("set_aside", 0) for line in lines),
-        "trajectories": shard_summary(plan, rows, made_now),
-        "seconds": work_seconds(plan, setup, rows, found, checked),
+        "trajectories": shard_summary(plan, totals, made_now),
+        "seconds": work_seconds(plan, setup, totals, found, checked),
         "seconds_now": {name: round(value, 1) for name, value in seconds.items()},
         "paths": {
             "run": str(plan.run),

@@ -18,8 +18,8 @@ def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     """The robust classifier with the weights that the judge liked best, and which those are."""
     weights, version = setup.journal.best_weights()
     robust = load_trained(setup.build(), weights)
-    judged = {line["round"] + 1: line["judge"] for line in setup.journal.lines() if "judge" in line}
-    return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": judged.get(version)}
+    line = next(setup.journal.read(version - 1), {}) if version else {}
+    return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": line.get("judge")}
 
 
 def subjects_of(plan: Plan, robust: RobustClassifier, classifier: nn.Module) -> dict[str, Subject]:

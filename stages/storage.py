@@ -11,14 +11,15 @@ environment (AWS_*, GOOGLE_*, AZURE_*) and appear in no message.
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az", "memory")
 PATIENT = timedelta(seconds=60)  # what a busy object store gets in the middle of a run
+TOGETHER = 1000  # objects that a bucket is asked to delete at once, as many as S3 takes
 BRIEF = timedelta(seconds=5)  # and before any work, when an address may simply be wrong
 _memories: dict[str, MemoryStore] = {}
 _process: int | None = None  # whose threads serve obstore: a forked child has none, and would wait for ever
@@ -52,12 +54,14 @@ class MissingError(StorageError, FileNotFoundError):
     """An object that is not there."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An object in a listing."""
 
     key: str
     bytes: int
+    modified: datetime = field(compare=False)
+    """By the clock of the machine that keeps it, with its time zone."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Storage:
         with contextlib.suppress(MissingError), self._reporting(prefix):
             for found in obstore.list(self._reader, below or None):
                 for each in found:
-                    yield Entry(each["path"][len(self.prefix) :], each["size"])
+                    yield Entry(each["path"][len(self.prefix) :], each["size"], each["last_modified"])
 
     def names(self, prefix: str = "") -> list[str]:
         """What stands directly below a prefix, by its next part, in order."""
@@ -177,9 +181,10 @@ class Storage:
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; what is not there is passed over."""
-        for key in keys:
-            with contextlib.suppress(MissingError), self._reporting(key):
-                self._reader.delete(self._full(key))
+        remaining = iter(keys)
+        while some := list(itertools.islice(remaining, 1 if self.is_local else TOGETHER)):
+            with contextlib.suppress(MissingError), self._reporting(some[0]):
+                self._reader.delete([self._full(key) for key in some])
 
     @contextmanager
     def folder(self, prefix: str = "") -> Iterator[Path]:

@@ -73,7 +73,7 @@ class Generator:
     def _remembered(self, name: str) -> tuple[Unit, dict[str, Tensor]] | None:
         """The unit of a shard of an earlier round and the weights that it attacked, where they were kept."""
         previous: dict[int, str] = {}
-        for line in self.setup.journal.lines():
+        for line in self.setup.journal.read():
             if name in line["shards"]:
                 units = self.setup.units.of(line["round"], line["attacked"], previous)
                 unit = next(each for each in units if each.fingerprint == name)

@@ -5,12 +5,14 @@ small, which names the state that it goes on with; and train/best/<version>.safe
 write what was there before.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import socket
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -41,6 +43,14 @@ class Start:
     """The weights that the rounds to come attack, as far as they are known."""
     published: dict[int, str] = field(default_factory=dict)
     """Fingerprints that were published after the checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The judge's highest robust accuracy so far, 0..1, and the first version that reached it."""
+
+    robust: float
+    version: int
 
 
 def round_line(
@@ -99,16 +109,23 @@ class Journal:
     def __init__(self, run: Storage) -> None:
         self.run = run
         self._first, self._piece = 0, []
-        self._best: tuple[float, int] | None = None
+        self.best: Best | None = None
 
     @property
     def checkpointed(self) -> int:
         """The round that the checkpoint goes on with, 0 without one."""
         return self._checkpoint()["round"]
 
-    def lines(self) -> list[dict]:
-        """The lines of all rounds, in order."""
-        return [line for name in self.run.names("metrics") for line in self._lines(name)]
+    def lines(self, since: int = 0) -> list[dict]:
+        """The lines of all rounds from one on, in order."""
+        return list(self.read(since))
+
+    def read(self, since: int = 0) -> Iterator[dict]:
+        """The same a piece at a time, since there may be millions."""
+        pieces = self.run.names("metrics")
+        begun = [name for name in pieces if name <= _piece(since).rpartition("/")[2]]
+        for name in pieces[max(0, len(begun) - 1) :]:
+            yield from (line for line in self._lines(name) if line["round"] >= since)
 
     def resume(self, learner: Learner, device: str) -> Start:
         """Bring a learner to the last checkpoint; returns where to go on.
@@ -117,15 +134,13 @@ class Journal:
         """
         found = self._checkpoint()
         self._first, self._piece = found["round"], []
-        lines = self.lines()
-        judged = [line for line in lines if "judge" in line and line["round"] < self._first]
-        self._best = max(((line["judge"]["robust"]["value"], -line["round"] - 1) for line in judged), default=None)
-        repeated = [line for line in lines if line["round"] >= self._first]
+        self.best = Best(**found["best"]) if found["best"] else None
+        repeated = self.lines(self._first)
         published = {line["round"] + 1: line["weights"] for line in repeated}
         published |= {line["version"]: line["attacked"] for line in repeated}
         if not found["round"]:
             return Start(published=published)
-        saved = self._state(found, device)
+        saved = torch.load(io.BytesIO(self._state(found)), map_location=device, weights_only=True)
         learner.load_state(saved["learner"])
         versions = tuple(
             Version(int(number), name, saved["versions"][number]) for number, name in found["versions"].items()
@@ -135,11 +150,11 @@ class Journal:
 
     def enter(self, line: dict) -> bool:
         """Add what follows from the rounds before to a line; whether its verdict is the best so far."""
-        line["alarms"] = alarms(line, self._best[0] if self._best else None)
+        line["alarms"] = alarms(line, self.best.robust if self.best else None)
         robust = line.get("judge", {}).get("robust")
-        if robust is None or (self._best is not None and robust["value"] <= self._best[0]):
+        if robust is None or (self.best is not None and robust["value"] <= self.best.robust):
             return False
-        self._best = robust["value"], -line["round"] - 1
+        self.best = Best(robust=robust["value"], version=line["round"] + 1)
         return True
 
     def write(self, line: dict) -> None:
@@ -152,9 +167,15 @@ class Journal:
         self.run.put(_best(version), pack_weights(weights, {"fingerprint": weights_fingerprint(weights)}))
 
     def write_checkpoint(
-        self, number: int, learner: dict[str, object], versions: list[Version], previous: dict[int, str]
+        self,
+        number: int,
+        learner: dict[str, object],
+        versions: list[Version],
+        previous: dict[int, str],
+        best: Best | None,
     ) -> None:
-        """Write all that the rounds from ``number`` on depend on; they will begin a new piece of lines."""
+        """Write all that the rounds from ``number`` on depend on; they will begin a new piece of lines. ``best`` is the
+        best verdict by then; weights that it beats are removed."""
         before, content = self._checkpoint(), io.BytesIO()
         saved = {str(version.number): version.weights for version in versions}
         torch.save({"learner": learner, "versions": saved}, content)
@@ -166,27 +187,27 @@ class Journal:
             "sha256": hashlib.sha256(content.getbuffer()).hexdigest(),
             "versions": {str(version.number): version.fingerprint for version in versions},
             "previous": {str(cohort): shard for cohort, shard in previous.items()},
+            "best": best and asdict(best),
         }
         self.run.put(CHECKPOINT, json.dumps(found).encode())
         self._first, self._piece = number, []
-        beaten = [
-            name for name in self.run.names(BEST) if self._best and name != _best(-self._best[1]).rpartition("/")[2]
-        ]
+        kept = [int(name.removesuffix(".safetensors")) for name in self.run.names(BEST)]
+        beaten = [_best(each) for each in kept if best and each < best.version]  # later ones may be there already
         superseded = [before["state"]] if before["state"] not in (None, state) else []
-        self.run.delete([*superseded, *(f"{BEST}/{name}" for name in beaten)])
+        self.run.delete([*superseded, *beaten])
 
     def best_weights(self) -> tuple[dict[str, Tensor], int]:
-        """The weights that the judge liked best, and their version.
+        """The weights that the judge liked best up to the last checkpoint, and their version.
 
         Raises LookupError before any verdict, and VersionMismatchError where the file was damaged.
         """
-        kept = [int(name.removesuffix(".safetensors")) for name in self.run.names(BEST)]
-        values = {line["round"] + 1: line["judge"]["robust"]["value"] for line in self.lines() if "judge" in line}
-        if not kept:
-            raise LookupError(f"{self.run.location(BEST)} holds no weights: nothing was judged yet")
-        version = max(kept, key=lambda number: (values.get(number, -1.0), -number))
+        best = self._checkpoint()["best"]
+        version = best["version"] if best else 0
+        content = self.run.find(_best(version))
+        if content is None:
+            raise LookupError(f"{self.run.location(_best(version))} is not there: nothing was judged yet")
         try:
-            weights, metadata = unpack_weights(self.run.get(_best(version)))
+            weights, metadata = unpack_weights(content)
         except ValueError as error:
             raise self._damaged(_best(version)) from error
         if metadata.get("fingerprint") != weights_fingerprint(weights):
@@ -196,15 +217,23 @@ class Journal:
     def _checkpoint(self) -> dict:
         content = self.run.find(CHECKPOINT)
         try:
-            return {"round": 0, "state": None} if content is None else json.loads(content)
+            return {"round": 0, "state": None, "best": None} if content is None else json.loads(content)
         except ValueError as error:
             raise self._damaged(CHECKPOINT) from error
 
-    def _state(self, found: dict, device: str) -> dict:
+    def check(self) -> None:
+        """Raise VersionMismatchError where the checkpoint or the best weights are not what was written."""
+        found = self._checkpoint()
+        if found["state"]:
+            self._state(found)
+        with contextlib.suppress(LookupError):
+            self.best_weights()
+
+    def _state(self, found: dict) -> bytes:
         content = self.run.find(found["state"]) or b""
         if hashlib.sha256(content).hexdigest() != found["sha256"]:
             raise self._damaged(found["state"])
-        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        return content
 
     def _damaged(self, key: str) -> VersionMismatchError:
         place, train = self.run.location(key), self.run.location("train")

@@ -72,7 +72,7 @@ class Serial:
 
     def begin(self, start: Start) -> None:
         self.previous = start.previous
-        self.recorder.begin(start.round, self.setup.journal.lines())
+        self.recorder.begin(start.round, self.setup.journal.read)
 
     def publish(self, version: Version) -> None:
         """Nobody else waits for it."""
@@ -155,7 +155,7 @@ class _Rounds:
             start = replace(start, versions=(self._named(0, _copied(learner.weights())),))
             if not self.schedule.config.rounds:
                 self.journal.write_best(learner.shipped(), 0)
-                self.journal.write_checkpoint(0, learner.state(), list(start.versions), {})
+                self.journal.write_checkpoint(0, learner.state(), list(start.versions), {}, None)
         for version in start.versions:
             self.versions[version.number] = Future()
             self.versions[version.number].set_result(version)
@@ -196,9 +196,10 @@ class _Rounds:
         self.versions = {each: self.versions[each] for each in needed}
         if line["checkpoint"]:
             state, versions, previous = copy.deepcopy(learner.state()), self.versions, dict(self.previous)
+            judged = self.journal.best
             self.behind.submit(
                 lambda: self.journal.write_checkpoint(
-                    number + 1, state, [version.result() for version in versions.values()], previous
+                    number + 1, state, [version.result() for version in versions.values()], previous, judged
                 )
             )
         self.report(line)

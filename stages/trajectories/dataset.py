@@ -25,7 +25,7 @@ from stages.trajectories.generate import augmented
 from stages.trajectories.ledger import FOLDER, Ledger
 from stages.trajectories.shards import read_shard
 
-COLUMNS = ["fingerprint", "round", "cohort", "visit", "version", "n", "k", "data", "bytes"]
+COLUMNS = ["fingerprint", "round", "unit", "cohort", "visit", "version", "n", "k", "data", "bytes"]
 RECENT = 16  # decoded shards that are kept: reading in order decodes each once
 
 
@@ -181,8 +181,8 @@ class TrajectoryDataset(Dataset[Example]):
 
 
 def _nothing(storage: Storage, run: str, rounds: range | None) -> str:
-    known = storage.names(FOLDER)
-    if run not in known:
+    known = storage.names("runs")
+    if run not in storage.names(FOLDER):
         return f"no run {run!r} has trained on anything below {storage}; there are: {', '.join(known) or 'none'}"
     last = Ledger(storage, run).rounds
     return f"run {run} has written down rounds 0 to {last - 1}, and none of {rounds}"

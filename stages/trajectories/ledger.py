@@ -9,8 +9,9 @@ reads the ledger to do its work.
 ([], 0)
 """
 
+import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -22,6 +23,7 @@ from stages.storage import Storage
 from stages.trajectories.shards import LedgerRow, read_shard
 
 FOLDER = "ledger"
+REBUILT = 4096  # rows that are written at once where the ledger is rebuilt
 MERGED = 32  # files of about equal reach that become one
 LARGEST = 2**23  # bytes of a file up to which it may still be merged: more is slow to read for a single round
 
@@ -78,10 +80,22 @@ class Ledger:
             self.storage.delete([_key(*span) for span in recent])
             spans = self._spans()
 
-    def rebuild(self, first: int, last: int, shards: Iterable[str]) -> None:
-        """Write down the shards of some rounds again, by what they say of themselves. Raises ShardError for one that
-        cannot be read."""
-        self.write(first, last, (read_shard(self.root, name).row for name in shards))
+    def rebuild(self, lines: Iterable[dict], stop: int) -> None:
+        """Write down again the shards that lines of metrics name, up to a round, by what they say of themselves.
+
+        Raises ShardError for one that cannot be read.
+        """
+        rows, first = [], None
+        for line in itertools.takewhile(lambda line: line["round"] < stop, lines):
+            first = line["round"] if first is None else first
+            rows += [read_shard(self.root, name).row for name in line["shards"]]
+            if len(rows) >= REBUILT or line["round"] + 1 == stop:
+                self.write(first, line["round"], rows)
+                rows, first = [], None
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.storage.delete(self.storage.names())
 
     def _put(self, first: int, last: int, table: pa.Table) -> None:
         content = pa.BufferOutputStream()
@@ -113,8 +127,8 @@ class Ledger:
             yield from fragment.to_batches(SCHEMA, columns=columns, filter=where, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise LedgerError(
-                f"{self.storage.location(key)} of the ledger is damaged ({error}): delete it and run the same command "
-                "again, which rebuilds it from the shards"
+                f"{self.storage.location(key)} of the ledger is damaged ({error}): python -m pipeline.store ROOT "
+                "rebuild makes it again from the shards"
             ) from error
 
 
@@ -127,14 +141,14 @@ class Recorder:
         self._first = 0
         self._lock = threading.Lock()  # rows are entered and lines followed by two threads of the loop on Ray
 
-    def begin(self, number: int, lines: list[dict]) -> None:
-        """Training goes on with a round: what the ledger lacks of those before is rebuilt from the lines of metrics."""
+    def begin(self, number: int, read: Callable[[int], Iterable[dict]]) -> None:
+        """Training goes on with a round: what the ledger lacks of those before is rebuilt from the lines of metrics,
+        which ``read`` gives from a round on."""
         with self._lock:
             self._rows, self._first = [], number
             known = self.ledger.rounds
             if known < number:
-                earlier = [line for line in lines if known <= line["round"] < number]
-                self.ledger.rebuild(known, number - 1, [shard for line in earlier for shard in line["shards"]])
+                self.ledger.rebuild(read(known), number)
 
     def enter(self, rows: list[LedgerRow]) -> None:
         """Take in the rows of a round that is committed."""

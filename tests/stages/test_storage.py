@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -38,7 +39,9 @@ def test_a_listing_names_what_lies_below_whole_parts_of_keys(storage):
     for key in ("runs/a/x", "runs/a/y/z", "runs/ab/x", "other"):
         storage.put(key, b"123")
     assert sorted(each.key for each in storage.entries("runs/a")) == ["runs/a/x", "runs/a/y/z"]
-    assert set(storage.below("runs/a").entries()) == {Entry("x", 3), Entry("y/z", 3)}
+    now = datetime.now(UTC)
+    assert set(storage.below("runs/a").entries()) == {Entry("x", 3, now), Entry("y/z", 3, now)}
+    assert all(abs(now - each.modified) < timedelta(minutes=1) for each in storage.entries())
     assert storage.names("runs") == ["a", "ab"]
     assert storage.names("runs/a") == ["x", "y"]
     assert storage.names() == ["other", "runs"]

@@ -50,7 +50,7 @@ def write(journal: Journal, line: dict) -> None:
 
 def checkpoint(journal: Journal, learner, number: int) -> None:
     version = Version(number, f"v{number}", {"adapter.a": torch.full((2,), float(number))})
-    journal.write_checkpoint(number, learner.state(), [version], {0: f"shard {number}"})
+    journal.write_checkpoint(number, learner.state(), [version], {0: f"shard {number}"}, journal.best)
 
 
 def test_lines_come_back_in_order_over_many_checkpoints(tmp_path):
@@ -114,8 +114,10 @@ def test_only_the_last_state_is_kept_and_its_round_is_read_without_it(tmp_path, 
 @pytest.mark.parametrize("name", ["checkpoint.json", "state-2.pt", "best/2.safetensors"])
 def test_what_is_damaged_is_named_with_what_to_do(name, tmp_path):
     setup = setup_of(tmp_path)
-    checkpoint(setup.journal, setup.learner(), 2)
-    setup.journal.write_best(setup.learner().shipped(), 2)
+    journal = setup.journal
+    journal.enter(judged_line(1, 50))
+    journal.write_best(setup.learner().shipped(), 2)
+    checkpoint(journal, setup.learner(), 2)
     content = setup.run.get(f"train/{name}")
     ask = setup.journal.best_weights if "best" in name else lambda: setup.journal.resume(setup.learner(), "cpu")
     for damaged in (content[:-1], b"", content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]):
@@ -140,13 +142,27 @@ def test_the_weights_that_the_judge_liked_best_are_kept(tmp_path):
             journal.write_best(kept, number + 1)
         write(journal, line)
     assert found == [True, True, False, False]
-    weights, version = setup.journal.best_weights()
-    assert version == 2
-    assert all(torch.equal(weights[name], value) for name, value in kept.items())
     assert [len(line["alarms"]) for line in journal.lines()] == [0, 0, 0, 1]
     checkpoint(journal, learner, 4)
     assert journal.run.names("train/best") == ["2.safetensors"]
-    assert setup.journal.best_weights()[1] == 2
+    weights, version = setup.journal.best_weights()
+    assert version == 2
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+
+
+def test_weights_that_a_later_verdict_liked_better_wait_for_their_checkpoint(tmp_path):
+    setup = setup_of(tmp_path)
+    journal, learner = setup.journal, setup.learner()
+    journal.enter(judged_line(0, 30))
+    journal.write_best(learner.shipped(), 1)
+    best = journal.best
+    journal.enter(judged_line(1, 60))
+    journal.write_best(learner.shipped(), 2)  # what is written behind may be overtaken
+    journal.write_checkpoint(1, learner.state(), [], {}, best)
+    assert setup.journal.best_weights()[1] == 1
+    again = setup.journal
+    again.resume(learner, "cpu")
+    assert again.best == best
 
 
 def test_a_resumed_journal_knows_the_best_before_it(tmp_path):

@@ -165,7 +165,7 @@ def test_the_images_come_from_the_recipe_of_the_run(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "another run": ({"run": "other"}, "no run 'other' has trained on anything below .*; there are: run"),
+    "another run": ({"run": "other"}, "no run 'other' has trained on anything below"),
     "rounds to come": ({"rounds": range(5, 9)}, r"written down rounds 0 to 1, and none of range\(5, 9\)"),
     "every other round": ({"rounds": range(0, 9, 2)}, "give a range without a step"),
     "a state that there is not": ({"state": 4}, "state is 4; these segments have states 0 to 3"),

@@ -81,7 +81,9 @@ def test_a_merge_that_was_killed_before_it_tidied_up_shows_no_row_twice(ledger):
 def test_a_damaged_file_is_named(ledger):
     ledger.write(0, 1, rows_of(0, 1))
     ledger.storage.put("0000000-0000001.parquet", b"PAR1 but not for long")
-    with pytest.raises(LedgerError, match=r"0000000-0000001.parquet of the ledger is damaged .* delete it"):
+    with pytest.raises(
+        LedgerError, match=r"0000000-0000001.parquet of the ledger is damaged .* pipeline.store ROOT rebuild"
+    ):
         ledger.rows()
 
 
@@ -93,12 +95,19 @@ def commit(storage: Storage, number: int) -> LedgerRow:
     return replace(row, bytes=len(content), sha256=content[-64:].decode())
 
 
-def test_it_is_rebuilt_from_the_shards(ledger):
+def test_it_is_rebuilt_from_the_shards(ledger, monkeypatch):
     rows = [commit(ledger.root, number) for number in range(3)]
-    ledger.rebuild(0, 2, [row.fingerprint for row in rows])
+    lines = [line_of(number, checkpoint=False) for number in range(5)]
+    ledger.rebuild(lines, 3)
     assert ledger.rows() == rows
+    ledger.clear()
+    assert ledger.rows() == []
+    monkeypatch.setattr("stages.trajectories.ledger.REBUILT", 2)
+    ledger.rebuild(lines, 3)
+    assert ledger.rows() == rows
+    assert len(ledger.storage.names()) == 2
     with pytest.raises(MissingShardError):
-        ledger.rebuild(3, 3, ["0" * 31 + "9"])
+        ledger.rebuild(lines, 4)
 
 
 def line_of(number: int, *, checkpoint: bool) -> dict:
@@ -107,7 +116,7 @@ def line_of(number: int, *, checkpoint: bool) -> dict:
 
 def test_a_recorder_writes_a_file_from_one_checkpoint_to_the_next(tmp_path):
     recorder, rows = Recorder(Ledger(Storage.at(tmp_path), "run")), rows_of(0, 6, units=1)
-    recorder.begin(0, [])
+    recorder.begin(0, lambda since: [])
     for number in range(7):
         recorder.enter([rows[number]])
         if number:  # lines come after the rows of the round that is generated meanwhile
@@ -120,7 +129,7 @@ def test_a_recorder_that_begins_again_rebuilds_what_was_not_written(tmp_path):
     storage = Storage.at(tmp_path)
     rows = [commit(storage, number) for number in range(4)]
     recorder = Recorder(Ledger(storage, "run"))
-    recorder.begin(4, [line_of(number, checkpoint=number == 3) for number in range(4)])
+    recorder.begin(4, lambda since: [line_of(number, checkpoint=number == 3) for number in range(since, 9)])
     assert recorder.ledger.rows() == rows
-    recorder.begin(4, [])
+    recorder.begin(4, lambda since: pytest.fail("nothing is missing"))
     assert recorder.ledger.rows() == rows

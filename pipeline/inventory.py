@@ -1,0 +1,196 @@
+"""What lies below a root, and which runs and evaluations need it.
+
+Of the shards, of which there may be millions, only 16 bytes each are held.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from itertools import chain
+
+from pipeline.artifacts import ArtifactError, Store
+from stages.storage import Entry, Storage
+from stages.training.journal import Journal
+from stages.training.versions import VersionMismatchError, Versions
+from stages.trajectories import ledger, shards
+from stages.trajectories.ledger import Ledger, LedgerError
+from stages.trajectories.shards import ShardError, read_shard
+
+TRAININGS = {"search": "search", "ablations": "ablation", "classifiers": "classifier"}
+"""What ROOT/<folder>/<fingerprint> holds is to go on from, until the artifact of that kind and fingerprint is there."""
+DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
+SUFFIX = shards.shard_key("").rpartition("/")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A run or an evaluation."""
+
+    folder: str
+    """Where it lies below the root: runs/<name> or evaluations/<name>."""
+    finished: bool
+    """Whether its results are written; only then is known which artifacts it needs."""
+    artifacts: frozenset[str]
+    """Of these kinds and fingerprints, below ROOT/store."""
+    headline: str
+    preset: str = ""
+    trained: int = 0
+    """Rounds trained, of `rounds`."""
+    rounds: int = 0
+
+
+class Inventory:
+    """What lies below a root."""
+
+    def __init__(self, root: Storage) -> None:
+        self.root = root
+
+    @cached_property
+    def kept(self) -> dict[str, Kept]:
+        """Runs, then evaluations, by folder."""
+        runs = [_run(self.root, name) for name in self.root.names("runs")]
+        evaluations = [_evaluation(self.root, name) for name in self.root.names("evaluations")]
+        return {each.folder: each for each in [*runs, *evaluations]}
+
+    def shards(self) -> Iterator[tuple[str, Entry]]:
+        """Every shard, by fingerprint."""
+        for entry in self.root.entries(shards.FOLDER):
+            yield entry.key.rpartition("/")[2].removesuffix(SUFFIX), entry
+
+    @cached_property
+    def artifacts(self) -> dict[str, list[Entry]]:
+        """The files of every artifact, by "kind/fingerprint"."""
+        return _grouped(self.root.entries("store"), slice(1, 3))
+
+    @cached_property
+    def trainings(self) -> dict[str, list[Entry]]:
+        """What searches, trainings of checks and classifiers left to go on from, by "folder/fingerprint"."""
+        return _grouped(chain.from_iterable(map(self.root.entries, TRAININGS)), slice(0, 2))
+
+    def is_done(self, training: str) -> bool:
+        """Whether what a training was for is there."""
+        folder, _, name = training.partition("/")
+        files = self.artifacts.get(f"{TRAININGS[folder]}/{name}", [])
+        return any(each.key.endswith("/manifest.json") for each in files)
+
+    def shards_of(self, folder: str) -> Iterator[str]:
+        """The shards on which a run, or a training, has trained."""
+        for line in Journal(self.root.below(folder)).read():
+            yield from line["shards"]
+
+    def needed_shards(self, dropped: Iterable[str] = ()) -> set[bytes]:
+        """Shards of runs, and of trainings that are to go on; not those of the dropped folders alone."""
+        places = [folder for folder in self.kept if folder not in set(dropped)]
+        for training, entries in self.trainings.items():
+            if not self.is_done(training):  # a search has a journal a trial
+                places += sorted({each.key.partition("/metrics/")[0] for each in entries if "/metrics/" in each.key})
+        return {bytes.fromhex(name) for place in places for name in self.shards_of(place)}
+
+    def needed_artifacts(self, dropped: Iterable[str] = ()) -> set[str] | None:
+        """Artifacts behind the figures of runs and evaluations; None where some run is yet to say which it needs."""
+        kept = [each for folder, each in self.kept.items() if folder not in set(dropped)]
+        return set().union(*(each.artifacts for each in kept)) if all(each.finished for each in kept) else None
+
+    def unneeded(self, *, dropped: Iterable[str] = (), older: timedelta = timedelta(0)) -> Iterator[Entry]:
+        """What no kept run or evaluation needs and is older than that, and the dropped ones themselves."""
+        dropped, limit = set(dropped), datetime.now(UTC) - older
+        shards, artifacts = self.needed_shards(dropped), self.needed_artifacts(dropped)
+        unneeded = (entry for name, entry in self.shards() if bytes.fromhex(name) not in shards)
+        receipts = [] if artifacts is None else [name for name in self.artifacts if name not in artifacts]
+        left = [training for training in self.trainings if self.is_done(training)]
+        yield from (
+            each
+            for each in chain(
+                unneeded,
+                *(self.artifacts[name] for name in receipts),
+                *(chain(self.trainings[name], self.root.entries(f"{ledger.FOLDER}/{name}")) for name in left),
+            )
+            if each.modified < limit
+        )
+        for folder in dropped:
+            yield from self.root.entries(folder)
+            yield from self.root.entries(f"{ledger.FOLDER}/{folder.removeprefix('runs/')}")
+
+    def looked_at(self) -> Iterator[tuple[str, str]]:
+        """Everything whose bytes can be checked: where it is, and what is wrong there, "" for nothing."""
+        there: set[bytes] = set()
+        for name, entry in self.shards():
+            there.add(bytes.fromhex(name))
+            yield from _looked(entry.key, lambda name=name: read_shard(self.root, name))
+        store = Store(self.root)
+        for name in self.artifacts:
+            yield from _looked(f"store/{name}", lambda name=name: store.get(*name.split("/")))
+        for folder in [each for each in self.kept if each.startswith("runs/")]:
+            missing = (name for name in self.shards_of(folder) if bytes.fromhex(name) not in there)
+            for name in missing:
+                yield from _looked(f"{folder}, shard {name}", lambda name=name: read_shard(self.root, name))
+            yield from self._looked_at_run(folder)
+
+    def _looked_at_run(self, folder: str) -> Iterator[tuple[str, str]]:
+        run, name = self.root.below(folder), folder.removeprefix("runs/")
+        versions = Versions(run)
+        yield from _looked(f"{folder}/train", Journal(run).check)
+        for number in versions.numbers():
+            yield from _looked(f"{folder}/versions/{number}", lambda number=number: versions.find(number))
+        yield from _looked(f"{ledger.FOLDER}/{name}", lambda: list(Ledger(self.root, name).query(columns=["round"])))
+
+    def rebuild_ledger(self, folder: str) -> int:
+        """Write a run's ledger again from its shards; the number of rounds in it."""
+        journal, ledger = Journal(self.root.below(folder)), Ledger(self.root, folder.removeprefix("runs/"))
+        ledger.clear()
+        ledger.rebuild(journal.read(), journal.checkpointed)
+        return ledger.rounds
+
+
+def _grouped(entries: Iterable[Entry], parts: slice) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for each in entries:
+        found.setdefault("/".join(each.key.split("/")[parts]), []).append(each)
+    return found
+
+
+def _looked(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]:
+    try:
+        look()
+    except DAMAGE as error:
+        yield place, str(error)
+    else:
+        yield place, ""
+
+
+def _run(root: Storage, name: str) -> Kept:
+    run = root.below(f"runs/{name}")
+    recipe, results = _json(run, "recipe.json"), _json(run, "results.json")
+    return Kept(
+        folder=f"runs/{name}",
+        finished=bool(results),
+        artifacts=frozenset(results.get("artifacts", ())),
+        headline=_percent(results["robust"]["headline"]) if results else "",
+        preset=recipe.get("preset", ""),
+        trained=Journal(run).checkpointed,
+        rounds=recipe["recipe"]["schedule"]["rounds"] if recipe else 0,
+    )
+
+
+def _evaluation(root: Storage, name: str) -> Kept:
+    results = _json(root.below(f"evaluations/{name}"), "results.json")
+    return Kept(
+        folder=f"evaluations/{name}",
+        finished=bool(results),
+        artifacts=frozenset(results.get("artifacts", ())),
+        headline=_percent(results["headline"]) if results.get("headline") else "",
+    )
+
+
+def _percent(accuracy: dict) -> str:
+    return f"{100 * accuracy['value']:.1f} % of {accuracy['images']} images remain robust"
+
+
+def _json(storage: Storage, name: str) -> dict:
+    """A JSON object; empty where it is not there, or cut short, as by a power cut."""
+    try:
+        return json.loads(storage.find(name) or b"{}")
+    except ValueError:
+        return {}
