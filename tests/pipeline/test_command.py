@@ -45,9 +45,8 @@ REFUSED = {
     "not a number": (["--threat.radius", "nan"], "nan is not a finite number"),
     "infinity": (["--train.learning-rate=1/1e-320"], "is not a finite number"),
     "below zero": (["--threat.radius=-8/255"], "threat.radius is -0.0313"),
-    "units that do not divide": (["--schedule.unit-examples", "100"], "does not divide"),
-    "more examples than images": (["--data.train-images", "100"], "100 images"),
-    "too much lag": (["--schedule.passes", "40"], "max_lag_updates"),
+    "more cohorts than images make": (["--schedule.round-cohorts", "12"], "1277 training images make 10 cohorts"),
+    "too much lag": (["--schedule.round-cohorts=10", "--schedule.batch=32"], "max_lag_updates"),
     "absent data": (["mnist", "--data.root", "NOWHERE"], "NOWHERE"),
     "another run's shards": (["--train.from-cache", "nobody"], "no such run"),
     "probabilities": (["--classifier.factory", "test_command:Probabilities", "--classifier.epochs", "0"], "probabilit"),
@@ -111,11 +110,12 @@ def test_a_name_that_looks_like_a_fraction_is_refused_as_the_path_that_it_is(
 
 def test_an_explicit_flag_is_not_searched() -> None:
     searched = parse([]).recipe.search
-    assert searched.steps
     assert searched.step_sizes
-    fixed = parse(["--attack.steps", "10", "--attack.step_size=0.05"]).recipe.search
-    assert fixed.steps == fixed.step_sizes == ()
+    assert searched.noise_scales
+    fixed = parse(["--attack.step_size=0.05"]).recipe.search
+    assert fixed.step_sizes == ()
     assert fixed.noise_scales == searched.noise_scales
+    assert parse(["--attack.steps", "10", "--search.steps", "5"]).recipe.search.steps == ()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -154,10 +154,10 @@ def test_a_run_is_named_by_what_it_trains() -> None:
 
 def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
     plan = make_plan(parse(["--root", str(tmp_path), "--name", "mine"]))
-    with claimed(plan), pytest.raises(ValueError, match="is being run by process"), claimed(plan):
+    with claimed(plan), pytest.raises(ValueError, match="is held by process"), claimed(plan):
         pass
     other = make_plan(parse(["--root", str(tmp_path), "--name", "mine", "--train.learning-rate", "0.001"]))
-    with pytest.raises(ValueError, match=r"train.learning_rate 0.002 there, 0.001 here"), claimed(other):
+    with pytest.raises(ValueError, match=r"train.learning_rate 0.004 there, 0.001 here"), claimed(other):
         pass
     with claimed(plan):
         pass
@@ -166,7 +166,7 @@ def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
 def test_a_root_that_cannot_be_written_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipeline.artifacts.os.access", lambda path, mode: False)  # whom the tests run as may be root
+    monkeypatch.setattr("stages.storage.os.access", lambda path, mode: False)  # whom the tests run as may be root
     with pytest.raises(SystemExit, match="2"):
         main(["--root", str(tmp_path / "new")])
     assert f"{tmp_path} does not allow it; name another directory" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from stages.evaluation.lineup import Version, lineup
 from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.screening import Screening
 from stages.rap.threat import Norm, ThreatModel
+from stages.storage import Storage
 
 CIFAR = ThreatModel(norm="Linf", radius=8 / 255)
 IMAGE = (3, 32, 32)
