@@ -4,7 +4,6 @@
 '73.2 % [69.2, 76.9] of 512'
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
+from stages.nets.copies import copied
 from stages.rap.threat import Lattice
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -111,7 +111,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def on_device(model: Network, device: str) -> Network:
     """The model where it lies already on a device of this type, else a copy there: whoever gave it keeps it."""
-    return model if device_of(model).type == torch.device(device).type else copy.deepcopy(model).to(device)
+    return model if device_of(model).type == torch.device(device).type else copied(model).to(device)
 
 
 def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -1,6 +1,5 @@
 """Attacks of one's own, kept from changing what comes after them: the model, random numbers, PyTorch's settings."""
 
-import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from stages import numerics
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.attacks import Attack, returned_images
 from stages.evaluation.verdict import AttackError
+from stages.nets.copies import CopyError, copied
 from stages.rap.threat import ThreatModel
 
 SEED = 0  # the same for each batch, as AutoAttack's, so that a chunk's result does not depend on those before it
@@ -80,9 +80,8 @@ def unchanged(device: torch.device) -> Iterator[None]:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
-    except Exception as error:
+        return copied(model)
+    except CopyError as error:
         raise AttackError(
-            f"the model cannot be copied ({error}); an attack of one's own is given a copy, so that nothing that it "
-            "changes reaches the next images"
+            f"{error}: an attack of one's own is given a copy, so that nothing that it changes reaches the next images"
         ) from error

@@ -4,7 +4,6 @@ For training and generation, where only speed counts. What is judged, evaluated 
 verdict and no model's name depends on anything here.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from stages import numerics
+from stages.nets.copies import copied
 
 Images = Float[Tensor, "batch channel height width"]
 
@@ -29,10 +29,10 @@ def faster_classifier(classifier: nn.Module, images: Images, *, frozen: bool) ->
     may have takers beside its BatchNorm), so a change stays only where some ``images``, on the classifier's device, are
     answered as before.
     """
-    found, wanted = copy.deepcopy(classifier), classifier(images)
+    found, wanted = copied(classifier), classifier(images)
     folds = [partial(_fold, convolution=name, norm=norm) for name, norm in _pairs(found, images)] if frozen else []
     for change in (*folds, _channels_last):
-        changed = copy.deepcopy(found)
+        changed = copied(found)
         with suppress(Exception):  # whatever anybody's network may raise
             change(changed)
             if (changed(images) - wanted).abs().max() <= numerics.SAME * wanted.abs().max():

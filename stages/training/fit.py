@@ -27,8 +27,7 @@ epoch 1 of 1: loss ...
 >>> logits = robust(images[:8].float() / 255)
 """
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from operator import length_hint
 
 import numpy as np
@@ -37,6 +36,10 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from stages import randomness
+from stages.data.images import check_labels, paired
+from stages.evaluation.accuracy import device_of, evaluating, to_float
+from stages.evaluation.contract import check_model, check_module, classes_of
+from stages.nets.copies import copied
 from stages.rap import attack as attack_process
 from stages.rap.attack import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
@@ -46,12 +49,13 @@ from stages.training.batches import TrainingBatch
 from stages.training.setup import load_trained
 
 ATTACK, TRAIN = AttackConfig(), TrainConfig()
+SAMPLE = 200  # images of the first batch by which the classifier is checked
 
 
 def fit(
     adapter: nn.Module | None,
     classifier: nn.Module,
-    loader: Iterable[Sequence[Tensor]],
+    loader: Iterable[Sequence[Tensor | np.ndarray]],
     *,
     threat: ThreatModel,
     attack: AttackConfig = ATTACK,
@@ -63,29 +67,33 @@ def fit(
 ) -> RobustClassifier:
     """The robust classifier, in eval mode on the device, after ``epochs`` passes over the loader.
 
-    ``loader`` gives (images, labels): uint8 images [batch, channel, height, width], or floats in [0, 1] that are
-    whole multiples of 1/255, which is what ToTensor makes of a picture. ``adapter(images, t)`` and ``classifier``
-    are copied and stay as they are; to go on, pass the result's. Without an adapter, and with
+    ``loader`` gives (images, labels), tensors or arrays: uint8 images [batch, channel, height, width], or floats in
+    [0, 1] that are whole multiples of 1/255, which is what ToTensor makes of a picture. ``adapter(images, t)`` and
+    ``classifier`` are copied and stay as they are; to go on, pass the result's. Without an adapter, and with
     ``TrainConfig(what="classifier")``, this is adversarial training. ``progress`` gets a line an epoch.
 
     The loader's batches are attacked whole, and the number of threads is the caller's, whatever
     ``attack.batch``, ``threads`` and ``workers`` say. The starts and states depend on the seed alone.
 
-    Raises ValueError for images off that grid, a loader that is empty or used up by its first pass, and settings
-    that do not fit together; DivergedError when the loss becomes NaN or infinite.
+    Raises ValueError, before the first update, for a classifier that breaks the model contract
+    (`stages.evaluation.contract`), an adapter that returns no images, a loader that is empty or used up by its first
+    pass, and settings that do not fit together; for a batch that is none, when it comes. DivergedError when the loss
+    becomes NaN or infinite.
     """
-    process = attack.process(threat)
-    robust = RobustClassifier(copy.deepcopy(adapter), copy.deepcopy(classifier), steps=process.steps, threat=threat).to(
-        device
-    )
     if adapter is None and train.what != "classifier":
         raise ValueError(f"there is no adapter for train.what = {train.what!r}: pass one, or train the classifier")
-    learner = Learner(robust, train, total_updates=epochs * _length(loader), seed=seed)
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; it must be at least 1")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU on this machine: use cpu")
+    process, batches = attack.process(threat), _length(loader)
+    robust = _robust(adapter, classifier, process.steps, threat).to(device).eval()
+    classes = _check(robust, *_batch(next(iter(loader)), 0, classes=None), is_frozen=train.what == "adapter")
+    learner = Learner(robust, train, total_updates=epochs * batches, seed=seed)
     for epoch in range(epochs):
-        for images, labels in loader:
-            batch = attacked(
-                robust, _pixels(images).to(device), labels.to(device).long(), process, key=(seed, learner.updates)
-            )
+        for number, given in enumerate(loader):
+            images, labels = _batch(given, number, classes=classes)
+            batch = attacked(robust, images.to(device), labels.to(device), process, key=(seed, learner.updates))
             learner.update(batch)
         progress(f"epoch {epoch + 1} of {epochs}: {_summary(learner.measured())}")
     return load_trained(robust, learner.shipped()).requires_grad_(False)
@@ -117,22 +125,76 @@ def attacked(
     )
 
 
-def _pixels(images: Tensor) -> UInt8[Tensor, "batch channel height width"]:
-    if images.dtype == torch.uint8:
-        return images
-    levels = 255 * images.double()
-    whole = levels.round()
-    # 1e-3 of a level is a hundred times the rounding of float32, and far below that of float16
-    if not bool(((levels - whole).abs() < 1e-3).logical_and(whole == whole.clamp(0, 255)).all()):
+def _robust(adapter: object, classifier: object, steps: int, threat: ThreatModel) -> RobustClassifier:
+    """Copies of both, as one. Raises ValueError for what is no network."""
+    if adapter is not None and not isinstance(adapter, nn.Module):
         raise ValueError(
-            f"the loader gave {images.dtype} images from {images.min():g} to {images.max():g} that are not all whole "
-            "multiples of 1/255 in [0, 1], on which attacks start: leave normalisation to the classifier, and round "
-            "after resizing, (255 * images).round() / 255"
+            f"the adapter is a {type(adapter).__name__}; expected a torch.nn.Module that takes (images, t)"
         )
-    return whole.to(torch.uint8)
+    if not isinstance(classifier, nn.Module):
+        check_module(classifier)
+    parts = copied(adapter, "the adapter"), copied(classifier, "the classifier")  # pyright: ignore[reportArgumentType]
+    return RobustClassifier(*parts, steps=steps, threat=threat)
 
 
-def _length(loader: Iterable[Sequence[Tensor]]) -> int:
+def _check(
+    robust: RobustClassifier,
+    images: UInt8[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    *,
+    is_frozen: bool,
+) -> int:
+    """Refuse what nothing could be learnt from, by some images; the number of classes.
+
+    A classifier that is trained here may know nothing yet: only a frozen one is held to its accuracy.
+    """
+    check_module(robust.classifier)
+    images, labels = images[:SAMPLE], labels[:SAMPLE]
+    classes = classes_of(robust.classifier, images) or max(2, int(labels.max()) + 1)
+    check_labels(labels, classes=classes)
+    known = labels if is_frozen else None
+    check_model(robust.classifier, images, known, classes=classes, threat=robust.threat)
+    if robust.adapter is not None:
+        _check_adapter(robust.adapter, to_float(images[:2]).to(device_of(robust.adapter)), robust.steps)
+    return classes
+
+
+def _check_adapter(adapter: nn.Module, images: Tensor, steps: int) -> None:
+    """Raise ValueError unless the adapter makes finite images of images and the number of their steps."""
+    expected = f"it must take images {list(images.shape)} and t [{len(images)}], and return images of the same shape"
+    try:
+        with torch.no_grad(), evaluating(adapter):
+            restored = adapter(images, torch.full((len(images),), steps, device=images.device))
+    except Exception as error:  # whatever anybody's forward may raise
+        raise ValueError(f"the adapter raised {type(error).__name__} ({error}); {expected}") from error
+    if not isinstance(restored, Tensor) or restored.shape != images.shape:
+        found = list(restored.shape) if isinstance(restored, Tensor) else f"a {type(restored).__name__}"
+        raise ValueError(f"the adapter returned {found}; {expected}")
+    if not bool(torch.isfinite(restored).all()):
+        raise ValueError("the adapter returned NaN or infinity for images in [0, 1]: look at its first weights")
+    if not any(True for _ in adapter.parameters()):
+        raise ValueError("the adapter has no weights that could be trained")
+
+
+def _batch(
+    given: object, number: int, *, classes: int | None
+) -> tuple[UInt8[Tensor, "batch channel height width"], Int64[Tensor, " batch"]]:
+    """A batch of the loader. Raises ValueError, with its number, for what is no images with labels."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        found = f"a {type(given).__name__}" + (f" of {len(given)}" if isinstance(given, tuple | list) else "")
+        if isinstance(given, Mapping):
+            found += f" with {', '.join(map(str, given))}"
+        raise ValueError(
+            f"batch {number} of the loader is {found}; expected (images, labels): give the DataLoader a collate_fn, or "
+            "a Dataset, that returns these two"
+        )
+    try:
+        return paired(*given, classes=classes)
+    except ValueError as error:
+        raise ValueError(f"batch {number} of the loader: {error}") from error
+
+
+def _length(loader: Iterable[object]) -> int:
     """The batches of an epoch, by counting where the loader does not tell."""
     if isinstance(loader, Iterator):
         raise ValueError(  # noqa: TRY004 - a mistake of the caller's like the next

@@ -1,6 +1,5 @@
 """A loop with its inputs: what determines the result, and where it lies."""
 
-import copy
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from stages.data.splits import Split
 from stages.evaluation.judge import JudgeConfig
 from stages.fingerprint import fingerprint
+from stages.nets.copies import copied
 from stages.nets.faster import faster_adapter, faster_classifier
 from stages.nets.unet import UNet, UNetConfig
 from stages.randomness import key_seed
@@ -134,7 +134,7 @@ class Setup:
                 adapter = UNet(config.adapter, self.train.images.shape[1])
         robust = RobustClassifier(
             adapter,
-            copy.deepcopy(self.classifier),
+            copied(self.classifier, "the classifier"),
             steps=config.attack.steps,
             threat=config.threat,
             straight_through=config.straight_through,

@@ -1,6 +1,5 @@
 """Is the gradient the derivative of the model, and does it lead anywhere? Checks 2 and 10."""
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from stages.evaluation.checks.examined import Examined, on_device
 from stages.evaluation.checks.surrogates import straight_through
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.pgd import draw_starts
+from stages.nets.copies import CopyError, copied
 from stages.rap import losses
 
 TINY = 1e-7  # of a pixel: in float64, far from rounding (1e-16), and small enough to meet few kinks
@@ -57,7 +57,7 @@ def check_gradient(case: Case) -> Outcome:
     images = len(examined.images)
     try:
         comparison = compare_gradients(examined, directions=case.size.directions, seed=case.size.seed)
-    except RuntimeError as error:  # PyTorch's error where types do not meet
+    except (RuntimeError, CopyError) as error:  # the first is PyTorch's where types do not meet
         return not_applicable(2, "gradient", f"the model cannot be run in float64 ({error})")
     stalled = int((comparison.zero | zero_gradients(examined, case.size.seed)).sum())
     wrong, far = int((~comparison.agrees).sum()), int((~comparison.agrees_at_grey_level).sum())
@@ -93,9 +93,9 @@ def check_gradient(case: Case) -> Outcome:
 def compare_gradients(examined: Examined, *, directions: int, seed: int) -> Comparison:
     """Gradient against differences at a random point of each image's ball.
 
-    Raises RuntimeError where the model cannot be run in float64.
+    Raises RuntimeError where the model cannot be run in float64, and CopyError where it cannot be copied.
     """
-    model, labels = deepcopy(examined.model).double(), examined.labels.to(device_of(examined.model))
+    model, labels = copied(examined.model).double(), examined.labels.to(device_of(examined.model))
     clean = to_float(examined.images).double().to(labels.device)
     points = draw_starts(clean, examined.threat, rows=examined.rows, restart=0, seed=seed)
     points = points.clamp(GREY_LEVEL, 1 - GREY_LEVEL)  # so that both ends of a difference are images

@@ -1,12 +1,16 @@
 """Training in a notebook, on the real digits."""
 
+import copy
 import doctest
+import threading
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from unchecked import unchecked_types
 
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.evaluation.judge import JudgeConfig, Judgement, judge
@@ -17,7 +21,7 @@ from stages.rap.attack import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 from stages.training import fit as fit_module
-from stages.training.adapter import TrainConfig
+from stages.training.adapter import Learner, TrainConfig
 from stages.training.classifier import train_classifier
 from stages.training.diverged import DivergedError
 from stages.training.fit import attacked, fit
@@ -120,19 +124,19 @@ def test_floats_and_bytes_of_the_same_images_give_the_same_weights(digits: Image
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "message"),
     [
-        lambda images: images / 2,
-        lambda images: (images - 0.3) / 0.4,
-        lambda images: images * 255,
-        lambda images: images.index_fill(0, torch.tensor([0]), float("nan")),
-        lambda images: (images * 255).to(torch.int64),
+        (lambda images: images / 2, "whole multiples of 1/255"),
+        (lambda images: (images - 0.3) / 0.4, "move normalisation into the model"),
+        (lambda images: images * 255, "divide by 255 if they are bytes"),
+        (lambda images: images.index_fill(0, torch.tensor([0]), float("nan")), "1 of 16 images hold NaN"),
+        (lambda images: (images * 255).to(torch.int64), "convert integers in 0..255 to uint8"),
     ],
     ids=["halves", "normalised", "0..255", "nan", "integers"],
 )
-def test_images_off_the_grid_are_refused(digits: ImageData, classifier: nn.Module, spoil: Any):
+def test_images_off_the_grid_are_refused(digits: ImageData, classifier: nn.Module, spoil: Any, message: str):
     images, labels = tensors(digits, 16)
-    with pytest.raises(ValueError, match="whole multiples of 1/255"):
+    with pytest.raises(ValueError, match=f"batch 0 of the loader: .*{message}"):
         quick(classifier, [(spoil(images.float() / 255), labels)])
 
 
@@ -184,3 +188,123 @@ def test_a_training_that_diverges_says_so(digits: ImageData, classifier: nn.Modu
     train = TrainConfig(learning_rate=1e30, warmup_updates=0)
     with pytest.raises(DivergedError, match=r"lower train\.learning_rate"):
         quick(classifier, few(digits), train=train, epochs=3)
+
+
+class Changed(nn.Module):
+    """The classifier with a change of its images or of its logits."""
+
+    def __init__(self, classifier: nn.Module, *, before: Any, after: Any) -> None:
+        super().__init__()
+        self.classifier, self.before, self.after = classifier, before, after
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.classifier(self.before(images) if self.before else images)
+        return self.after(logits) if self.after else logits
+
+
+class Forgetful(nn.Module):
+    """An adapter that takes no t."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+
+class Flat(nn.Module):
+    """An adapter that returns no images."""
+
+    def forward(self, images: Tensor, t: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+class Nothing(nn.Module):
+    """An adapter that changes nothing, and never will."""
+
+    def forward(self, images: Tensor, t: Tensor) -> Tensor:
+        return images
+
+
+class Empty(nn.Module):
+    """An adapter that was initialised with NaN."""
+
+    def forward(self, images: Tensor, t: Tensor) -> Tensor:
+        return images / 0 - images / 0
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a softmax at the end": ({"after": lambda z: z.softmax(1)}, "returned probabilities .* remove its last softmax"),
+    "no gradient": ({"before": lambda x: (x > 0.5).float()}, "no gradient with respect to the image"),
+    "a root": ({"before": lambda x: x.sqrt()}, "first in the derivative of sqrt"),
+    "at chance": ({"after": lambda z: z.roll(1, 1)}, "no better than chance"),
+    "a function": ({"classifier": lambda images: images}, "is a function; expected a torch.nn.Module"),
+    "one-hot labels": ({"labels": lambda y: nn.functional.one_hot(y, 10)}, r"batch 0 .*one-hot rows"),
+    "labels from 1": ({"labels": lambda y: y + 1}, r"lie in \[1, 10\]; .*count from 1, so use labels - 1"),
+    "too many classes": ({"labels": lambda y: y + 7}, r"expected 0 to 9 for 10 classes"),
+    "a dictionary": (
+        {"batch": lambda x, y: {"image": x, "label": y}},
+        "batch 0 .* is a dict with image, label; .*coll",
+    ),
+    "three parts": ({"batch": lambda x, y: (x, y, y)}, "is a tuple of 3"),
+    "images alone": ({"batch": lambda x, y: x}, "batch 0 of the loader is a Tensor"),
+    "too few labels": ({"batch": lambda x, y: (x, y[:3])}, "64 images and 3 labels"),
+    "no batch axis": ({"batch": lambda x, y: (x[0], y[0])}, r"images\[None\] makes one image a batch"),
+    "an adapter without t": ({"adapter": Forgetful()}, "the adapter raised TypeError .*and return images"),
+    "an adapter without images": ({"adapter": Flat()}, r"the adapter returned \[2, 64\]; it must take images"),
+    "an adapter of NaN": ({"adapter": Empty()}, "the adapter returned NaN"),
+    "a class for an adapter": ({"adapter": UNet}, "the adapter is a type; expected"),
+    "a lock": ({"lock": threading.Lock()}, "the classifier cannot be copied .TypeError: cannot pickle '_thread.lock'"),
+    "an adapter without weights": ({"adapter": Nothing()}, "the adapter has no weights that could be trained"),
+    "no epoch": ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_nothing_can_be_learnt_from_is_refused_before_the_first_update(
+    name: str, digits: ImageData, classifier: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
+    given, message = REFUSED[name]
+    monkeypatch.setattr(Learner, "update", lambda *given: pytest.fail("work had begun"))
+    images, labels = tensors(digits, 64)
+    batch = given.get("batch", lambda x, y: (x, y))(images, given.get("labels", lambda y: y)(labels))
+    model: Any = Changed(classifier, before=given.get("before"), after=given.get("after")).eval()
+    if "lock" in given:
+        vars(model)["lock"] = given["lock"]
+    with unchecked_types(), pytest.raises(ValueError, match=message):
+        fit(
+            given.get("adapter", adapter()),
+            given.get("classifier", model),
+            [batch],
+            threat=THREAT,
+            epochs=given.get("epochs", 1),
+        )
+
+
+def test_a_batch_that_is_none_is_named_by_its_number(digits: ImageData, classifier: nn.Module):
+    images, labels = tensors(digits, 64)
+    with pytest.raises(ValueError, match=r"batch 2 of the loader: the labels lie in \[3, 12\]; expected 0 to 9"):
+        quick(classifier, [(images, labels), (images, labels), (images, labels + 3)])
+
+
+def test_arrays_are_batches_as_tensors_are(digits: ImageData, classifier: nn.Module):
+    images, labels = tensors(digits, 16)
+    arrays = images.numpy(), labels.numpy().astype("int32")
+    assert same(quick(classifier, [arrays]), quick(classifier, [(images, labels)]))
+
+
+def test_an_untrained_classifier_is_held_to_no_accuracy_where_it_is_trained(digits: ImageData):
+    untrained = CNN(1, 8, 10, digits.mean, digits.std)
+    train = TrainConfig(what="classifier")
+    fit(None, untrained, few(digits), threat=THREAT, attack=ATTACK, train=train, epochs=1, progress=lambda line: None)
+
+
+@pytest.mark.parametrize("what", ["adapter", "classifier"])
+def test_a_pruned_classifier_is_trained_as_it_is(digits: ImageData, classifier: nn.Module, what: Any):
+    pruned = copy.deepcopy(classifier)
+    for part in pruned.modules():
+        if isinstance(part, nn.Conv2d):
+            prune.l1_unstructured(part, "weight", 0.1)
+    expected = pruned(tensors(digits, 16)[0] / 255)
+    robust = quick(pruned, few(digits), train=TrainConfig(what=what))
+    found = robust.classifier(tensors(digits, 16)[0] / 255)
+    assert torch.equal(found, expected) == (what == "adapter")
+    masks = dict(pruned.named_buffers())
+    assert all(torch.equal(mask, masks[name]) for name, mask in robust.classifier.named_buffers())
