@@ -11,10 +11,11 @@ import copyreg
 import io
 import os
 import pickle
+import platform
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import FunctionType, ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -33,27 +34,39 @@ class Parcel(Generic[Value]):
 
     content: pickle.PickleBuffer
     arrays: list[pickle.PickleBuffer]
+    what: str = ""
+    name: Callable[[Value], str] | None = None
+    found: str = ""
+    """What `name` gave where it was packed."""
 
     def open(self) -> Value:
-        """The value again; arrays are read-only views."""
-        return pickle.loads(self.content, buffers=self.arrays)
+        """The value again; arrays are read-only views. Raises ParcelError where it has another name here."""
+        value = pickle.loads(self.content, buffers=self.arrays)
+        if self.name is not None and self.name(value) != self.found:
+            raise ParcelError(
+                f"{self.what} is another one in a worker process on {platform.node()}, which imports its code anew: a "
+                "global, method or file that it uses was changed after it was imported here, or there is another "
+                "version there. Keep what it needs in its attributes, or set it in the module's own source"
+            )
+        return value
 
 
-def pack(value: Value, what: str) -> Parcel[Value]:
+def pack(value: Value, what: str, *, name: Callable[[Value], str] | None = None) -> Parcel[Value]:
     """The value as a parcel, which was opened once to see that it can be.
 
-    Raises ParcelError, which names ``what`` and the reason, where it cannot be pickled, or not be read again.
+    ``name`` is to give the same for the value wherever the parcel is opened, or it is not the same value there. Raises
+    ParcelError, which names ``what`` and the reason, where it cannot be pickled, or not be read again.
     """
     try:
         parcel = _pickled(value)
-        parcel.open()
+        opened = parcel.open()
     except Exception as error:  # whatever anybody's __reduce__ and __setstate__ raise
         culprit = next(_culprits(value), "")
         raise ParcelError(
             f"{what} cannot be sent to worker processes: {culprit}{type(error).__name__}: {error}; make such a thing "
             "when it is first used, or leave it out in __getstate__"
         ) from error
-    return parcel
+    return parcel if name is None else replace(parcel, what=what, name=name, found=name(opened))
 
 
 def _pickled(value: object) -> Parcel:

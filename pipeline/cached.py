@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
+from pipeline.sending import named_setup
 from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.training.cached import train_on_cache
@@ -25,7 +26,7 @@ def weights_from_cache(
         say(f"training on {len(shards)} committed shards of another run, {passes} passes")
         ((_, artifact),) = run_tasks(
             _train,
-            [(put(setup), name, shards, place.device)],
+            [(put(named_setup(setup)), name, shards, place.device)],
             cpus=max(place.cpus, setup.config.train.threads),
             gpus=place.gpus,
             say=say,

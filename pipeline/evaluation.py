@@ -22,6 +22,7 @@ from cluster.session import describe
 from pipeline.artifacts import Artifact, Store
 from pipeline.chunks import Chunk, attack_to_receipt
 from pipeline.recipe import EvaluationConfig
+from pipeline.sending import named
 from pipeline.workers import Place
 from stages import numerics, randomness
 from stages.data.splits import Split
@@ -170,7 +171,7 @@ def _doubts(subjects: Mapping[str, Subject], measurements: Sequence[Measurement]
 
 def _packed(subjects: Mapping[str, Subject]) -> dict[str, Parcel[nn.Module]]:
     try:
-        return {name: pack(subject.model, SPOKEN.get(name, name)) for name, subject in subjects.items()}
+        return {name: named(subject.model, SPOKEN.get(name, name)) for name, subject in subjects.items()}
     except ParcelError as error:
         raise ParcelError(f"{error}. A quick screening attacks in this process, and takes it as it is") from error
 
@@ -178,7 +179,7 @@ def _packed(subjects: Mapping[str, Subject]) -> dict[str, Parcel[nn.Module]]:
 def _packed_attacks(functions: Mapping[str, Attack]) -> Parcel[dict[str, Attack]]:
     for path, function in functions.items():
         pack(function, f"the attack {path}")
-    return pack(dict(functions), "the attacks")
+    return named(dict(functions), f"the attack {', '.join(functions)}")
 
 
 def chunks_of(

@@ -17,6 +17,7 @@ from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.evaluation import Evaluation, Subject, in_order, worst_of
 from pipeline.recipe import ChecksConfig
+from pipeline.sending import named
 from pipeline.workers import Place
 from stages import numerics
 from stages.data.splits import Split
@@ -176,7 +177,8 @@ def examine(
         trainings = sum(isinstance(work, _Training) and work.part in PARTS for work in missing)
         say(f"20 checks on the model, {trainings} trainings that explain it")
         # In one object, so that the setup, which holds the data, is in it once.
-        tasks = put(_Tasks(str(root), [_portable(work) for work in missing], place.device))
+        sent = _Tasks(str(root), [_portable(work) for work in missing], place.device)
+        tasks = put(named(sent, "the model", code_of=_models))
         numbered = [(number, [tasks]) for number in range(len(missing))]
         for _, receipt in run_tasks(_to_receipt, numbered, cpus=place.cpus, gpus=place.gpus, fresh=False, say=say):
             receipts[receipt.manifest["fingerprint"]] = receipt
@@ -197,6 +199,13 @@ def _portable(work: "_Examined | _Training") -> "_Examined | _Training":
     return replace(
         work, subject=moved(work.subject), undefended=undefended, others=tuple(moved(other) for other in work.others)
     )
+
+
+def _models(tasks: _Tasks) -> list[nn.Module]:
+    """All that is a user's in the work."""
+    examined = [work for work in tasks.works if isinstance(work, _Examined)]
+    subjects = [each for work in examined for each in (work.subject, work.undefended, *work.others) if each]
+    return [*(each.model for each in subjects), *(w.setup.classifier for w in tasks.works if isinstance(w, _Training))]
 
 
 def _line(receipt: Artifact) -> str:

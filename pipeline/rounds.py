@@ -16,6 +16,7 @@ from cluster.pool import Pool, put
 from cluster.session import is_open
 from pipeline.artifacts import scratch
 from pipeline.generators import AT_ONCE, GeneratorWorker
+from pipeline.sending import named_setup
 from pipeline.workers import LoopWorkers
 from stages.training.journal import Start
 from stages.training.rounds import Round, run_rounds
@@ -58,7 +59,7 @@ class _Loop:
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        self.board, self.shared = Board.open(), put(self.setup)
+        self.board, self.shared = Board.open(), put(named_setup(self.setup))
         threads = [
             threading.Thread(target=self._guarded, args=(each,), name=each.__name__, daemon=True)
             for each in (self._train, self._follow)

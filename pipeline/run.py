@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 
 from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
@@ -22,6 +23,7 @@ from pipeline.reporting import run_contents
 from pipeline.results import Totals, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
 from pipeline.search import search_attack
+from pipeline.sending import check_arrival
 from pipeline.trained import examine_trained, shipped_model, subjects_of
 from pipeline.workers import Session, own_device
 from stages.evaluation.accuracy import on_device
@@ -39,7 +41,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
     recipe, seconds, cached = plan.recipe, {}, None
     with ExitStack() as stack:
         held = stack.enter_context(claimed(plan))
-        workers = Session(plan.command.workers, recipe, stack)
+        workers = Session(plan.command.workers, recipe, stack, first=partial(check_arrival, plan.external))
 
         with timed(seconds, "classifier"):
             (classifier, holdout_accuracy), *others = classifiers_of([plan, *plan.others], workers, say)
@@ -61,6 +63,7 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
                     say(f"going on with round {done + 1} of {recipe.schedule.rounds}, after the last checkpoint")
                 here = replace(setup, device=place.device, repeats=place.device == "cpu")
                 made_now = run_loop(here, place.loop, progress=follow(setup, say, held))
+            setup.ledger.complete(recipe.schedule.rounds, setup.journal.read)
             robust, shipped = shipped_model(setup)
 
         subjects = subjects_of(plan, robust, classifier)

@@ -1,5 +1,6 @@
 """Placement: how the resources of a cluster are divided among generators, train workers, trials and evaluations."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -39,16 +40,22 @@ class Workers(Place):
 
 
 class Session:
-    """A Ray session that starts when it is first needed: a run that is complete never starts one."""
+    """A Ray session that starts when it is first needed: a run that is complete never starts one.
 
-    def __init__(self, config: WorkersConfig, recipe: Recipe, stack: ExitStack) -> None:
-        self.config, self.recipe, self.stack = config, recipe, stack
+    ``first`` is done on it before any work.
+    """
+
+    def __init__(
+        self, config: WorkersConfig, recipe: Recipe, stack: ExitStack, *, first: Callable[[Place], None]
+    ) -> None:
+        self.config, self.recipe, self.stack, self.first = config, recipe, stack, first
         self.found: Workers | None = None
 
     def __call__(self) -> Workers:
         if self.found is None:
             cluster = self.stack.enter_context(session(cpus=self.config.cpus))
             self.found = divide(cluster, self.config, self.recipe)
+            self.first(self.found)
         return self.found
 
 

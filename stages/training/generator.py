@@ -65,7 +65,11 @@ class Generator:
         except (MissingShardError, AlteredShardError) as damage:
             found = self._remembered(name)
             if found is None:
-                raise
+                train = self.setup.run.location("train")
+                raise type(damage)(
+                    f"{damage}, or remove {train}, and the same command repeats this run's updates, and on their way "
+                    "makes this shard again"
+                ) from damage
             logger.warning("made again: %s", damage)
             unit, weights = found
             return self.shard(unit, lambda: weights).shard

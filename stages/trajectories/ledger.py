@@ -80,17 +80,37 @@ class Ledger:
             self.storage.delete([_key(*span) for span in recent])
             spans = self._spans()
 
+    def complete(self, stop: int, read: Callable[[int], Iterable[dict]]) -> None:
+        """Have it hold the rounds up to one, and no other: what is lacking is rebuilt from the lines of metrics, which
+        ``read`` gives from a round on. Raises ShardError for a shard that cannot be read."""
+        self.storage.delete([_key(*span) for span in self._files() if span[1] >= stop])
+        lacking = 0
+        for first, last in self._spans():
+            if first <= lacking:
+                lacking = last + 1
+        if lacking < stop:
+            self.rebuild(read(lacking), stop)
+
     def rebuild(self, lines: Iterable[dict], stop: int) -> None:
-        """Write down again the shards that lines of metrics name, up to a round, by what they say of themselves.
+        """Write down what is lacking of the shards that lines of metrics name, up to a round, by what they say of
+        themselves.
 
         Raises ShardError for one that cannot be read.
         """
+        spans = self._spans()
+
+        def is_held(number: int) -> bool:
+            return any(first <= number <= last for first, last in spans)
+
         rows, first = [], None
         for line in itertools.takewhile(lambda line: line["round"] < stop, lines):
-            first = line["round"] if first is None else first
+            number = line["round"]
+            if is_held(number):
+                continue
+            first = number if first is None else first
             rows += [read_shard(self.root, name).row for name in line["shards"]]
-            if len(rows) >= REBUILT or line["round"] + 1 == stop:
-                self.write(first, line["round"], rows)
+            if len(rows) >= REBUILT or number + 1 == stop or is_held(number + 1):
+                self.write(first, number, rows)
                 rows, first = [], None
 
     def clear(self) -> None:
@@ -106,14 +126,15 @@ class Ledger:
         keys = {_key(*span) for span in spans}
         return sum(each.bytes for each in self.storage.entries() if each.key in keys)
 
+    def _files(self) -> list[tuple[int, int]]:
+        """First and last round of each file."""
+        names = (name.removesuffix(".parquet").split("-") for name in self.storage.names())
+        return [(int(first), int(last)) for first, last in names]
+
     def _spans(self) -> list[tuple[int, int]]:
         """First and last round of each file, in order, without those that a merged one holds."""
-        found = sorted(
-            (tuple(map(int, name.removesuffix(".parquet").split("-"))) for name in self.storage.names()),
-            key=lambda span: (span[0], -span[1]),
-        )
         spans: list[tuple[int, int]] = []
-        for first, last in found:
+        for first, last in sorted(self._files(), key=lambda span: (span[0], -span[1])):
             if not spans or last > spans[-1][1]:
                 spans.append((first, last))
         return spans
@@ -142,13 +163,11 @@ class Recorder:
         self._lock = threading.Lock()  # rows are entered and lines followed by two threads of the loop on Ray
 
     def begin(self, number: int, read: Callable[[int], Iterable[dict]]) -> None:
-        """Training goes on with a round: what the ledger lacks of those before is rebuilt from the lines of metrics,
-        which ``read`` gives from a round on."""
+        """Training goes on with a round: the ledger holds those before, and nothing of those to come; ``read`` gives the
+        lines of metrics from a round on."""
         with self._lock:
             self._rows, self._first = [], number
-            known = self.ledger.rounds
-            if known < number:
-                self.ledger.rebuild(read(known), number)
+            self.ledger.complete(number, read)
 
     def enter(self, rows: list[LedgerRow]) -> None:
         """Take in the rows of a round that is committed."""

@@ -153,8 +153,7 @@ def write_shard(storage: Storage, fingerprint: str, content: bytes) -> None:
 def _damage(place: str, found: str) -> str:
     return (
         f"shard {place}: found {found}, expected the shard that was committed; nothing of it was used. Restore the "
-        "file, or delete it and run the same command again, which makes it again where its weights are kept "
-        "(--keep-versions), or start the run anew under another --name"
+        "file, or start the run anew under another --name, which makes it again"
     )
 
 

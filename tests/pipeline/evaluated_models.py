@@ -9,6 +9,9 @@ from torch.nn import functional
 from stages.numerics import Arithmetic
 from stages.rap.threat import ThreatModel
 
+SCALE = 1.0
+STEP = 1.0
+
 
 def build() -> nn.Module:
     """A softmax regression on the digits, from zero weights, with nothing random in it."""
@@ -24,6 +27,27 @@ def build() -> nn.Module:
             functional.cross_entropy(linear(images), labels).backward()
             optimiser.step()
     return nn.Sequential(nn.Flatten(), linear)
+
+
+class Scaled(nn.Module):
+    """A model that looks a number up where it is imported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = build()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(self.scaled(images))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        return SCALE * images
+
+
+def half() -> nn.Module:
+    """That model behind a number that is set here."""
+    global SCALE
+    SCALE = 0.5
+    return Scaled()
 
 
 class Outside(nn.Module):
@@ -46,7 +70,7 @@ def flip_the_signs(model: nn.Module, images: Tensor, labels: Tensor, threat: Thr
     """One step as long as the radius, which a linear model does not stand."""
     leaf = images.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(functional.cross_entropy(model(leaf), labels), leaf)
-    return (images + threat.radius * gradient.sign()).clamp(0, 1)
+    return (images + STEP * threat.radius * gradient.sign()).clamp(0, 1)
 
 
 def three_arguments(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

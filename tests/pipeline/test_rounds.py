@@ -129,6 +129,6 @@ def test_a_parent_that_is_damaged_is_made_again_where_its_weights_are_kept_else_
             run_loop(setup, loop_workers(1), progress=damage)
             assert same(setup, undisturbed[1])
         else:
-            with pytest.raises(AlteredShardError, match=f"{parent}.*--keep-versions"):
+            with pytest.raises(AlteredShardError, match=f"{parent}.* or remove .*train, and the same command"):
                 run_loop(setup, loop_workers(1), progress=damage)
         assert damaged

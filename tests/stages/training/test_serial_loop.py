@@ -189,7 +189,7 @@ def test_a_lost_parent_whose_weights_were_not_kept_is_named(undisturbed, tmp_pat
     setup, parent = setup_of(tmp_path, wanted.config, keep_versions=False), parent_of_last_round(wanted)
     run_serially(setup, stopped=after(5))
     damage(setup, parent, "deleted")
-    with pytest.raises(MissingShardError, match=f"{parent}.*--keep-versions"):
+    with pytest.raises(MissingShardError, match=f"{parent}.* or remove .*train, and the same command"):
         run_serially(setup)
 
 

@@ -110,7 +110,19 @@ def test_it_is_rebuilt_from_the_shards(ledger, monkeypatch):
         ledger.rebuild(lines, 4)
 
 
-def line_of(number: int, *, checkpoint: bool) -> dict:
+@pytest.mark.parametrize("lost", [[0], [1], [2], [0, 2], [1, 2], [0, 1, 2]])
+def test_whatever_is_lost_of_it_is_rebuilt(lost, ledger):
+    rows = [commit(ledger.root, number) for number in range(6)]
+    for first in (0, 2, 4):
+        ledger.write(first, first + 1, rows[first : first + 2])
+    ledger.storage.delete([f"{2 * each:07}-{2 * each + 1:07}.parquet" for each in lost])
+    assert ledger.rows() != rows
+    ledger.complete(6, lambda since: [line_of(number) for number in range(since, 6)])
+    assert ledger.rows() == rows
+    ledger.complete(6, lambda since: pytest.fail("nothing is missing"))
+
+
+def line_of(number: int, *, checkpoint: bool = False) -> dict:
     return {"round": number, "shards": [f"{number:032}"], "checkpoint": checkpoint}
 
 
@@ -133,3 +145,13 @@ def test_a_recorder_that_begins_again_rebuilds_what_was_not_written(tmp_path):
     assert recorder.ledger.rows() == rows
     recorder.begin(4, lambda since: pytest.fail("nothing is missing"))
     assert recorder.ledger.rows() == rows
+
+
+def test_a_recorder_that_begins_anew_keeps_no_row_of_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MERGED", 4)
+    ledger = Ledger(Storage.at(tmp_path), "run")
+    for first in range(0, 8, 2):
+        ledger.write(first, first + 1, rows_of(first, first + 1))
+    recorder = Recorder(ledger)
+    recorder.begin(0, lambda since: pytest.fail("there is nothing before"))
+    assert ledger.rows() == []
