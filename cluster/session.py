@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -84,7 +84,7 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
             _connect(address, cpus)
         # After ray.init, which installs a handler of its own.
         _set_sigterm(stop)
-        with _watched(() if joins else _servers(address)):
+        with _watched(address):
             yield describe()
     except KeyboardInterrupt as error:
         if stop.is_asked:
@@ -167,7 +167,9 @@ def _check_address(address: str) -> None:
 def _servers(address: str | None) -> list[Server]:
     """What a session cannot do without: the cluster's head, and the process by which this one takes part in it."""
     context = ray.get_runtime_context()
-    if address is not None and address.startswith("ray://"):
+    if ray.util.client.ray.is_connected():
+        if address is None or not address.startswith("ray://"):
+            return []  # of a client that whoever called has connected, whose server nothing names
         where = {"the head": parse_address(address)}
     else:
         here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
@@ -186,15 +188,18 @@ _watch: Watch | None = None
 
 
 @contextmanager
-def _watched(servers: Sequence[Server]) -> Iterator[None]:
-    """Inside, a Ray that is lost ends the main thread's work; a session in another thread is not watched.
+def _watched(address: str | None) -> Iterator[None]:
+    """Inside, a Ray that is lost ends the main thread's work; a session in another thread is not watched, and one
+    inside another is watched by that.
 
     Raises SessionLostError in its place.
     """
     global _watch
-    if threading.current_thread() is not threading.main_thread():
-        servers = ()
-    _watch = watch = Watch(servers)
+    if _watch is not None:
+        yield
+        return
+    is_main = threading.current_thread() is threading.main_thread()
+    _watch = watch = Watch(_servers(address) if is_main else ())
     watch.start()
     try:
         yield

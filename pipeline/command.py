@@ -14,7 +14,8 @@ USAGE = "python -m pipeline.run [digits|mnist|cifar10-linf|cifar10-l2] [--flags]
 # An explicit flag fixes what the search would otherwise try.
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
 NUMBERS = ConstructorRegistry()
-"""How command lines read a field that is a float, and no other: `number`."""
+"""How command lines read a field that is a number, and no other: `number` and `whole`."""
+LARGEST = 2**31 - 1  # of a whole number: beyond it libraries overflow, each in its own way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,27 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text} is not a finite number")
     return value
+
+
+def whole(text: str) -> int:
+    """A whole number that a count or a seed may be. Raises ValueError for anything else."""
+    value = int(text)
+    if abs(value) > LARGEST:
+        raise ValueError(f"{text} is larger than {LARGEST}, which no count or seed needs to be")
+    return value
+
+
+@NUMBERS.primitive_rule
+def _int_rule(field: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    if field.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda arguments: whole(arguments[0]),
+        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 @NUMBERS.primitive_rule

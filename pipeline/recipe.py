@@ -63,6 +63,11 @@ class SearchConfig:
             raise ValueError(f"search.rounds is {self.rounds}; it must be at least 3, for ASHA's first rung")
         if any(value <= 0 for value in (*self.steps, *self.step_sizes, *self.noise_scales)):
             raise ValueError("search.steps, search.step_sizes and search.noise_scales must be greater than 0")
+        if any(scale > 1 for scale in self.noise_scales):
+            raise ValueError(
+                f"search.noise_scales are {', '.join(f'{scale:g}' for scale in self.noise_scales)}, in units of the "
+                "radius; they must be at most 1: more noise is larger than the ball"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +126,12 @@ class Recipe:
     checkpoint_rounds: int = 10
     """Rounds from one checkpoint to the next: what a killed train worker repeats at most."""
     seed: int = 0
-    """Seed of the run."""
+    """Seed of the run, 0 or above."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("checkpoint_rounds", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     def loop(self, attack: AttackConfig | None = None, *, rounds: int | None = None) -> LoopConfig:
         """The loop of this recipe, or of a trial with another attack and fewer rounds.

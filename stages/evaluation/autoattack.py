@@ -60,9 +60,9 @@ class AutoAttackConfig:
                 f"evaluation.attacks are {', '.join(self.attacks) or 'none'} with version {self.version!r}; version "
                 f"custom takes some of {', '.join(ATTACKS)}, each once, and the others bring their own"
             )
-        for name in ("images", "chunk", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+        for name, least in (("images", 1), ("chunk", 1), ("batch", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}; it must be at least {least}")
 
 
 @runtime_checkable

@@ -53,6 +53,10 @@ class ClaimConfig:
     forward_passes: int = 1
     """Forward passes that an answer takes."""
 
+    def __post_init__(self) -> None:
+        if self.forward_passes < 1:
+            raise ValueError(f"claim.forward_passes is {self.forward_passes}; it must be at least 1")
+
 
 def robustbench_claim(
     config: ClaimConfig,

@@ -71,7 +71,7 @@ class AttackConfig(Arithmetic):
         Raises ValueError when a length does not fit the lattice, or the step is larger than the ball.
         """
         usual = default_denominator(threat.norm)  # refuses a norm in which nothing is trained
-        denominator = self.denominator or usual
+        denominator = usual if self.denominator is None else self.denominator
         lattice = Lattice(denominator)
         bound = lattice.level(threat.radius, "threat.radius")
         step_size = self.step_size or lattice.snap(min(2.5 * threat.radius / self.steps, threat.radius))

@@ -168,6 +168,7 @@ def test_a_local_ray_that_does_not_start_is_one_message(folder, message, tmp_pat
 
 LOSING = """
 import psutil
+import ray
 from cluster.pool import Pool
 from cluster.session import SessionLostError, session
 from threading import Event
@@ -182,20 +183,24 @@ def kill_the_head(number):
             process.kill()
     return (number,)
 
+if {own}:
+    ray.init("local", num_cpus=1, logging_level="ERROR", log_to_driver=False, include_dashboard=False)
 try:
-    with session(cpus=1), Pool(Waiter, size=1, cpus=1, name="waiters") as pool:
+    with session(cpus=1), session(), Pool(Waiter, size=1, cpus=1, name="waiters") as pool:
         list(pool.map("wait", [1], payload=kill_the_head))
 except SessionLostError as error:
     print(error)
+ray.shutdown()
 with session(cpus=1) as cluster:
     print(cluster.cpus)
 """
 
 
 @pytest.mark.ray
-def test_a_ray_that_dies_ends_the_work_with_one_message_and_another_session_may_follow():
+@pytest.mark.parametrize("own", [False, True], ids=["of the session", "of whoever called"])
+def test_a_ray_that_dies_ends_the_work_with_one_message_and_another_session_may_follow(own):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", LOSING],
+        [sys.executable, "-W", "error", "-c", LOSING.format(own=own)],
         capture_output=True,
         text=True,
         check=False,

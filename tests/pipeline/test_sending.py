@@ -197,7 +197,7 @@ class Model(nn.Module):
         super().__init__()
         self.linear = nn.Linear(4, 2)
         weights = torch.tensor([[1.0] * 4, [-1.0] * 4])
-        self.linear.load_state_dict({"weight": weights, "bias": torch.tensor([-2.0, 2.0])})
+        self.linear.load_state_dict({"weight": weights, "bias": torch.tensor([2.0, -2.0])})
         self.change = lambda images: step(images)
     def forward(self, images):
         return self.linear(self.change(images).flatten(1))
