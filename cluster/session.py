@@ -11,10 +11,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import ray
+from ray.util.client import ray as client
 
 from cluster.imports import import_environment
 from cluster.machines import Cluster, read_cluster
@@ -131,8 +133,10 @@ def _connect(address: str | None, cpus: int | None) -> None:
         options["runtime_env"] = environment
     if address is None:
         # A local cluster asks for a token. Without one Ray would write ~/.ray/auth_token, which switches
-        # authentication on for clusters that have nothing to do with this project.
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # authentication on for clusters that have nothing to do with this project. One that is there is Ray's choice,
+        # which a process that has had a cluster of its own before does not read again.
+        if not (os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser().exists()):
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(**options)
@@ -167,7 +171,7 @@ def _check_address(address: str) -> None:
 def _servers(address: str | None) -> list[Server]:
     """What a session cannot do without: the cluster's head, and the process by which this one takes part in it."""
     context = ray.get_runtime_context()
-    if ray.util.client.ray.is_connected():
+    if client.is_connected():
         if address is None or not address.startswith("ray://"):
             return []  # of a client that whoever called has connected, whose server nothing names
         where = {"the head": parse_address(address)}

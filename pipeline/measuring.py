@@ -1,5 +1,6 @@
 """Measures models, whoever trained them: under every attack on Ray, or by a quick screening without it."""
 
+import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -120,7 +121,7 @@ def quick_findings(
         for chunk in chunks:
             attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
             receipts.append(commit_chunk(chunk, model, device=device, functions={}))
-            yield load_verdict(receipts[-1].path / "verdict.npz")
+            yield load_verdict(io.BytesIO(receipts[-1].read("verdict.npz")))
 
     screening: Screening = screen(verdicts(), config, progress=say)
     evaluation = merge(receipts, threat, attacked_now=attacked)

@@ -163,8 +163,8 @@ class Recorder:
         self._lock = threading.Lock()  # rows are entered and lines followed by two threads of the loop on Ray
 
     def begin(self, number: int, read: Callable[[int], Iterable[dict]]) -> None:
-        """Training goes on with a round: the ledger holds those before, and nothing of those to come; ``read`` gives the
-        lines of metrics from a round on."""
+        """Training goes on with a round: the ledger holds those before it, and no other; ``read`` gives the lines of
+        metrics from a round on."""
         with self._lock:
             self._rows, self._first = [], number
             self.ledger.complete(number, read)

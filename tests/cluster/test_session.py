@@ -198,13 +198,13 @@ with session(cpus=1) as cluster:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("own", [False, True], ids=["of the session", "of whoever called"])
-def test_a_ray_that_dies_ends_the_work_with_one_message_and_another_session_may_follow(own):
+def test_a_ray_that_dies_ends_the_work_with_one_message_and_another_session_may_follow(own, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", LOSING.format(own=own)],
         capture_output=True,
         text=True,
         check=False,
-        env=WITHOUT_A_CLUSTER,
+        env=WITHOUT_A_CLUSTER | {"HOME": str(tmp_path)},  # where Ray writes the token of a cluster that was given none
     )
     assert done.stdout == (
         "Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same command "

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,8 +39,8 @@ class Scripted(nn.Module):
         super().__init__()
         self.network, self.double = network(), torch.jit.script(twice)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.double(self.network(images))
+    def forward(self, images: Tensor) -> Any:
+        return self.double(self.network(images))  # pyright: ignore[reportCallIssue]
 
 
 class Remembering(nn.Module):
@@ -48,7 +49,7 @@ class Remembering(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.network = network()
-        self.factors = [self.network[2].weight.mean() + 1]
+        self.factors = [self.network.get_submodule("2").weight.mean() + 1]  # pyright: ignore[reportCallIssue]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.factors[0] * self.network(images)
@@ -62,7 +63,7 @@ def changed(change: Callable[[nn.Sequential], object]) -> nn.Module:
     return model.eval()
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
+NETWORKS: dict[str, Callable[[], Any]] = {
     "plain": network,
     "pruned": lambda: changed(lambda model: prune.l1_unstructured(model[0], "weight", 0.5)),
     "older weight_norm": lambda: changed(lambda model: older_weight_norm(model[2])),
@@ -72,7 +73,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "a scripted function": Scripted,
     "torch.jit.script": lambda: torch.jit.script(network()),
     "torch.fx": lambda: torch.fx.symbolic_trace(network()),
-    "torch.compile": lambda: torch.compile(network(), backend="eager"),  # pyright: ignore[reportReturnType]
+    "torch.compile": lambda: torch.compile(network(), backend="eager"),
     "torch.export": lambda: torch.export.export(network().eval(), (IMAGES,)).module(),
     "torch.jit.freeze": lambda: torch.jit.freeze(torch.jit.script(network().eval())),
 }

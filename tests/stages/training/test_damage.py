@@ -76,12 +76,9 @@ def test_a_shard_whose_weights_are_gone_is_made_again_by_a_run_that_repeats_its_
     assert weights_of(setup) == wanted
 
 
-@pytest.mark.parametrize("kind", ["torn", "deleted"])
-def test_a_shard_is_made_again_by_a_run_of_another_name(kind: str, wanted: list[str], tmp_path: Path):
+def test_a_shard_is_made_again_by_a_run_of_another_name(wanted: list[str], tmp_path: Path):
     setup, parent = stopped_run(tmp_path, keep_versions=False)
     tear(setup, shard_key(parent))
-    if kind == "deleted":
-        setup.root.delete([shard_key(parent)])
     with pytest.raises(ShardError, match="or start the run anew under another --name, which makes"):
         run_serially(setup)
     other = setup_of(tmp_path, CONFIG, name="other", keep_versions=False)
@@ -106,8 +103,9 @@ def test_a_shard_of_another_version_is_deleted_and_made_again(
     assert weights_of(setup) == wanted
 
 
-@pytest.mark.parametrize("file", ["0000000-0000001", "0000002-0000003"])
-@pytest.mark.parametrize("how", ["the same command", "a run that is complete"])
+@pytest.mark.parametrize(
+    ("file", "how"), [("0000000-0000001", "the same command"), ("0000002-0000003", "a run that is complete")]
+)
 def test_a_file_of_the_ledger_is_deleted_and_rebuilt(file: str, how: str, wanted: list[str], tmp_path: Path):
     setup, _ = stopped_run(tmp_path, keep_versions=False)
     if how == "a run that is complete":
@@ -132,8 +130,7 @@ TRAIN_FILES: dict[str, Callable[[Setup], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRAIN_FILES)
-@pytest.mark.parametrize("done", [5, 6])
+@pytest.mark.parametrize(("name", "done"), zip(TRAIN_FILES, (5, 5, 6), strict=True))
 def test_a_training_whose_files_are_damaged_is_repeated_once_they_are_removed(
     done: int, name: str, wanted: list[str], tmp_path: Path
 ):
