@@ -101,7 +101,7 @@ def _renewed(storage: Storage, key: str, wait: bool) -> Iterator[Lease]:
         while not done.wait(RENEWED):
             found, turn = _ours(storage, key, token), turn + 1
             try:
-                if found is not None and storage.swap(key, content(), tag=found):
+                if found is not None and (storage.swap(key, content(), tag=found) or storage.find(key) == content()):
                     renewed = time.monotonic()
             except StorageError:
                 pass  # out of reach for a while; the time says when that is too long
@@ -122,7 +122,7 @@ def _renewed(storage: Storage, key: str, wait: bool) -> Iterator[Lease]:
 
 def _take(storage: Storage, key: str, content: bytes) -> bool:
     """Make the lease, or take over one that has expired by the server's clock; whether it is ours now."""
-    if storage.create(key, content):
+    if storage.create(key, content) or storage.find(key) == content:  # ours, where the answer to a first try was lost
         return True
     clock = f"{key}.{secrets.token_hex(4)}"
     storage.put(clock, b"")
@@ -130,7 +130,7 @@ def _take(storage: Storage, key: str, content: bytes) -> bool:
     storage.delete([clock])
     if now is None or held is None or (now["last_modified"] - held["last_modified"]).total_seconds() < EXPIRES:
         return False
-    return storage.swap(key, content, tag=held["e_tag"])
+    return storage.swap(key, content, tag=held["e_tag"]) or storage.find(key) == content
 
 
 def _ours(storage: Storage, key: str, token: str) -> str | None:

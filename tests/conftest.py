@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 
@@ -67,6 +68,7 @@ def s3_server() -> Iterator[str]:
         for line in server.stderr:  # it says where it runs once it does
             if "Running on" in line:
                 break
+        threading.Thread(target=server.stderr.read, daemon=True).start()  # else it waits once the pipe is full
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()
