@@ -63,10 +63,9 @@ class Artifact:
 
 def usable_root(named: str | Path) -> Storage:
     """The storage of a root, which need not be there yet. Raises StorageError where it cannot be written."""
-    local = "://" not in str(named)
-    if local and not Path(named).expanduser().is_absolute() and JOB_COPY in Path.cwd().parts:
+    if "://" not in str(named) and in_job_copy(Path(named)):
         raise StorageError(
-            f"--root {named} is relative, and a job with a working directory runs in a copy that Ray removes: "
+            f"--root {named} lies in the copy of its working directory in which a job runs, and which Ray removes: "
             "give an absolute path on storage that every node sees, or a URL"
         )
     try:
@@ -75,6 +74,11 @@ def usable_root(named: str | Path) -> Storage:
     except StorageError as error:
         raise StorageError(f"--root {error}") from None
     return root
+
+
+def in_job_copy(path: Path) -> bool:
+    """Whether a path, if only because it is relative, lies where `ray job submit --working-dir` unpacks its copy."""
+    return JOB_COPY in path.expanduser().resolve().parts
 
 
 def scratch(storage: Storage, name: str) -> Path:

@@ -16,7 +16,8 @@ from pipeline.ending import ClaimedError
 from pipeline.evaluation import final_measurements
 from pipeline.recipe import Recipe
 from pipeline.search import candidates
-from stages.data.datasets import ImageData, load_data
+from pipeline.subjects import known_data
+from stages.data.datasets import ImageData
 from stages.data.splits import Split
 from stages.evaluation.contract import check_model
 from stages.evaluation.lineup import Lineup, lineup
@@ -128,7 +129,7 @@ def make_plan(command: Command) -> Plan:
     Raises ValueError, in words for the user, for anything that would fail later.
     """
     recipe = command.recipe
-    data = load_data(recipe.data)
+    data = known_data(recipe.data, "--data.")
     _check_recipe(recipe, data)
     external = None
     if recipe.classifier.weights is not None or recipe.classifier.factory is not None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.artifacts import in_job_copy
 from pipeline.evaluation import Subject, in_order, subject_of
 from stages.data.datasets import NAMES, DataConfig, ImageData, load_data
 from stages.data.formats import DataError
@@ -26,10 +27,18 @@ SAMPLE = 200  # test images on which a model is checked before anything is attac
 def known_data(config: DataConfig, prefix: str) -> ImageData:
     """A data set that the project knows. Raises DataError in words of whoever asks, whose settings begin with
     ``prefix`` and end as those of `DataConfig`."""
+    lost = ""
+    if config.name != "digits" and in_job_copy(config.folder):
+        lost = (
+            f"{prefix}root {config.folder} lies in the copy of its working directory in which a job runs, and which "
+            "Ray removes: give an absolute path that every node sees"
+        )
+    if lost and config.download:
+        raise DataError(lost)
     try:
         return load_data(config)
     except DataError as error:
-        raise DataError(str(error).replace("--data.", prefix)) from error
+        raise DataError(str(error).replace("--data.", prefix) + (lost and f" ({lost})")) from error
 
 
 def own_data(data: object) -> Split:

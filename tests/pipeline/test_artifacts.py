@@ -105,10 +105,13 @@ def test_the_manifest_is_json_that_others_can_read(tmp_path: Path) -> None:
     assert manifest["name"] == "thing/abc"
 
 
-def test_a_relative_root_is_refused_in_the_copy_in_which_a_job_runs(tmp_path, monkeypatch):
+def test_a_root_is_refused_in_the_copy_in_which_a_job_runs(tmp_path, monkeypatch):
     copied = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copied.mkdir(parents=True)
     monkeypatch.chdir(copied)
-    with pytest.raises(ValueError, match=r"--root rap-runs is relative, .* give an absolute path"):
-        usable_root("rap-runs")
+    for inside in ("rap-runs", copied / "rap-runs", copied / ".." / "rap-runs"):
+        with pytest.raises(ValueError, match=r"--root .*rap-runs lies in the copy .*: give an absolute path"):
+            usable_root(inside)
+    (copied / "shared").symlink_to(tmp_path)
+    assert usable_root("shared/root").local() == Path("shared/root").absolute()
     assert usable_root(tmp_path / "root").local() == tmp_path / "root"

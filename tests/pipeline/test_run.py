@@ -186,3 +186,9 @@ def test_a_job_with_bad_input_fails_with_its_message(head: str, tmp_path: Path) 
     assert "error: " in done.stdout
     assert str(tmp_path / "nowhere") in done.stdout
     assert not (tmp_path / "root").exists()
+
+
+def test_a_job_whose_root_is_in_its_copy_fails_with_the_reason(head: str) -> None:
+    done = submit(head, "--root", "rap-runs")
+    assert done.returncode != 0
+    assert "error: --root rap-runs lies in the copy of its working directory in which a job runs" in done.stdout

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from unchecked import unchecked_types
 
 from pipeline.evaluate import evaluate_model, main
-from pipeline.subjects import check_subject, own_data, split_of
+from pipeline.subjects import check_subject, known_data, own_data, split_of
 from stages.data.datasets import DataConfig, load_data
+from stages.data.formats import DataError
 from stages.rap.threat import ThreatModel
 
 THREAT = ThreatModel(norm="Linf", radius=0.1)
@@ -212,3 +213,15 @@ def test_absent_data_name_the_settings_that_whoever_asked_has(
         capsys.readouterr().err.split()
     )
     assert not (tmp_path / "root").exists()
+
+
+def test_data_are_fetched_to_no_copy_in_which_a_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copied = tmp_path / "working_dir_files" / "_ray_pkg_1"
+    copied.mkdir(parents=True)
+    monkeypatch.chdir(copied)
+    lost = r"--data\.root datasets lies in the copy .*: give an absolute path that every node sees"
+    with pytest.raises(DataError, match=f"^{lost}"):
+        known_data(DataConfig(name="mnist", root="datasets", download=True), "--data.")
+    with pytest.raises(DataError, match=rf"Pass --data\.download .* \({lost}"):
+        known_data(DataConfig(name="mnist", root="datasets"), "--data.")
+    assert known_data(DataConfig(name="digits", root="datasets", download=True), "--data.").name == "digits"
