@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ below the 60 s after which Ray would end this process."""
 # What a client says first in HTTP/2, which all of Ray's servers speak, and the kind of the frame that answers it.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 SETTINGS = 4
+
+STUCK = 25.0
+"""Seconds after which a main thread that has not come back from a call into Ray ends with its process, as it would by
+Ray's own hand 60 s after the loss, in words of Ray's."""
 
 Address = tuple[str, int]
 
@@ -55,6 +60,14 @@ class Server:
     returns: bool
     """Whether another may take its place: where nothing listens any more, it is then not yet lost."""
 
+    @property
+    def loss(self) -> str:
+        """What is to be said once it is lost."""
+        return (
+            f"Ray was lost: {self.name} no longer answers. What was committed is kept; once Ray runs again, the same "
+            "command goes on from there"
+        )
+
     def lives(self) -> bool | None:
         """True where it answers, False where it is gone for good, None where that is not to be told yet."""
         try:
@@ -66,7 +79,8 @@ class Server:
 class Watch:
     """Looks after a session from a thread of its own, and interrupts the main thread once Ray is lost.
 
-    It does so by SIGTERM, whose handler must be that of the session.
+    It does so by SIGTERM, whose handler must be that of the session. Where that thread is in a call into Ray that no
+    signal ends, the process is ended, with one message and exit code 1.
     """
 
     def __init__(self, servers: Sequence[Server]) -> None:
@@ -97,4 +111,7 @@ class Watch:
                 elif (lives is False or time.monotonic() - heard[server] > LOST) and not self._is_over.is_set():
                     self.lost = server
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                    if not self._is_over.wait(STUCK):
+                        print(f"error: {server.loss}", file=sys.stderr, flush=True)
+                        os._exit(1)
                     return

@@ -212,10 +212,7 @@ def _watched(address: str | None) -> Iterator[None]:
             watch.look_now()  # work may fail of it before the watch has seen it
         if watch.lost is None:
             raise
-        raise SessionLostError(
-            f"Ray was lost: {watch.lost.name} no longer answers. What was committed is kept; once Ray runs again, the "
-            "same command goes on from there"
-        ) from error
+        raise SessionLostError(watch.lost.loss) from error
     finally:
         watch.stop()
         _watch = None

@@ -87,6 +87,11 @@ def evaluate_model(
             raise ValueError(  # noqa: TRY004 - a mistake of the caller's like the next
                 f"{name} is {given!r}; pass a list, also of one: {name}=[...]"
             )
+    for name, value, kind in (("workers", workers, WorkersConfig), ("checks", checks, CheckSize)):
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r}; pass a {kind.__name__}, or None")
+    if isinstance(images, bool) or not isinstance(images, int | np.integer):
+        raise ValueError(f"images is {images!r}; it must be a whole number of test images")  # noqa: TRY004 - as above
     if quick and (attacks or autoattack or version != "standard"):
         raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out version and attacks, or quick")
     threat, storage = ThreatModel(norm=norm, radius=radius), usable_root(root)

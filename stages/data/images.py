@@ -119,6 +119,9 @@ def _check_shape(shape: torch.Size) -> None:
 def _tensor(values: object, name: str) -> Shaped[Tensor, "..."]:
     """The values as a tensor, sharing memory where PyTorch can. Raises ValueError for what is no array of numbers."""
     if isinstance(values, Tensor):
+        if values.layout != torch.strided or values.is_meta or values.is_quantized:
+            kind = "quantized" if values.is_quantized else "meta" if values.is_meta else str(values.layout)
+            raise ValueError(f"the {name} are a {kind} tensor; pass a dense one that holds its values")
         return values.detach()
     try:
         array = np.asarray(values)

@@ -82,11 +82,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     FAB calls ``backward``, which would otherwise leave gradients on the weights. Logits of a model that computes in
     bfloat16 or float16 are too coarse for the losses of attacks and have types that most of them do not take.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     tracked = [weight for weight in model.parameters() if weight.requires_grad]
     converted = nn.Module.register_forward_hook(model, _in_precision_of_images)  # also on a ScriptModule
     try:
-        model.eval()
+        if any(training for _, training in modes):  # a module that was frozen or exported has no eval to call
+            model.eval()
         for weight in tracked:
             weight.requires_grad_(False)
         yield

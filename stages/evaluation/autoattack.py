@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.finite import FiniteGradients
 from stages.evaluation.lineup import ATTACKS, VERSIONS, Lineup, Version, limit_targets, lineup, official_attack
-from stages.evaluation.verdict import AttackError, ChunkVerdict, ask, distances, verify
+from stages.evaluation.verdict import AttackError, ChunkVerdict, ask, distances, unanswered, verify
 from stages.rap.threat import ThreatModel
 
 NOT_FINITE = (
     "gradients were NaN or infinite on the way: NaN was taken for 0, and infinity for the image's largest, which leads "
     "less far than a gradient should"
 )
+NO_ANSWER = "the model returned NaN or infinity for images as they are, which count as misclassified where it is NaN"
 SQUARE_ALONE = 0.002  # share of images above which the official code calls Square's own breaks suspicious
 
 
@@ -130,11 +131,12 @@ def _unattacked(
     config: AutoAttackConfig,
 ) -> ChunkVerdict:
     wrong = ask(model, clean, labels, batch=config.batch)
+    silent = (NO_ANSWER,) if unanswered(model, clean, batch=config.batch) else ()
     return ChunkVerdict(
         broken_by=tuple("clean" if each else None for each in wrong),
         adversarial=clean.numpy(),
         distance=np.zeros(len(clean)),
-        flags=plan.flags,
+        flags=(*plan.flags, *silent),
         seconds={},
     )
 

@@ -72,12 +72,23 @@ def check_module(model: object) -> None:
         raise ValueError(
             "the model lies on the meta device, without values: build it on a real device and load its weights"
         )
-    training = next((name or "the model" for name, part in model.named_modules() if part.training), None)
+    if _is_exported(model):
+        raise ValueError(
+            "the model was exported by torch.export, with its batch size and mode fixed, and has no eval mode: pass "
+            "the module that was exported"
+        )
+    parts = model.named_modules()  # those of a frozen TorchScript module have no mode
+    training = next((name or "the model" for name, part in parts if getattr(part, "training", False)), None)
     if training:
         raise ValueError(
             f"{training} is in training mode, so it is not what will be used: call model.eval(), and look for a train "
             "or eval method of its own if it was called"
         )
+
+
+def _is_exported(model: nn.Module) -> bool:
+    """Whether torch.export made it: its eval and train are replaced by what raises NotImplementedError."""
+    return any(isinstance(part, torch.fx.GraphModule) and "eval" in vars(part) for part in model.modules())
 
 
 def answer_of(model: nn.Module, pixels: Float[Tensor, "image channel height width"]) -> object:

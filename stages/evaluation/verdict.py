@@ -104,6 +104,12 @@ def ask(
     return torch.cat(parts).numpy()
 
 
+def unanswered(model: nn.Module, images: Float32[Tensor, "image channel height width"], *, batch: int) -> bool:
+    """Whether the model has no finite answer to some of the images."""
+    with torch.no_grad(), evaluating(model):
+        return not all(bool(model(part.to(device_of(model))).isfinite().all()) for part in images.split(batch))
+
+
 def misclassified(logits: Float[Tensor, "image klass"], labels: Int64[Tensor, " image"]) -> Bool[Tensor, " image"]:
     """True where the largest logit is not the label's, or one is NaN: that is no answer to an image that is allowed."""
     return (logits.argmax(1) != labels) | logits.isnan().any(1)

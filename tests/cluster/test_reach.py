@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +110,7 @@ def test_a_watch_interrupts_the_main_thread_once_a_server_is_lost(
             watch.start()
             end()
             threading.Event().wait(60)
+        watch.stop()
         assert watch.lost == head
 
 
@@ -138,3 +141,25 @@ def test_a_watch_that_was_stopped_is_quiet(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_addresses_are_understood(text: str, address: Address | None) -> None:
     assert parse_address(text) == address
+
+
+BLOCKED = """
+import signal, socket, threading
+from cluster import reach
+
+reach.PAUSE = reach.STUCK = 0.01
+signal.signal(signal.SIGTERM, lambda *_: None)  # as in a call that no signal ends
+with socket.create_server(("127.0.0.1", 0)) as listener:
+    address = listener.getsockname()
+reach.Watch([reach.Server(name="the head", address=address, returns=False)]).start()
+threading.Event().wait()
+"""
+
+
+def test_a_main_thread_that_does_not_come_back_ends_with_its_process() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
+    assert done.stderr == (
+        "error: Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same "
+        "command goes on from there\n"
+    )
+    assert done.returncode == 1

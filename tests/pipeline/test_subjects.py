@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unchecked import unchecked_types
 
 from pipeline.evaluate import evaluate_model, main
+from pipeline.evaluation import in_order
 from pipeline.subjects import check_subject, known_data, own_data, split_of
 from stages.data.datasets import DataConfig, load_data
 from stages.data.formats import DataError
@@ -95,6 +96,16 @@ WRONG_DATA: dict[str, tuple[Any, str]] = {
     "three parts": ((IMAGES, LABELS, LABELS), "data is a tuple of 3"),
     "an array": (IMAGES, "data is a ndarray"),
     "an unknown name": ("imagenet", "data.name is 'imagenet'; allowed are digits, mnist, cifar10"),
+    "a sparse tensor": ((torch.from_numpy(IMAGES).to_sparse(), LABELS), "sparse_coo tensor; pass a dense one"),
+    "a meta tensor": ((torch.zeros(4, 1, 8, 8, device="meta"), LABELS[:4]), "are a meta tensor"),
+    "objects": ((IMAGES.astype(object), LABELS), "ndarray of object; pass a tensor"),
+    "ragged": (([IMAGES[0], IMAGES[1][:, :4]], LABELS[:2]), "the images are no array"),
+    "booleans": ((IMAGES > 100, LABELS), "the images are bool"),
+    "bfloat16": ((torch.from_numpy(IMAGES / 255).bfloat16(), LABELS), "bfloat16 images are not all whole multiples"),
+    "no channels": ((IMAGES[:, :0], LABELS), "with at least one image"),
+    "words": ((IMAGES, LABELS.astype(str)), "the labels are a ndarray of <U"),
+    "labels of NaN": ((IMAGES, np.where(LABELS == 3, np.nan, LABELS)), "not all whole numbers"),
+    "labels first": ((LABELS, IMAGES), r"the images have shape \[40\]"),
     "a dictionary": ({"images": IMAGES, "labels": LABELS}, "data is a dict"),
 }
 
@@ -132,6 +143,7 @@ WRONG_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "train mode": (Changed, r"call model.eval\(\)"),
     "half": (lambda: evaluated_models.build().half().eval(), r"model.float\(\)"),
     "too few classes": (lambda: Changed(after=lambda z: z[:, :7]).eval(), "expected 0 to 6 for 7 classes"),
+    "exported": (lambda: torch.export.export(MODEL, (torch.zeros(2, 1, 8, 8),)).module(), "pass the module that was"),
     "softmax": (lambda: Changed(after=lambda z: z.softmax(1)).eval(), "returned probabilities"),
 }
 
@@ -174,9 +186,20 @@ def test_a_model_in_bfloat16_that_converts_its_images_is_screened_as_one_in_floa
         ({"radius": 8}, "divide a radius in 0..255 by 255"),
         ({"norm": "L2", "radius": 100.0}, "no two images in .* are farther apart than 8"),
         ({"norm": "linf"}, "allowed are Linf, L2, L1"),
+        ({"norm": 2}, "threat.norm is 2; allowed are Linf, L2, L1"),
+        ({"radius": None}, "is the NoneType None"),
+        ({"radius": [0.1]}, r"is the list \[0.1\]"),
+        ({"radius": 1j}, "is the complex 1j"),
+        ({"images": 2.5}, "images is 2.5; it must be a whole number"),
+        ({"images": None}, "images is None; it must be a whole number"),
+        ({"images": True}, "images is True; it must be a whole number"),
+        ({"images": 0}, "evaluation.images is 0; it must be at least 1"),
+        ({"checks": True}, "checks is True; pass a CheckSize, or None"),
+        ({"workers": {"cpus": 1}}, "workers is {'cpus': 1}; pass a WorkersConfig"),
+        ({"version": None}, "leave out version and attacks, or quick"),
     ],
 )
-def test_a_ball_that_makes_no_sense_is_refused_before_any_work(settings: dict, message: str, tmp_path: Path):
+def test_settings_that_make_no_sense_are_refused_before_any_work(settings: dict, message: str, tmp_path: Path):
     with pytest.raises(ValueError, match=message):
         quick(MODEL, (IMAGES, LABELS), tmp_path / "root", **settings)
     assert not (tmp_path / "root").exists()
@@ -225,3 +248,72 @@ def test_data_are_fetched_to_no_copy_in_which_a_job_runs(tmp_path: Path, monkeyp
     with pytest.raises(DataError, match=rf"Pass --data\.download .* \({lost}"):
         known_data(DataConfig(name="mnist", root="datasets"), "--data.")
     assert known_data(DataConfig(name="digits", root="datasets", download=True), "--data.").name == "digits"
+
+
+SAME: dict[str, Callable[[], Any]] = {
+    "frozen TorchScript": lambda: torch.jit.freeze(torch.jit.script(evaluated_models.build().eval())),
+    "torch.compile": lambda: torch.compile(evaluated_models.build().eval(), backend="eager"),
+    "a compiled function inside": lambda: Changed(after=torch.compile(lambda z: 2 * z, backend="eager")).eval(),
+    "DataParallel": lambda: nn.DataParallel(evaluated_models.build()).eval(),
+    "logits of 1e30": lambda: Changed(after=lambda z: 1e30 * z).eval(),
+    "logits of 1e-30": lambda: Changed(after=lambda z: 1e-30 * z).eval(),
+    "channels last": lambda: Changed(lambda x: x.contiguous(memory_format=torch.channels_last)).eval(),
+    "a buffer for its answers": lambda: Buffered().eval(),
+    "a seed of its own": lambda: Seeded().eval(),
+}
+
+
+class Buffered(Changed):
+    """Answers that are written where the last ones stood."""
+
+    answers: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.model(images)
+        if logits.requires_grad:
+            return logits
+        if self.answers is None or self.answers.shape != logits.shape:
+            self.answers = torch.empty_like(logits)
+        return self.answers.copy_(logits)
+
+
+class Seeded(Changed):
+    """Noise that is the same at every call."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return self.model(images + 1e-4 * torch.randn_like(images[:1]))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_weights_in_another_coat_give_the_same_figure(name: str, tmp_path: Path):
+    expected = quick(MODEL, (IMAGES, LABELS), tmp_path)
+    found = quick(SAME[name](), (IMAGES, LABELS), tmp_path)
+    assert found.headline == expected.headline
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_the_figure_depends_on_nothing_around_the_call(around: Callable[[], Any], tmp_path: Path):
+    expected = quick(MODEL, (IMAGES, LABELS), tmp_path / "plain")
+    with around():
+        found = quick(MODEL, (IMAGES, LABELS), tmp_path / "inside")
+    assert found.headline == expected.headline
+
+
+def test_images_without_an_answer_are_said_so(tmp_path: Path):
+    """Beyond those by which a model is checked before the work."""
+    images, labels = DIGITS.images[:230].copy(), DIGITS.labels[:230]
+    silent = np.random.default_rng(0).integers(0, 256, images.shape[1:], dtype=np.uint8)
+    images[in_order(own_data((images, labels)))[220]] = silent
+    marked = torch.from_numpy(silent / np.float32(255))
+
+    class Silent(Changed):
+        def forward(self, given: Tensor) -> Tensor:
+            return torch.where((given - marked).abs().amax((1, 2, 3))[:, None] < 1e-6, torch.nan, self.model(given))
+
+    found = quick(Silent().eval(), (images, labels), tmp_path, images=230)
+    assert any(
+        "returned NaN or infinity for images as they are" in flag
+        for flag in found.evaluations["model"]["screening"].flags
+    )
