@@ -10,7 +10,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from pipeline.ending import fail
 from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
 
-USAGE = "python -m pipeline.run [digits|mnist|cifar10-linf|cifar10-l2] [--flags]"
+USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--flags]"
 # An explicit flag fixes what the search would otherwise try.
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
 NUMBERS = ConstructorRegistry()

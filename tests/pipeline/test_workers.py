@@ -73,6 +73,14 @@ def test_the_presets_for_clusters_have_a_unit_for_every_generator_of_eight_gpus(
     assert divide(cluster(64, 8), WorkersConfig(), PRESETS[preset]()).loop.generators == 7
 
 
+def test_the_preset_for_one_gpu_shares_it_and_has_a_unit_to_attack_while_another_is_written() -> None:
+    preset = PRESETS["cifar10-small"]()
+    loop = divide(cluster(16, 1), WorkersConfig(), preset).loop
+    assert (loop.generators, loop.generator_gpus, loop.trainer_gpus) == (1, 0.5, 0.5)
+    assert preset.schedule.round_cohorts > 1
+    assert preset.schedule.cohort_images == preset.attack.batch
+
+
 @pytest.mark.parametrize(("gpus", "generators", "left"), [(1, 2, 1), (4, 4, 3)])
 def test_more_generators_than_gpus_are_refused(gpus, generators, left) -> None:
     with pytest.raises(PlacementError, match=rf"room for {left} on {gpus} GPUs: set it to {left} or less"):

@@ -5,7 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from stages.nets.resnet import ResNet18
 from stages.nets.unet import UNET_SIZES, UNet, UNetConfig
 
 SMALL = UNetConfig(width=8, multipliers=(1, 2, 2))
@@ -89,8 +91,23 @@ def test_the_named_sizes_have_the_parameters_of_their_names():
             name: sum(tensor.numel() for tensor in UNet(config, 3).parameters()) / 1e6
             for name, config in UNET_SIZES.items()
         }
-    assert millions["tiny"] < millions["small"] < millions["4M"] < millions["9M"] < millions["36M"]
-    assert (round(millions["4M"]), round(millions["9M"]), round(millions["36M"])) == (4, 9, 36)
+    assert millions["tiny"] < millions["small"] < millions["4M"]
+    assert [round(millions[name]) for name in ("4M", "9M", "11M", "36M")] == [4, 9, 11, 36]
+
+
+def test_the_adapter_for_one_gpu_costs_what_a_resnet_18_costs():
+    images, t = torch.zeros(1, 3, 32, 32, device="meta"), torch.zeros(1, dtype=torch.int64, device="meta")
+    with torch.device("meta"):
+        adapter = UNet(UNET_SIZES["11M"], 3)
+        classifier = ResNet18(3, 10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    parameters = [sum(tensor.numel() for tensor in network.parameters()) for network in (adapter, classifier)]
+    assert parameters == [11_085_708, 11_173_962]
+    operations = []
+    for network, inputs in ((adapter, (images, t)), (classifier, (images,))):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*inputs)
+        operations.append(round(counter.get_total_flops() / 1e9, 2))
+    assert operations == [1.12, 1.11]
 
 
 @pytest.mark.parametrize(
