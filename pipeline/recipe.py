@@ -24,8 +24,8 @@ class AdapterConfig:
     """The adapter, a time-conditioned U-Net, and how it meets the classifier."""
 
     size: AdapterSize = "tiny"
-    """Size of the U-Net; tiny has 0.1M parameters, tiny-half, small and 11M work on patches of 2x2 pixels, 9M and 36M are
-    DDPM's for CIFAR-10 at half and full width."""
+    """Size of the U-Net; tiny has 0.1M parameters, tiny-half, small and 11M work on patches of 2x2 pixels, 9M and 36M
+    are DDPM's for CIFAR-10 at half and full width."""
     output: Literal["residual", "sigmoid"] = "sigmoid"
     """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
     straight_through: bool = True

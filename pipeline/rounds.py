@@ -23,7 +23,7 @@ from stages.training.rounds import Round, run_rounds
 from stages.training.setup import Setup
 from stages.training.units import after
 from stages.training.versions import Version
-from stages.trajectories.ledger import Recorder
+from stages.trajectories.recorder import Recorder
 from stages.trajectories.shards import LedgerRow, read_shard
 
 BOARDS = 3  # that may be lost before the loop is given up

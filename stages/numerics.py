@@ -49,6 +49,9 @@ class Arithmetic:
     deterministic: bool = False
     """On GPUs, only algorithms that give the same bits each time, which are slower; PyTorch warns of what has none.
     CPUs need no such choice."""
+    compiled: bool = False
+    """Compile the networks with torch.compile: fewer and larger kernels, after a minute or more at the start of every
+    process. Needs a C++ compiler on CPUs, Triton on GPUs."""
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from stages.data.download import download_cifar10, download_mnist
 from stages.data.formats import DataError, read_binary_batch, read_idx, read_idx_labels, read_python_batch
 from stages.data.splits import Split, divide
 from stages.fingerprint import array_fingerprint
@@ -66,6 +65,8 @@ def read_mnist(root: Path, *, download: bool) -> Source:
     """MNIST from ROOT/MNIST/raw or ROOT, plain or .gz. Raises DataError when a file is absent or wrong."""
     files = find_mnist(root)
     if download and len(files) < len(MNIST_SHAPES):
+        from stages.data.download import download_mnist  # what fetches is needed by few, and some machines lack it
+
         download_mnist(root)
         files = find_mnist(root)
     if missing := [name for name in MNIST_SHAPES if name not in files]:
@@ -102,6 +103,8 @@ def read_cifar10(root: Path, *, download: bool) -> Source:
     """
     batches = find_cifar10(root)
     if download and not batches:
+        from stages.data.download import download_cifar10
+
         download_cifar10(root)
         batches = find_cifar10(root)
     if not batches:

@@ -5,13 +5,14 @@ verdict and no model's name depends on anything here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
 
 from stages import numerics
@@ -50,6 +51,24 @@ def faster_adapter(adapter: nn.Module) -> nn.Module:
     if device.type == "cuda" and _norm_keeps_channels_last(device):
         _channels_last(adapter)
     return adapter
+
+
+def compile_networks(networks: Sequence[nn.Module], device: str) -> None:
+    """Compile networks in place (their names and weights stay as they are), each at its first call.
+
+    Raises ValueError where PyTorch can compile nothing for the device.
+    """
+    try:
+        torch.compile(functional.silu)(torch.ones(2, device=device))
+    except Exception as error:  # whatever a toolchain that is not there may raise
+        what = "Triton" if device.startswith("cuda") else "a C++ compiler"
+        raise ValueError(
+            f"networks are to be compiled, but PyTorch cannot compile for {device} here "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}): install {what}, or leave out the flag "
+            "--attack.compiled, --train.compiled or --classifier.compiled"
+        ) from error
+    for network in networks:
+        network.compile()
 
 
 def _channels_last(network: nn.Module) -> None:

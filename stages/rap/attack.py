@@ -104,6 +104,7 @@ class AttackConfig(Arithmetic):
             precision=self.precision,
             threads=self.threads,
             deterministic=self.deterministic,
+            compiled=self.compiled,
         )
 
 

@@ -1,5 +1,6 @@
 """The examples of a round, decoded once, and the batches that its updates train on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,15 +40,16 @@ class RoundExamples:
             torch.cat(column).to(device) for column in zip(*decoded, strict=True)
         )
 
-    def batch(self, batch: Batch) -> TrainingBatch:
-        """The examples of a batch of the schedule."""
-        places = torch.from_numpy(batch.places).to(self.t.device)
-        return TrainingBatch(
-            states=self.lattice.to_float(self.levels.index_select(0, places)),
-            clean=self.lattice.to_float(self.clean.index_select(0, places)),
-            labels=self.labels[places],
-            t=self.t[places],
-        )
+    def batches(self, batches: list[Batch]) -> Iterator[TrainingBatch]:
+        """The examples of batches of the schedule, whose places go to the device in one piece."""
+        places = torch.from_numpy(np.concatenate([batch.places for batch in batches])).to(self.t.device)
+        for part in places.split([len(batch.places) for batch in batches]):
+            yield TrainingBatch(
+                states=self.lattice.to_float(self.levels.index_select(0, part)),
+                clean=self.lattice.to_float(self.clean.index_select(0, part)),
+                labels=self.labels.index_select(0, part),
+                t=self.t.index_select(0, part),
+            )
 
 
 def _decode(part: Segments, split: Split, states: Int64[Tensor, " segment"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from stages import randomness
 from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
+from stages.numerics import within_memory
 from stages.training.adapter import Learner
 from stages.training.batches import RoundExamples
 from stages.training.rounds import judge_on_holdout
@@ -60,7 +61,7 @@ def train_on_cache(
         weights.add(shard.row.weights)
         total += -(-shard.row.n // batch) * passes
     with config.train.applied():
-        learner = Learner(setup.build_faster(), config.train, total_updates=total, seed=config.seed)
+        learner = Learner(setup.build_faster(config.train), config.train, total_updates=total, seed=config.seed)
         for turn in range(passes):
             for number, name in enumerate(shards):
                 part = read_shard(setup.root, name).segments
@@ -71,8 +72,9 @@ def train_on_cache(
                     for first in range(0, len(part), batch)
                 ]
                 examples = RoundExamples([part], batches, setup.train, setup.device)
-                for each in batches:
-                    learner.update(examples.batch(each))
+                with within_memory("schedule.batch", batch):
+                    for each in examples.batches(batches):
+                        learner.update(each)
                 progress(f"cached shards: {number + 1} of {len(shards)}, pass {turn + 1} of {passes}")
         robust = load_trained(setup.build(), learner.weights())
         return CachedTraining(
@@ -87,7 +89,7 @@ def train_on_cache(
 @torch.no_grad()
 def _on_last_states(robust: torch.nn.Module, part: Segments, setup: Setup) -> Accuracy:
     everything = Batch(places=np.arange(len(part)), states=np.full(len(part), part.steps))
-    last = RoundExamples([part], [everything], setup.train, setup.device).batch(everything)
+    (last,) = RoundExamples([part], [everything], setup.train, setup.device).batches([everything])
     return Accuracy.from_mask((robust(last.states).argmax(1) == last.labels).cpu().numpy())
 
 

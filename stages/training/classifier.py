@@ -13,7 +13,8 @@ from torch.nn import functional
 from stages.data.augmentation import augment, draw_augmentation
 from stages.data.splits import Split
 from stages.nets.classifiers import ClassifierConfig
-from stages.nets.faster import faster_classifier
+from stages.nets.faster import compile_networks, faster_classifier
+from stages.numerics import within_memory
 from stages.randomness import key_seed, permutation
 from stages.storage import Storage
 from stages.training.diverged import DivergedError
@@ -39,7 +40,7 @@ def train_classifier(
     after every epoch, and a training that finds it goes on from there to the same bits; it belongs to this training
     alone, and whoever asked for it removes it.
 
-    Raises DivergedError when the loss becomes NaN or infinite.
+    Raises DivergedError when the loss becomes NaN or infinite, and DeviceMemoryError where a batch has no room.
     """
     devices = [device] if device.startswith("cuda") else []
     with config.applied(), torch.random.fork_rng(devices):
@@ -48,8 +49,11 @@ def train_classifier(
         if config.epochs:
             images = torch.tensor(split.images, device=device)
             classifier = faster_classifier(classifier.eval(), images[:8].float() / 255, frozen=False)
-            _fit(classifier, config, split, images=images, seed=seed, checkpoint=checkpoint, progress=progress)
-            settle_batch_norm(classifier, images, batch=config.batch)
+            if config.compiled:
+                compile_networks([classifier], device)
+            with within_memory("classifier.batch", config.batch):
+                _fit(classifier, config, split, images=images, seed=seed, checkpoint=checkpoint, progress=progress)
+                settle_batch_norm(classifier, images, batch=config.batch)
     return {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
 
 

@@ -90,7 +90,7 @@ class Generator:
     def _model(self, name: str, weights: Callable[[], dict[str, Tensor]]) -> RobustClassifier:
         """The robust classifier with the weights of a version."""
         if self._robust is None:
-            self._robust = load_trained(self.setup.build_faster(), weights())
+            self._robust = load_trained(self.setup.build_faster(self.setup.config.attack), weights())
             self._own = self._robust.state_dict()
         elif self._held != name:
             for each, value in weights().items():  # load_state_dict would check again what the first one has shown

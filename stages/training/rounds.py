@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stages.evaluation.judge import Judgement, judge
 from stages.lease import lease
+from stages.numerics import within_memory
 from stages.training.adapter import Learner
 from stages.training.batches import RoundExamples
 from stages.training.behind import Behind
@@ -26,7 +27,7 @@ from stages.training.journal import Start, round_line
 from stages.training.setup import Setup, load_trained
 from stages.training.units import after
 from stages.training.versions import Version
-from stages.trajectories.ledger import Recorder
+from stages.trajectories.recorder import Recorder
 from stages.trajectories.shards import LedgerRow, Shard
 
 
@@ -65,14 +66,15 @@ class Source(Protocol):
 class Serial:
     """Rounds generated in this process when they are asked for."""
 
-    def __init__(self, setup: Setup, stopped: Callable[[], bool]) -> None:
-        self.setup, self.stopped = setup, stopped
-        self.generator, self.recorder = Generator(setup), Recorder(setup.ledger)
+    def __init__(self, setup: Setup, stopped: Callable[[], bool], recorder: Recorder | None = None) -> None:
+        self.setup, self.stopped, self.recorder = setup, stopped, recorder
+        self.generator = Generator(setup)
         self.made = 0
 
     def begin(self, start: Start) -> None:
         self.previous = start.previous
-        self.recorder.begin(start.round, self.setup.journal.read)
+        if self.recorder:
+            self.recorder.begin(start.round, self.setup.journal.read)
 
     def publish(self, version: Version) -> None:
         """Nobody else waits for it."""
@@ -86,18 +88,28 @@ class Serial:
         made = [self.generator.shard(unit, lambda: version.weights) for unit in units]
         self.made += sum(each.is_new for each in made)
         self.previous = after(self.previous, units)
-        self.recorder.enter([each.shard.row for each in made])
+        if self.recorder:
+            self.recorder.enter([each.shard.row for each in made])
         return Round.of(self.setup, number, [each.shard for each in made])
 
 
 def run_serially(
-    setup: Setup, *, stopped: Callable[[], bool] = lambda: False, report: Callable[[dict], None] | None = None
+    setup: Setup,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    report: Callable[[dict], None] | None = None,
+    indexed: bool = True,
 ) -> int:
-    """The whole loop in this process, without Ray; returns how many shards it made. ``stopped`` is asked each round."""
-    source = Serial(setup, stopped)
+    """The whole loop in this process, without Ray; returns how many shards it made. ``stopped`` is asked each round.
+
+    The ledger is written where ``indexed``, for which PyArrow is needed; the shards can rebuild it.
+    """
+    recorder = Recorder(setup.ledger) if indexed else None
+    source = Serial(setup, stopped, recorder)
 
     def follow(line: dict) -> None:
-        source.recorder.follow(line)
+        if recorder:
+            recorder.follow(line)
         if report:
             report(line)
 
@@ -143,9 +155,11 @@ class _Rounds:
             if any_worker(found is None, self.setup.device) or found is None:
                 return
             waited = time.perf_counter() - began
-            for batch in self.schedule.batches(number):
-                learner.update(found.examples.batch(batch.part(self.rank, self.world)))
-            measured = learner.measured()
+            parts = [batch.part(self.rank, self.world) for batch in self.schedule.batches(number)]
+            with within_memory("schedule.batch", self.schedule.config.batch):
+                for batch in found.examples.batches(parts):
+                    learner.update(batch)
+                measured = learner.measured()
             if self.rank == 0:
                 self._end_round(number, learner, found.rows, measured, waited, began)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from stages.data.splits import Split
 from stages.evaluation.judge import JudgeConfig
 from stages.fingerprint import fingerprint
 from stages.nets.copies import copied
-from stages.nets.faster import faster_adapter, faster_classifier
+from stages.nets.faster import compile_networks, faster_adapter, faster_classifier
 from stages.nets.unet import UNet, UNetConfig
+from stages.numerics import Arithmetic
 from stages.randomness import key_seed
 from stages.rap.attack import AttackProcess
 from stages.rap.robust import RobustClassifier
@@ -22,7 +24,9 @@ from stages.training.journal import Journal
 from stages.training.schedule import Schedule, ScheduleConfig
 from stages.training.units import Units
 from stages.training.versions import Versions
-from stages.trajectories.ledger import Ledger
+
+if TYPE_CHECKING:
+    import stages.trajectories.ledger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,9 @@ class Setup:
         return self.name.removeprefix("runs/")
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> "stages.trajectories.ledger.Ledger":
+        from stages.trajectories.ledger import Ledger  # imports PyArrow, which workers do without
+
         return Ledger(self.root, self.label)
 
     @property
@@ -141,20 +147,25 @@ class Setup:
         )
         return robust.eval().requires_grad_(False).to(self.device)
 
-    def build_faster(self) -> RobustClassifier:
-        """The same for training and generation, whose last bits may differ from what is judged and shipped."""
+    def build_faster(self, arithmetic: Arithmetic) -> RobustClassifier:
+        """The same for training or generation, whose last bits may differ from what is judged and shipped.
+
+        Raises ValueError where networks are to be compiled and cannot be.
+        """
         robust = self.build()
         images = torch.from_numpy(self.train.images[:8]).to(self.device).float() / 255
         frozen = self.config.train.what == "adapter"
         robust.classifier = faster_classifier(robust.classifier, images, frozen=frozen)
         if robust.adapter is not None:
             faster_adapter(robust.adapter)
+        if arithmetic.compiled:
+            compile_networks([each for each in (robust.adapter, robust.classifier) if each is not None], self.device)
         return robust
 
     def learner(self) -> Learner:
         """A learner at the first update."""
-        schedule = self.schedule
-        learner = Learner(self.build_faster(), self.config.train, total_updates=schedule.updates, seed=self.config.seed)
+        config, updates = self.config, self.schedule.updates
+        learner = Learner(self.build_faster(config.train), config.train, total_updates=updates, seed=config.seed)
         if self.initial is not None:
             learner.load_weights(self.initial)
         return learner

@@ -17,6 +17,7 @@ from torch import Tensor
 from stages.data.augmentation import augment, carry
 from stages.data.splits import Split
 from stages.fingerprint import array_fingerprint, canonical_json, fingerprint
+from stages.numerics import within_memory
 from stages.rap.attack import AttackProcess, Trajectory, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.storage import Storage
@@ -88,8 +89,8 @@ def generate_unit(
 
     ``model`` gives the robust classifier with the weights ``unit.weights``, in eval mode on ``device``; ``split`` holds
     the images, and ``parent`` the segments of the shard ``unit.parent``. ``turn`` is held for the attack alone, so that
-    a unit's shard is packed, checked and written while the next unit is attacked. Raises LossyShardError before
-    anything is committed.
+    a unit's shard is packed, checked and written while the next unit is attacked. Raises LossyShardError, and
+    DeviceMemoryError where the device has no room for a batch, before anything is committed.
     """
     images, labels = _examples(unit, split)
     clean = unit.process.lattice.from_bytes(images)
@@ -208,7 +209,7 @@ def _attack(
 ) -> Trajectory:
     """The attack, in batches of the process's size, on ``device``; the result lies on the CPU."""
     made = torch.from_numpy(unit.made)
-    with unit.process.applied():
+    with unit.process.applied(), within_memory("attack.batch", unit.process.batch):
         pieces = [
             attack(
                 robust,

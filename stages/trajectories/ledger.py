@@ -10,7 +10,6 @@ reads the ledger to do its work.
 """
 
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -151,39 +150,6 @@ class Ledger:
                 f"{self.storage.location(key)} of the ledger is damaged ({error}): python -m pipeline.store ROOT "
                 "rebuild makes it again from the shards"
             ) from error
-
-
-class Recorder:
-    """Writes a run's ledger while it goes on: rows as they are committed, a file at each checkpoint."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self._rows: list[LedgerRow] = []
-        self._first = 0
-        self._lock = threading.Lock()  # rows are entered and lines followed by two threads of the loop on Ray
-
-    def begin(self, number: int, read: Callable[[int], Iterable[dict]]) -> None:
-        """Training goes on with a round: the ledger holds those before it, and no other; ``read`` gives the lines of
-        metrics from a round on."""
-        with self._lock:
-            self._rows, self._first = [], number
-            self.ledger.complete(number, read)
-
-    def enter(self, rows: list[LedgerRow]) -> None:
-        """Take in the rows of a round that is committed."""
-        with self._lock:
-            self._rows += rows
-
-    def follow(self, line: dict) -> None:
-        """Write a file where a line of metrics says that its round ends with a checkpoint."""
-        with self._lock:
-            last = line["round"]
-            if not line["checkpoint"] or last < self._first:  # which was rebuilt, when training began again after it
-                return
-            done = [row for row in self._rows if row.round <= last]
-            self._rows = [row for row in self._rows if row.round > last]
-            self.ledger.write(self._first, last, done)
-            self._first = last + 1
 
 
 def _even(spans: list[tuple[int, int]]) -> bool:

@@ -27,8 +27,7 @@ def test_batches_hold_the_states_that_were_stored(norm, augmented, tmp_path):
     batches = [Batch(places=part, states=np.arange(len(part)) % 3) for part in np.array_split(order, 3)]
     examples = RoundExamples(parts, batches, setup.train)
     lattice, seen = setup.config.attack.lattice, 0
-    for batch in batches:
-        made = examples.batch(batch)
+    for batch, made in zip(batches, examples.batches(batches), strict=True):
         for each, (place, state) in enumerate(zip(batch.places, batch.states, strict=True)):
             unit, row = divmod(int(place), len(parts[0]))
             part = parts[unit]

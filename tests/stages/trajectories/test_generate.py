@@ -10,7 +10,7 @@ import torch
 from generated_units import SPLIT, THREATS, make, next_unit, process_of, small_model, unit_of
 
 from stages.data.augmentation import augment, draw_augmentation
-from stages.numerics import Arithmetic
+from stages.numerics import Arithmetic, DeviceMemoryError
 from stages.rap.attack import attack, draw_start
 from stages.storage import Storage
 from stages.trajectories import shards
@@ -225,3 +225,19 @@ def test_the_turn_is_held_for_the_attack_and_given_back_before_the_shard_is_writ
     monkeypatch.setattr(Storage, "put", watched)
     generate_unit(unit_of(), attacked, SPLIT, Storage.at(tmp_path), parent=None, turn=turn)
     assert held == [("attack", True), ("put", False)]
+
+
+def test_a_batch_for_which_the_device_has_no_room_names_its_setting_and_commits_nothing(tmp_path, monkeypatch):
+    model = small_model()
+    forward = model.classifier.forward
+
+    def crowded(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return forward(images)
+
+    monkeypatch.setattr(model.classifier, "forward", crowded)
+    with pytest.raises(DeviceMemoryError, match=r"no room for attack\.batch = 5 \(CUDA out of memory.*: lower it"):
+        generate_unit(unit_of(), lambda: model, SPLIT, Storage.at(tmp_path), parent=None)
+    assert not Storage.at(tmp_path).names("trajectories")
+    generate_unit(unit_of(process_of(batch=3)), lambda: model, SPLIT, Storage.at(tmp_path), parent=None)

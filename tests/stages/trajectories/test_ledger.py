@@ -8,7 +8,8 @@ from examples import attacked, row_of
 
 from stages.storage import Storage
 from stages.trajectories import ledger as module
-from stages.trajectories.ledger import Ledger, LedgerError, Recorder
+from stages.trajectories.ledger import Ledger, LedgerError
+from stages.trajectories.recorder import Recorder
 from stages.trajectories.shards import LedgerRow, MissingShardError, Shard, pack_shard, write_shard
 
 ROW = row_of(attacked().segments)
@@ -127,24 +128,26 @@ def line_of(number: int, *, checkpoint: bool = False) -> dict:
 
 
 def test_a_recorder_writes_a_file_from_one_checkpoint_to_the_next(tmp_path):
-    recorder, rows = Recorder(Ledger(Storage.at(tmp_path), "run")), rows_of(0, 6, units=1)
+    ledger, rows = Ledger(Storage.at(tmp_path), "run"), rows_of(0, 6, units=1)
+    recorder = Recorder(ledger)
     recorder.begin(0, lambda since: [])
     for number in range(7):
         recorder.enter([rows[number]])
         if number:  # lines come after the rows of the round that is generated meanwhile
             recorder.follow(line_of(number - 1, checkpoint=number in (3, 6)))
-    assert recorder.ledger.storage.names() == ["0000000-0000002.parquet", "0000003-0000005.parquet"]
-    assert recorder.ledger.rows() == rows[:6]
+    assert ledger.storage.names() == ["0000000-0000002.parquet", "0000003-0000005.parquet"]
+    assert ledger.rows() == rows[:6]
 
 
 def test_a_recorder_that_begins_again_rebuilds_what_was_not_written(tmp_path):
     storage = Storage.at(tmp_path)
     rows = [commit(storage, number) for number in range(4)]
-    recorder = Recorder(Ledger(storage, "run"))
+    ledger = Ledger(storage, "run")
+    recorder = Recorder(ledger)
     recorder.begin(4, lambda since: [line_of(number, checkpoint=number == 3) for number in range(since, 9)])
-    assert recorder.ledger.rows() == rows
+    assert ledger.rows() == rows
     recorder.begin(4, lambda since: pytest.fail("nothing is missing"))
-    assert recorder.ledger.rows() == rows
+    assert ledger.rows() == rows
 
 
 def test_a_recorder_that_begins_anew_keeps_no_row_of_before(tmp_path, monkeypatch):
