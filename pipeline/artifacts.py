@@ -63,6 +63,8 @@ class Artifact:
 
 def usable_root(named: str | Path) -> Storage:
     """The storage of a root, which need not be there yet. Raises StorageError where it cannot be written."""
+    if not str(named).strip():
+        raise StorageError("--root is empty: name a directory, or a URL")
     if "://" not in str(named) and in_job_copy(Path(named)):
         raise StorageError(
             f"--root {named} lies in the copy of its working directory in which a job runs, and which Ray removes: "

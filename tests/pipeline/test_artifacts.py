@@ -115,3 +115,9 @@ def test_a_root_is_refused_in_the_copy_in_which_a_job_runs(tmp_path, monkeypatch
     (copied / "shared").symlink_to(tmp_path)
     assert usable_root("shared/root").local() == Path("shared/root").absolute()
     assert usable_root(tmp_path / "root").local() == tmp_path / "root"
+
+
+@pytest.mark.parametrize("named", ["", " "])
+def test_a_root_without_a_name_is_refused(named):
+    with pytest.raises(ValueError, match="--root is empty: name a directory"):
+        usable_root(named)
