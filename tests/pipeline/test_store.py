@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
 from loops import loop_config, published
 from PIL import Image
@@ -237,3 +238,14 @@ def test_a_bucket_is_tidied_up_like_a_directory(setup: Setup, s3_bucket: str, tm
     assert {each.key for each in there.entries()} == {
         key for key in objects(setup) if not key.startswith("store/pgd/spare")
     }
+
+
+def test_the_detector_of_the_readme_is_trained(setup: Setup) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text().partition("## Trajectories as data")[2]
+    code = text.partition("```python\n")[2].partition("```")[0]
+    code = code.replace('"rap-runs", run="digits-51b1f066", rounds=range(60, 120)', f'"{setup.root}", run="run"')
+    names: dict = {}
+    exec(code, names)
+    assert len(names["data"]) == sum(row.n for row in setup.ledger.rows())
+    assert torch.isfinite(names["loss"])
+    assert names["detector"][1].weight.grad.abs().sum() > 0
