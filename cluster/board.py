@@ -23,11 +23,12 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.pool import Ref, put
 from cluster.session import is_open
+from cluster.tasks import LostError
 
 KEPT = 4  # of each topic; whoever waits is never that far behind whoever posts
 
 
-class BoardLostError(RuntimeError):
+class BoardLostError(LostError):
     """The board's process is gone."""
 
 

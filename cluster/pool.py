@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from cluster.parcels import Parcel, ParcelError, pack
 from cluster.session import check_room, is_open
-from cluster.tasks import PoolError, raise_cause, run_tasks
+from cluster.tasks import LostError, PoolError, raise_cause, run_tasks
 
 __all__ = ["Pool", "PoolError", "Ref", "put", "run_tasks"]
 
@@ -40,9 +40,13 @@ class Ref(Generic[Value]):
     def get(self) -> Value:
         """The value; arrays are read-only views of shared memory.
 
-        Raises ParcelError where this process cannot import what the driver could.
+        Raises ParcelError where this process cannot import what the driver could, and LostError where the value is gone
+        with the process that stored it.
         """
-        parcel = ray.get(self._ref)
+        try:
+            parcel = ray.get(self._ref)
+        except ObjectLostError as error:
+            raise LostError(f"a value in the object store is gone, with the process that stored it: {error}") from None
         try:
             return parcel.open()
         except ImportError as error:

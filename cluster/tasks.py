@@ -27,6 +27,10 @@ class PoolError(RuntimeError):
     """Work was given up because the processes that did it kept dying."""
 
 
+class LostError(PoolError):
+    """What was kept for all is gone, with the process that kept it."""
+
+
 def run_tasks(
     function: Callable[..., Result],
     items: Iterable[Item],

@@ -14,6 +14,7 @@ from typing import Any
 from cluster.board import Board, BoardLostError
 from cluster.pool import Pool, put
 from cluster.session import is_open
+from cluster.tasks import LostError
 from pipeline.artifacts import scratch
 from pipeline.generators import AT_ONCE, GeneratorWorker
 from pipeline.sending import named_setup
@@ -42,7 +43,7 @@ def run_loop(setup: Setup, workers: LoopWorkers, *, progress: Callable[[dict], N
         try:
             loop.run()
             return made + loop.made
-        except BoardLostError:
+        except LostError:  # the board, or what it kept
             made += loop.made
             if lost + 1 == BOARDS:
                 raise

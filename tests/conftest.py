@@ -14,6 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cluster.session import Cluster, session
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=2, help="how often each kind of worker is killed in tests/pipeline")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # What a test computes itself agrees to the bit with what recipes compute, which use one thread.
     torch.set_num_threads(1)
