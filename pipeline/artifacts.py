@@ -61,20 +61,23 @@ class Artifact:
         return content
 
 
-def usable_root(named: str | Path) -> Storage:
-    """The storage of a root, which need not be there yet. Raises StorageError where it cannot be written."""
-    if not str(named).strip():
-        raise StorageError("--root is empty: name a directory, or a URL")
+def usable_root(named: str | Path, setting: str = "--root") -> Storage:
+    """The storage of a root, which need not be there yet; ``setting`` is what whoever asks calls it.
+
+    Raises StorageError where it cannot be written.
+    """
+    if not isinstance(named, str | Path) or not str(named).strip():
+        raise StorageError(f"{setting} is {named!r}: name a directory, or a URL")
     if "://" not in str(named) and in_job_copy(Path(named)):
         raise StorageError(
-            f"--root {named} lies in the copy of its working directory in which a job runs, and which Ray removes: "
+            f"{setting} {named} lies in the copy of its working directory in which a job runs, and which Ray removes: "
             "give an absolute path on storage that every node sees, or a URL"
         )
     try:
         root = Storage.at(named)
         root.check()
     except StorageError as error:
-        raise StorageError(f"--root {error}") from None
+        raise StorageError(f"{setting} {error}") from None
     return root
 
 
@@ -108,10 +111,10 @@ class Store:
             return None
         try:
             manifest = json.loads(content)
-        except ValueError as error:
-            raise ArtifactError(_damage(files, "manifest.json", str(error), "the manifest that was written")) from error
-        artifact = Artifact(files, manifest)
-        for name in manifest["outputs"]:
+            artifact, names = Artifact(files, manifest), list(manifest["outputs"])
+        except (ValueError, KeyError, TypeError) as error:  # no JSON, or that of something else
+            raise ArtifactError(_damage(files, "manifest.json", repr(error), "the manifest that was written")) from error
+        for name in names:
             artifact.read(name)
         return artifact
 

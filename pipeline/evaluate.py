@@ -94,7 +94,7 @@ def evaluate_model(
         raise ValueError(f"images is {images!r}; it must be a whole number of test images")  # noqa: TRY004 - as above
     if quick and (attacks or autoattack or version != "standard"):
         raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out version and attacks, or quick")
-    threat, storage = ThreatModel(norm=norm, radius=radius), usable_root(root)
+    threat, storage = ThreatModel(norm=norm, radius=radius), usable_root(root, "root")
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):
         asked = DataConfig(name=data, root=data_root, download=data_download)  # pyright: ignore[reportArgumentType]

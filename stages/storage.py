@@ -286,7 +286,7 @@ def _remote_reason(error: Exception, said: str) -> str | None:
     found = re.search(r"<Code>(\w+)</Code>", said) or re.search(r"status code: (\d+)", said)
     code = found[1] if found else type(error).__name__
     if code in ("NoSuchBucket", "ContainerNotFound") or "bucket does not exist" in said:
-        return f"there is no such bucket ({code}); make it, or correct --root"
+        return f"there is no such bucket ({code}); make it, or name another one"
     if isinstance(error, FileNotFoundError):
         return None
     if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or code in ("401", "403"):
@@ -306,3 +306,10 @@ def _check_directory(path: Path) -> None:
         raise StorageError(f"{path}: {found} is a file; name a directory, which is made when it is not there")
     if not os.access(found, os.W_OK | os.X_OK):
         raise StorageError(f"{path} cannot be written: {found} does not allow it; name another directory")
+    try:  # also a system's own folders, and a disk that is mounted to be read, whatever the rights say
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=found):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {found} holds no new folder ({error.strerror}); name another directory"
+        ) from None

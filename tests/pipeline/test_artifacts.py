@@ -1,10 +1,13 @@
 """An artifact is there whole, or not at all."""
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from unchecked import unchecked_types
 
 from pipeline.artifacts import ArtifactError, Store, manifest_at, usable_root
 
@@ -87,17 +90,35 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("damage", ["changed", "truncated", "deleted", "manifest"])
-def test_a_damaged_artifact_is_named(damage: str, tmp_path: Path) -> None:
+DAMAGE: dict[str, tuple[str, bytes | None]] = {
+    "an altered file": ("weights.bin", b"weighty"),
+    "a torn file": ("weights.bin", b"weig"),
+    "an empty file": ("more/notes.txt", b""),
+    "a missing file": ("more/notes.txt", None),
+    "a torn manifest": ("manifest.json", b'{"name": "thi'),
+    "an empty manifest": ("manifest.json", b""),
+    "another manifest": ("manifest.json", b'{"name": "thing/abc"}'),
+    "a list for a manifest": ("manifest.json", b"[]"),
+    "bytes for a manifest": ("manifest.json", b"\xff\xfe\x00"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_artifact_is_named_and_made_anew_as_its_message_says(damage: str, tmp_path: Path) -> None:
     path = make(Store(tmp_path))
-    victim = "manifest.json" if damage == "manifest" else "weights.bin"
-    if damage == "deleted":
-        (path / victim).unlink()
-    else:
-        content = {"changed": b"weighty", "truncated": b"weig", "manifest": b"{"}[damage]
-        (path / victim).write_bytes(content)
-    with pytest.raises(ArtifactError, match=victim):
-        Store(tmp_path).get("thing", "abc")
+    whole = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "manifest.json"}
+    name, content = DAMAGE[damage]
+    (path / name).unlink() if content is None else (path / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=name) as named:
+        make(Store(tmp_path))
+    advice = re.search(r"Remove (\S+) and run the same command again to make it anew$", str(named.value))
+    assert advice is not None
+    shutil.rmtree(advice[1])
+    assert make(Store(tmp_path)) == path
+    assert {file: file.read_bytes() for file in whole} == whole
+    found = Store(tmp_path).get("thing", "abc")
+    assert found is not None
+    assert found.metrics == {"accuracy": 0.9}
 
 
 def test_the_manifest_is_json_that_others_can_read(tmp_path: Path) -> None:
@@ -117,7 +138,13 @@ def test_a_root_is_refused_in_the_copy_in_which_a_job_runs(tmp_path, monkeypatch
     assert usable_root(tmp_path / "root").local() == tmp_path / "root"
 
 
-@pytest.mark.parametrize("named", ["", " "])
+@pytest.mark.parametrize("named", ["", " ", None, 3, b"root"])
 def test_a_root_without_a_name_is_refused(named):
-    with pytest.raises(ValueError, match="--root is empty: name a directory"):
+    with unchecked_types(), pytest.raises(ValueError, match=rf"--root is {re.escape(repr(named))}: name a directory"):
         usable_root(named)
+
+
+def test_a_root_is_called_by_the_name_that_its_caller_has_for_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="^root .*is a file; name a directory"):
+        usable_root(tmp_path / "file" / "root", "root")

@@ -148,7 +148,13 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(StorageError, match="is a file"):
         Storage.at(tmp_path / "file" / "root").check()
     Storage.at(tmp_path / "not" / "yet").check()
-    assert not (tmp_path / "not").exists()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="no /proc here")
+def test_a_directory_whose_rights_allow_what_its_disk_does_not_is_refused():
+    with pytest.raises(StorageError, match=r"/proc/rap-runs cannot be written: /proc .*; name another directory"):
+        Storage.at("/proc/rap-runs").check()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
