@@ -113,7 +113,9 @@ class Store:
             manifest = json.loads(content)
             artifact, names = Artifact(files, manifest), list(manifest["outputs"])
         except (ValueError, KeyError, TypeError) as error:  # no JSON, or that of something else
-            raise ArtifactError(_damage(files, "manifest.json", repr(error), "the manifest that was written")) from error
+            raise ArtifactError(
+                _damage(files, "manifest.json", repr(error), "the manifest that was written")
+            ) from error
         for name in names:
             artifact.read(name)
         return artifact

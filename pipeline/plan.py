@@ -171,8 +171,8 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
     size, patch = data.size, recipe.adapter.unet().patch
     if size % patch:
         raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")
-    check_loss(recipe.attack.loss, classes=len(data.classes))
     _autoattack(recipe, data)
+    check_loss(recipe.attack.loss, classes=len(data.classes))
     if recipe.classifier.augment and recipe.data.name != "cifar10":
         raise ValueError("classifier.augment flips images, which changes digits: set it for cifar10 only")
     if recipe.augment and recipe.data.name != "cifar10":

@@ -146,5 +146,5 @@ def test_a_root_without_a_name_is_refused(named):
 
 def test_a_root_is_called_by_the_name_that_its_caller_has_for_it(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="^root .*is a file; name a directory"):
+    with pytest.raises(ValueError, match=r"^root .*is a file; name a directory"):
         usable_root(tmp_path / "file" / "root", "root")
