@@ -5,7 +5,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -69,6 +70,18 @@ def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
             return _stop(f"{error}; nothing committed is lost, and the same command goes on from here")
         raise
     return 0
+
+
+@contextmanager
+def settings_called(names: Mapping[str, str]) -> Iterator[None]:
+    """What a config's own checks find inside of the block, in the names that whoever asks has for its settings."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for setting, name in names.items():
+            said = said.replace(setting, name)
+        raise ValueError(said) from error
 
 
 def fail(message: str) -> NoReturn:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import usable_root
 from pipeline.command import WorkersConfig
-from pipeline.ending import Say, conduct, fail, since_now
+from pipeline.ending import Say, conduct, fail, settings_called, since_now
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
 from pipeline.measuring import find, measurements_on, quick_findings
@@ -50,6 +50,8 @@ from stages.storage import Storage
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
 CHECKS = CheckSize()
 BESIDE = ("1", "2", "3", "4")  # tables that show what the classifier does without its adapter
+SETTINGS = {"evaluation.attacks are": "autoattack is", "evaluation.": "", "threat.": "", "data.name": "data"}
+"""The names of `evaluate_model` for the settings of configs."""
 SPEED = "Section 4.5 compares a model with and without its adapter"
 
 
@@ -93,16 +95,23 @@ def evaluate_model(
     if isinstance(images, bool) or not isinstance(images, int | np.integer):
         raise ValueError(f"images is {images!r}; it must be a whole number of test images")  # noqa: TRY004 - as above
     if quick and (attacks or autoattack or version != "standard"):
-        raise ValueError("a quick screening runs AutoAttack's APGD alone: leave out version and attacks, or quick")
-    threat, storage = ThreatModel(norm=norm, radius=radius), usable_root(root, "root")
+        raise ValueError(
+            "a quick screening runs AutoAttack's APGD alone: leave out version, attacks and autoattack, or quick"
+        )
+    if not callable(say):
+        raise ValueError(f"say is {say!r}; pass a function that takes a line, such as print")  # noqa: TRY004 - as above
+    with settings_called(SETTINGS):
+        threat = ThreatModel(norm=norm, radius=radius)
+        config = EvaluationConfig(version=version, attacks=tuple(autoattack), images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
+    storage = usable_root(root, "root")
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):
-        asked = DataConfig(name=data, root=data_root, download=data_download)  # pyright: ignore[reportArgumentType]
+        with settings_called(SETTINGS):
+            asked = DataConfig(name=data, root=data_root, download=data_download)  # pyright: ignore[reportArgumentType]
         loaded = known_data(asked, "data_")
         test, classes, named = loaded.test, len(loaded.classes), loaded.name
     else:
         test, classes = own_data(data), None
-    config = EvaluationConfig(version=version, attacks=tuple(autoattack), images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
     given = function_attacks(attacks)
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
@@ -147,7 +156,7 @@ def prepare(command: EvaluateCommand) -> Prepared:
     threat = command.threat(trained)
     models: dict[str, nn.Module] = {"model": model}
     if command.behind:
-        models = behind(model, load_subject(command.behind, None, data)[0])
+        models = behind(model, load_subject(command.behind, None, data, "--behind")[0])
     if command.table == "4.5":
         with_adapter(model, SPEED)
     elif command.table in BESIDE and has_adapter(model):

@@ -6,7 +6,7 @@ from typing import Literal
 import tyro
 
 from pipeline.command import NUMBERS, WorkersConfig
-from pipeline.ending import fail
+from pipeline.ending import fail, settings_called
 from pipeline.recipe import EvaluationConfig
 from pipeline.tables import DATA, TableName
 from stages.data.datasets import DataConfig, DataName
@@ -76,7 +76,7 @@ class EvaluateCommand:
 
     def __post_init__(self) -> None:
         if self.table:
-            own = {"norm": None, "radius": None, "attack": (), "quick": False, "version": "standard"}
+            own = {"norm": None, "radius": None, "attack": (), "attacks": (), "quick": False, "version": "standard"}
             given = [flag for flag, unset in own.items() if getattr(self, flag) != unset]
             if given:
                 raise ValueError(
@@ -89,9 +89,10 @@ class EvaluateCommand:
             )
         if self.compare and self.table == "4.5":
             raise ValueError("--table 4.5 attacks nothing, so there is nothing to --compare")
-        if self.quick and (self.attack or self.behind or self.version != "standard"):
+        if self.quick and (self.attack or self.attacks or self.behind or self.version != "standard"):
             raise ValueError(
-                "--quick screens one model with AutoAttack's APGD; leave out --attack, --version and --behind"
+                "--quick screens one model with AutoAttack's APGD; leave out --attack, --attacks, --version and "
+                "--behind"
             )
         if self.name is not None and ("/" in self.name or self.name.startswith(".")):
             raise ValueError(f"--name {self.name!r} must be a plain name: it is kept in ROOT/evaluations/NAME")
@@ -113,14 +114,15 @@ class EvaluateCommand:
     @property
     def evaluation(self) -> EvaluationConfig:
         """AutoAttack and PGD; the number of images is yet to be filled in."""
-        return EvaluationConfig(
-            version=self.version,
-            attacks=self.attacks,
-            chunk=self.chunk,
-            batch=self.chunk,
-            seed=self.seed,
-            pgd_steps=self.pgd_steps,
-        )
+        with settings_called({"evaluation.": "--"}):
+            return EvaluationConfig(
+                version=self.version,
+                attacks=self.attacks,
+                chunk=self.chunk,
+                batch=self.chunk,
+                seed=self.seed,
+                pgd_steps=self.pgd_steps,
+            )
 
     @property
     def identity(self) -> "EvaluateCommand":
@@ -152,7 +154,8 @@ class EvaluateCommand:
                 f"the ball is not named (norm {norm}, radius {radius}): give --norm Linf, L2 or L1, and --radius in "
                 "pixels of [0, 1], such as 8/255"
             )
-        return ThreatModel(norm=norm, radius=radius)
+        with settings_called({"threat.": "--"}):
+            return ThreatModel(norm=norm, radius=radius)
 
 
 def parse(argv: list[str]) -> EvaluateCommand:

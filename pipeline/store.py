@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from pipeline.artifacts import ArtifactError
 from pipeline.command import NUMBERS
-from pipeline.ending import ClaimedError, conduct, fail, since_now
+from pipeline.ending import ClaimedError, conduct, fail, settings_called, since_now
 from pipeline.inventory import Inventory, Kept
 from pipeline.results import Totals
 from stages.lease import TakenError, lease
@@ -85,6 +85,8 @@ class Export:
     """Only images of these classes."""
     data_root: str | None = None
     """Folder of the run's data set, as --data.root of the run."""
+    data_download: bool = False
+    """Fetch the data set to that folder where it is absent."""
 
 
 Action = (
@@ -199,15 +201,17 @@ def export_run(inventory: Inventory, config: Export, say: Callable[[str], None])
     last = Ledger(inventory.root, config.run).rounds - 1 if config.last_round is None else config.last_round
     place = Path(config.to).expanduser()
     try:
-        data = TrajectoryDataset(
-            inventory.root,
-            run=config.run,
-            rounds=range(config.first_round, last + 1),
-            state=int(config.state) if config.state.isdecimal() else config.state,
-            success=config.success,
-            classes=config.classes or None,
-            data_root=config.data_root,
-        )
+        with settings_called({"data_download": "--data-download", "data_root": "--data-root"}):
+            data = TrajectoryDataset(
+                inventory.root,
+                run=config.run,
+                rounds=range(config.first_round, last + 1),
+                state=int(config.state) if config.state.isdecimal() else config.state,
+                success=config.success,
+                classes=config.classes or None,
+                data_root=config.data_root,
+                data_download=config.data_download,
+            )
         say(f"{len(data):,} segments of run {config.run} to {place}")
         export(data, place, progress=lambda done: say(f"{done:,} of {len(data):,}"))
     except ValueError as error:  # before anything was written

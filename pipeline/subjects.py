@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.artifacts import in_job_copy
+from pipeline.ending import settings_called
 from pipeline.evaluation import Subject, in_order, subject_of
 from stages.data.datasets import NAMES, DataConfig, ImageData, load_data
 from stages.data.formats import DataError
@@ -74,10 +75,12 @@ def check_subject(
     check_model(model, images, labels[chosen], classes=known, threat=threat, random=random)
 
 
-def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Module, ThreatModel | None]:
+def load_subject(
+    path: str, weights: str | None, data: ImageData, flag: str = "--model"
+) -> tuple[nn.Module, ThreatModel | None]:
     """A model by its saved directory, with the ball that it was trained in, or by "module:function", in eval mode.
 
-    Raises ValueError where there is none, or the weights do not fit.
+    ``flag`` is the one that names it. Raises ValueError where there is none, or the weights do not fit.
     """
     if ":" not in path or Path(path).exists():
         if weights is not None:
@@ -85,13 +88,9 @@ def load_subject(path: str, weights: str | None, data: ImageData) -> tuple[nn.Mo
         model = load_model(path)
         return model, model.threat
     inputs = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
-    try:
+    with settings_called({"classifier.factory": flag, "classifier.weights": "--weights"}), torch.random.fork_rng([]):
         config = ClassifierConfig(factory=path, weights=weights, epochs=0)
-        with torch.random.fork_rng([]):
-            return build_classifier(config, **inputs, mean=data.mean, std=data.std), None
-    except ValueError as error:
-        said = str(error).replace("classifier.factory", "--model").replace("classifier.weights", "--weights")
-        raise ValueError(said) from error
+        return build_classifier(config, **inputs, mean=data.mean, std=data.std), None
 
 
 def undefended_of(model: nn.Module, test: Split) -> Subject | None:

@@ -64,8 +64,8 @@ def compile_networks(networks: Sequence[nn.Module], device: str) -> None:
         what = "Triton" if device.startswith("cuda") else "a C++ compiler"
         raise ValueError(
             f"networks are to be compiled, but PyTorch cannot compile for {device} here "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}): install {what}, or leave out the flag "
-            "--attack.compiled, --train.compiled or --classifier.compiled"
+            f"({type(error).__name__}: {str(error).splitlines()[0]}): install {what}, or leave out "
+            "attack.compiled, train.compiled or classifier.compiled"
         ) from error
     for network in networks:
         network.compile()

@@ -64,7 +64,7 @@ def check_radius(threat: ThreatModel, pixels: int) -> None:
     diagonal = {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[threat.norm]
     if threat.radius >= diagonal:
         raise ValueError(
-            f"threat.radius is {threat.radius:g}, but no two images in [0, 1] are farther apart than {diagonal:g} in "
+            f"the radius is {threat.radius:g}, but no two images in [0, 1] are farther apart than {diagonal:g} in "
             f"{threat.norm}: give the radius in pixels of [0, 1] (divide one in 0..255 by 255)"
         )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from stages.data.datasets import DataConfig, load_data
+from stages.data.formats import DataError
 from stages.data.splits import Split
 from stages.rap.threat import Lattice
 from stages.storage import Storage
@@ -60,7 +61,8 @@ class TrajectoryDataset(Dataset[Example]):
     The last two read every shard once, when the data set is made.
 
     ``root`` is the run's, a directory or a URL. The shards hold perturbations; the images are those of the run's data
-    set below ``data_root`` (as --data.root), or ``images``, a split that holds them.
+    set below ``data_root`` (as --data.root), where ``data_download`` fetches what is absent, or ``images``, a split
+    that holds them.
 
     Raises ValueError for a run that is not there, a state that its segments do not have, or other images than the
     run's; when read, ShardError for a shard that is missing or damaged.
@@ -77,6 +79,7 @@ class TrajectoryDataset(Dataset[Example]):
         classes: Sequence[int] | None = None,
         images: Split | None = None,
         data_root: str | None = None,
+        data_download: bool = False,
     ) -> None:
         self.storage, self.state = Storage.at(root), state
         if rounds is not None and rounds.step != 1:
@@ -86,7 +89,7 @@ class TrajectoryDataset(Dataset[Example]):
         if not len(self.shards):
             raise ValueError(_nothing(self.storage, run, rounds))
         self._check_state(state)
-        self.split = load_data(_data_of(self.storage, run, data_root)).train if images is None else images
+        self.split = _images_of(self.storage, run, data_root, data_download) if images is None else images
         theirs = set(self.shards["data"].to_pylist())
         if theirs != {self.split.fingerprint}:
             raise ValueError(
@@ -188,9 +191,13 @@ def _nothing(storage: Storage, run: str, rounds: range | None) -> str:
     return f"run {run} has written down rounds 0 to {last - 1}, and none of {rounds}"
 
 
-def _data_of(storage: Storage, run: str, data_root: str | None) -> DataConfig:
-    """The data set of a run's recipe, and where it is looked for."""
+def _images_of(storage: Storage, run: str, data_root: str | None, data_download: bool) -> Split:
+    """The training images of a run's recipe. Raises DataError where they are not there."""
     content = storage.find(f"runs/{run}/recipe.json")
     if content is None:
         raise ValueError(f"{storage.location(f'runs/{run}/recipe.json')} is not there: give the run's training images")
-    return DataConfig(**{**json.loads(content)["recipe"]["data"], "root": data_root})
+    named = json.loads(content)["recipe"]["data"]
+    try:
+        return load_data(DataConfig(**{**named, "root": data_root, "download": data_download})).train
+    except DataError as error:
+        raise DataError(str(error).replace("--data.", "data_")) from error

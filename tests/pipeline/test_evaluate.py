@@ -289,7 +289,7 @@ def test_another_ball_is_refused_before_the_attack(
 
 
 def test_a_screening_takes_no_attacks_of_ones_own(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match="leave out version and attacks"):
+    with pytest.raises(ValueError, match="leave out version, attacks and autoattack"):
         evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, attacks=["my:attack"])
 
 

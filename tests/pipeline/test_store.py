@@ -16,12 +16,15 @@ from PIL import Image
 
 from pipeline.artifacts import Store
 from pipeline.store import main
-from stages.data.datasets import DataConfig
+from stages.data.datasets import DataConfig, ImageData
+from stages.data.formats import DataError
+from stages.data.sources import WAYS_OUT
 from stages.fingerprint import canonical
 from stages.lease import lease
 from stages.storage import Storage
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
+from stages.trajectories import dataset
 from stages.trajectories.dataset import TrajectoryDataset
 from stages.trajectories.shards import shard_key
 
@@ -219,6 +222,20 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
         store(setup, "export", run, str(tmp_path / place), *flags)
     assert message in capsys.readouterr().err
     assert set(tmp_path.iterdir()) == before
+
+
+def test_an_export_without_its_images_names_its_own_flags(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(config: DataConfig) -> ImageData:
+        raise DataError(f"nothing in {config.root}. {WAYS_OUT}")
+
+    monkeypatch.setattr(dataset, "load_data", absent)
+    with pytest.raises(SystemExit, match="2"):
+        store(setup, "export", "run", str(tmp_path / "new"), "--data-root", "nowhere", "--data-download")
+    said = capsys.readouterr().err
+    assert "nothing in nowhere. Pass --data-download to fetch it, or name the folder" in said
+    assert "left it by --data-root or the environment" in said
 
 
 def test_a_root_with_nothing_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,6 +238,60 @@ def test_absent_data_name_the_settings_that_whoever_asked_has(
     assert not (tmp_path / "root").exists()
 
 
+UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "no radius": ({"radius": 0}, "^radius is 0; it must be greater than 0"),
+    "a radius of 0..255": ({"radius": 8}, "^radius is 8, .* divide a radius in 0..255 by 255"),
+    "another norm": ({"norm": "linf"}, "^norm is 'linf'; allowed are Linf"),
+    "an L2 radius of 0..255": ({"norm": "L2", "radius": 128}, r"^the radius is 128, .*\(divide one in 0..255 by 255"),
+    "custom without attacks": (
+        {"version": "custom"},
+        "^autoattack is none with version 'custom'; version custom takes",
+    ),
+    "no such attack": (
+        {"version": "custom", "autoattack": ["pgd"]},
+        "^autoattack is pgd with .*takes some of apgd-ce,",
+    ),
+    "no such version": ({"version": "full"}, "^version is 'full'; allowed are standard,"),
+    "no images": ({"images": 0}, "^images is 0; it must be at least 1"),
+    "no such data": ({"data": "svhn"}, "^data is 'svhn'; allowed are digits, mnist, cifar10"),
+    "no root": ({"root": None}, "^root is None: name a directory, or a URL"),
+    "an empty root": ({"root": ""}, "^root is '': name a directory, or a URL"),
+    "no say": ({"say": None}, "^say is None; pass a function that takes a line"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_settings_are_refused_by_the_names_of_the_function_that_takes_them(case: str, tmp_path: Path):
+    given, message = UNUSABLE[case]
+    settings: dict[str, Any] = {"data": "digits", "norm": "Linf", "radius": 0.1, "root": tmp_path / "root", **given}
+    with unchecked_types(), pytest.raises(ValueError, match=message):
+        evaluate_model(MODEL, **settings)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--radius", "8"], "error: --radius is 8, but pixels lie in [0, 1]: divide a radius in 0..255 by 255"),
+        (["--radius", "0.1", "--chunk", "0"], "error: --chunk is 0; it must be at least 1"),
+        (["--radius", "0.1", "--attacks", "square"], "error: --attacks are square with version 'standard'; version "),
+        (
+            ["--radius", "0.1", "--quick", "--attacks", "square"],
+            "leave out --attack, --attacks, --version and --behind",
+        ),
+        (["--radius", "0.1", "--behind", "nowhere:build"], "error: --behind 'nowhere:build' cannot be imported"),
+    ],
+)
+def test_settings_are_refused_by_the_flags_of_the_command_that_takes_them(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", "evaluated_models:build", "--norm", "Linf", "--root", str(tmp_path / "root"), *flags])
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "root").exists()
+
+
 def test_data_are_fetched_to_no_copy_in_which_a_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     copied = tmp_path / "working_dir_files" / "_ray_pkg_1"
     copied.mkdir(parents=True)
