@@ -7,7 +7,7 @@ spot, the loop on Ray (pipeline/rounds.py) waits until its generators have. Both
 import copy
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -29,6 +29,8 @@ from stages.training.units import after
 from stages.training.versions import Version
 from stages.trajectories.recorder import Recorder
 from stages.trajectories.shards import LedgerRow, Shard
+
+AT_ONCE = 4  # units: on a fast GPU, storing one takes longer on a core than attacking several
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +66,8 @@ class Source(Protocol):
 
 
 class Serial:
-    """Rounds generated in this process when they are asked for."""
+    """Rounds generated in this process when they are asked for: while a unit is attacked, others are read, packed,
+    checked and written."""
 
     def __init__(self, setup: Setup, stopped: Callable[[], bool], recorder: Recorder | None = None) -> None:
         self.setup, self.stopped, self.recorder = setup, stopped, recorder
@@ -85,7 +88,8 @@ class Serial:
         assert attacked is not None  # there is one rank
         version = attacked.result()
         units = self.setup.units.of(number, version.fingerprint, self.previous)
-        made = [self.generator.shard(unit, lambda: version.weights) for unit in units]
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="units") as threads:
+            made = list(threads.map(lambda unit: self.generator.shard(unit, lambda: version.weights), units))
         self.made += sum(each.is_new for each in made)
         self.previous = after(self.previous, units)
         if self.recorder:

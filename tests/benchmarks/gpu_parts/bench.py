@@ -32,8 +32,6 @@ TINY = UNetConfig(width=8, multipliers=(1, 2), patch=2, all_skips=False, output=
 class Sizes:
     """How much is measured."""
 
-    attack_batch: int = 1024
-    update_batch: int = 256
     product: int = 8192
     """Side of the matrices whose product says what the card can do."""
     seconds: float = 0.7
@@ -46,7 +44,7 @@ class Sizes:
     """Test images for the judge; None: all of them."""
 
 
-SMALL = Sizes(attack_batch=8, update_batch=8, product=64, seconds=0.05, compared=8, attacked=4, judged=16)
+SMALL = Sizes(product=64, seconds=0.05, compared=8, attacked=4, judged=16)
 
 
 class Bench:

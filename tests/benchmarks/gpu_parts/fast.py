@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,11 +50,11 @@ def fast(bench: Bench, deadline: float, keep: Keep, *, ways: dict[str, Way]) -> 
     print(f"bfloat16 product: {found['peak_tflops']:.0f} TFLOP/s", flush=True)
     for name, recipe in bench.pairs.items():
         found["pairs"][name] = pair = costs(bench, recipe)
-        pair["bare loop, float32"] = timed(bench, pair, lambda recipe=recipe: bare(bench, recipe), found["peak_tflops"])
-        for label, way in ways.items():
+        builds = {"bare loop, float32": partial(bare, bench, recipe)}
+        builds |= {label: partial(product, bench, recipe, way) for label, way in ways.items()}
+        for label, build in builds.items():
             if time.perf_counter() < deadline:
-                work = lambda recipe=recipe, way=way: product(bench, recipe, way)  # noqa: E731
-                pair[label] = timed(bench, pair, work, found["peak_tflops"])
+                pair[label] = timed(bench, recipe, pair, build, found["peak_tflops"])
                 print(f"{name}, {label}: {pair[label]}", flush=True)
             keep(found)
     found["kernels"] = kernels(bench)
@@ -80,6 +81,7 @@ def costs(bench: Bench, recipe: Recipe) -> dict[str, Any]:
 
 def timed(
     bench: Bench,
+    recipe: Recipe,
     pair: dict[str, Any],
     build: Callable[[], tuple[Callable[[], object], Callable[[], object]]],
     tflops: float,
@@ -87,15 +89,16 @@ def timed(
     """Images a second, TFLOP/s, share of the peak and memory of an attack step and an update; or why there are none."""
     found: dict[str, Any] = {}
     try:
-        for name, work, batch in zip(
-            ("attack step", "update"), build(), (bench.sizes.attack_batch, bench.sizes.update_batch), strict=True
-        ):
+        batches = (recipe.attack.batch, recipe.schedule.batch)
+        for name, work, batch in zip(("attack step", "update"), build(), batches, strict=True):
             seconds = bench.seconds(work)
             rate = batch * pair[name] / 1e3 / seconds
             figures = {"images_per_second": batch / seconds, "tflops": rate, "share_of_peak": rate / tflops}
             found[name] = {**figures, "gib": bench.memory(work)}
     except (RuntimeError, ValueError) as error:  # no memory, or no compiler
         found["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
     return found
 
 
@@ -106,7 +109,7 @@ def product(bench: Bench, recipe: Recipe, way: Way) -> tuple[Callable[[], object
     setup = bench.setup(recipe, "timed", attack=process, train=replace(recipe.train, **arithmetic))
     generating = setup.build_faster(process) if way.faster else setup.build()
     learner = setup.learner() if way.faster else Learner(setup.build(), setup.config.train, total_updates=99, seed=0)
-    images, labels = (each.to(bench.device) for each in bench.images(bench.sizes.attack_batch))
+    images, labels = (each.to(bench.device) for each in bench.images(recipe.attack.batch))
     start = start_of(bench, setup, len(images))
     batch = batch_of(bench, recipe)
 
@@ -125,7 +128,7 @@ def bare(bench: Bench, recipe: Recipe) -> tuple[Callable[[], object], Callable[[
     """The same as anyone would write them first: eager, float32, and the loss read after each update."""
     setup = bench.setup(recipe, "bare")
     attacked, robust = setup.build(), setup.build()
-    images, labels = (each.to(bench.device) for each in bench.images(bench.sizes.attack_batch))
+    images, labels = (each.to(bench.device) for each in bench.images(recipe.attack.batch))
     pixels, batch, (size, radius) = images.float() / 255, batch_of(bench, recipe), (4 / 255, recipe.threat.radius)
     assert robust.adapter is not None
     weights = list(robust.adapter.requires_grad_(True).parameters())
@@ -158,7 +161,7 @@ def start_of(bench: Bench, setup: Setup, count: int) -> Tensor:
 
 
 def batch_of(bench: Bench, recipe: Recipe) -> TrainingBatch:
-    images, labels = (each.to(bench.device) for each in bench.images(bench.sizes.update_batch))
+    images, labels = (each.to(bench.device) for each in bench.images(recipe.schedule.batch))
     pixels, t = images.float() / 255, torch.full_like(labels, recipe.attack.steps)
     return TrainingBatch(states=(pixels + 4 / 255).clamp(0, 1), clean=pixels, labels=labels, t=t)
 
@@ -176,7 +179,7 @@ def kernels(bench: Bench) -> list[dict[str, Any]]:
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, own))
     if on_gpu:  # else operations are counted beside the kernels that they launch
-        events = [event for event in events if not event.key.startswith(("aten::", "cuda", "Optimizer"))]
+        events = [event for event in events if event.device_type.name == "CUDA"]
     whole = sum(getattr(event, own) for event in events)
     return [
         {"name": event.key[:100], "calls": event.count, "share": getattr(event, own) / whole} for event in events[:ROWS]

@@ -165,7 +165,7 @@ def verdicts(bench: Bench) -> dict[str, Any]:
     rows = bench.data.train.rows[: len(images)]
     config = JudgeConfig(images=None)
     masks = [judge(robust, images, labels, rows, bench.recipe.threat, config).mask.tolist() for _ in range(2)]
-    right = torch.equal(answer, again) and apart < numerics.SAME and masks[0] == masks[1]
+    right = torch.equal(answer, again) and apart < numerics.SAME_ALONE and masks[0] == masks[1]
     return {"right": right, "alone against in a batch": apart, "the judge repeats": masks[0] == masks[1]}
 
 

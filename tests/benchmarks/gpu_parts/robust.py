@@ -21,7 +21,7 @@ from stages.training.setup import Setup, load_trained
 
 from .bench import Bench
 
-EVALUATION = 170.0  # seconds for AutoAttack and the judge, estimated for an H100 from 9 TFLOP an image in float32
+EVALUATION = 200.0  # seconds for AutoAttack and the judge, estimated for an H100 from 9 TFLOP an image in float32
 TRIED = 6  # rounds that say how long one takes
 JUDGED = 8  # times that the judge is asked while training
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import loop_config, published, setup_of, shards_of
+from tiny_runs import SCHEDULE, loop_config, published, setup_of, shards_of
 
 from stages.evaluation.judge import JudgeConfig
 from stages.numerics import DeviceMemoryError
+from stages.storage import Storage
 from stages.training import rounds
 from stages.training.adapter import Learner
 from stages.training.batches import TrainingBatch
 from stages.training.rounds import run_serially
+from stages.trajectories import generate
 from stages.trajectories.ledger import Ledger
 
 
@@ -35,6 +38,25 @@ def test_an_update_for_which_the_device_has_no_room_names_its_setting_and_the_ru
     monkeypatch.undo()
     run_serially(setup := setup_of(tmp_path))
     assert setup.is_complete
+
+
+def test_a_unit_is_attacked_while_another_is_written(tmp_path, monkeypatch):
+    begun, second, attack, put = [], threading.Event(), generate._attack, Storage.put
+
+    def watched(*arguments: Any) -> Any:
+        begun.append(None)
+        if len(begun) > 1:
+            second.set()
+        return attack(*arguments)
+
+    def patient(storage: Storage, key: str, content: bytes) -> None:
+        if key.startswith("trajectories/"):
+            assert second.wait(timeout=100)
+        put(storage, key, content)
+
+    monkeypatch.setattr(generate, "_attack", watched)
+    monkeypatch.setattr(Storage, "put", patient)
+    assert run_serially(setup_of(tmp_path, loop_config(schedule=replace(SCHEDULE, rounds=1)))) == 2
 
 
 def test_the_end_of_a_round_waits_for_nothing(tmp_path, monkeypatch, waiting):
