@@ -1,5 +1,6 @@
 """What several folders of tests share."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -22,6 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a test computes itself agrees to the bit with what recipes compute, which use one thread.
     torch.set_num_threads(1)
     # Ray copies its own data context, which warns of a field of its own.
+    # Where the tests' S3 server will be, for all processes that are started before it is.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    settings = {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "not-for-messages", "REGION": "us-east-1"}
+    os.environ.update({f"AWS_{name}": value for name, value in {**settings, "ENDPOINT_URL": address}.items()})
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
@@ -58,11 +65,9 @@ def ray_session() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server in a process of its own, which forgets everything when the tests end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    address = os.environ["AWS_ENDPOINT_URL"]
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", address.rpartition(":")[2]],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,17 +78,14 @@ def s3_server() -> Iterator[str]:
             if "Running on" in line:
                 break
         threading.Thread(target=server.stderr.read, daemon=True).start()  # else it waits once the pipe is full
-        yield f"http://127.0.0.1:{port}"
+        yield address
     finally:
         server.kill()
         server.communicate()
 
 
 @pytest.fixture
-def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket on that server, which the environment of the test names."""
-    settings = {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "not-for-messages", "REGION": "us-east-1"}
-    for name, value in {**settings, "ENDPOINT_URL": s3_server}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
+def s3_bucket(s3_server: str) -> str:
+    """A bucket on that server, which the environment names."""
     with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/tests-bucket", method="PUT")):
         return "s3://tests-bucket"

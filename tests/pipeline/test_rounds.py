@@ -53,6 +53,14 @@ def test_the_loop_on_ray_publishes_the_bytes_of_the_serial_loop(
     assert made == len(shards_of(setup))
 
 
+def test_a_bucket_holds_what_a_directory_does(
+    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], s3_bucket: str, tmp_path: Path
+) -> None:
+    setup = make_setup(f"{s3_bucket}/{tmp_path.name}")
+    run_loop(setup, loop_workers(2), progress=lambda line: None)
+    assert same(setup, undisturbed[1])
+
+
 def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None:
     assert published(undisturbed[0])["1"] == published(undisturbed[1])["1"]  # both attack v_0 in round 0
     assert published(undisturbed[0])["2"] != published(undisturbed[1])["2"]

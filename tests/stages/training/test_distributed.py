@@ -56,6 +56,8 @@ def start(rank: int, root: Path) -> None:
         distributed.barrier()
         torch.save(len(setup.journal.lines()), root / f"lines-{turn}-{rank}")
         distributed.barrier()
+    whole = setup_of(root / "whole", CONFIG)
+    run_rounds(whole, Followed(whole, never), report=lambda line: None)
     distributed.destroy_process_group()
 
 
@@ -102,6 +104,10 @@ def test_a_stop_that_one_worker_sees_stops_both(two):
     lines = [torch.load(two.root.local(f"lines-0-{rank}"), weights_only=True) for rank in range(2)]
     assert lines == [1, 1]
     assert two.is_complete
+
+
+def test_two_that_were_stopped_and_resumed_make_the_bytes_of_two_that_were_not(two):
+    assert published(two) == published(setup_of(two.root.local("whole"), CONFIG))
 
 
 def test_alone_nothing_is_exchanged():
