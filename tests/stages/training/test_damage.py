@@ -130,7 +130,7 @@ TRAIN_FILES: dict[str, Callable[[Setup], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "done"), zip(TRAIN_FILES, (5, 5, 6), strict=True))
+@pytest.mark.parametrize(("name", "done"), list(zip(TRAIN_FILES, (5, 5, 6), strict=True)))
 def test_a_training_whose_files_are_damaged_is_repeated_once_they_are_removed(
     done: int, name: str, wanted: list[str], tmp_path: Path
 ):
