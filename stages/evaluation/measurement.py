@@ -23,7 +23,7 @@ from stages.evaluation.bpda import BPDAConfig, bpda_attack
 from stages.evaluation.classical import ClassicalConfig, classical_attack
 from stages.evaluation.isolation import isolated
 from stages.evaluation.pgd import PGDConfig, pgd
-from stages.evaluation.verdict import ChunkVerdict
+from stages.evaluation.verdict import ChunkVerdict, ask
 from stages.identity import UnnameableError, object_fingerprint
 from stages.rap.threat import ThreatModel
 
@@ -47,6 +47,10 @@ class FunctionConfig:
         return self.path
 
 
+CHANGED = (
+    "the model answers images as they are otherwise after the attack than before it: its answers change from call to "
+    "call, so no share of images that remain robust can be said of it"
+)
 AttackConfig = AutoAttackConfig | PGDConfig | ClassicalConfig | BPDAConfig | FunctionConfig
 KINDS: dict[type, str] = {
     AutoAttackConfig: "autoattack",
@@ -122,8 +126,28 @@ def attack_images(
 ) -> ChunkVerdict:
     """What an attack does to each image, verified. ``rows``, in the data set, key the random starts.
 
-    ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found.
+    ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found. The model is asked
+    for the images once more at the end, and a flag says where it is not the one that was attacked; not one that is
+    attacked as randomised, which may answer otherwise.
     """
+    verdict = _attacked(attack, model, images, labels, rows, threat, function=function, kept=kept)
+    if isinstance(attack, AutoAttackConfig) and attack.version == "rand":
+        return verdict
+    right = ~ask(model, to_float(images), labels.cpu(), batch=attack.batch)
+    return verdict if (right == verdict.clean).all() else replace(verdict, flags=(*verdict.flags, CHANGED))
+
+
+def _attacked(
+    attack: AttackConfig,
+    model: nn.Module,
+    images: UInt8[Tensor, "image channel height width"],
+    labels: Int64[Tensor, " image"],
+    rows: Int64[np.ndarray, " image"],
+    threat: ThreatModel,
+    *,
+    function: Attack | None,
+    kept: Kept | None,
+) -> ChunkVerdict:
     if isinstance(attack, AutoAttackConfig):
         return attack_chunk(model, images, labels, threat, config=attack, kept=kept)
     if isinstance(attack, FunctionConfig):

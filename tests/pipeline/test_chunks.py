@@ -16,9 +16,10 @@ from pipeline.chunks import Chunk, commit_chunk, load_verdict
 from pipeline.evaluation import merge
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
-from stages.evaluation.autoattack import AutoAttackConfig
+from stages.evaluation.autoattack import AutoAttackConfig, Version
 from stages.evaluation.lineup import square_runs
-from stages.evaluation.measurement import function_attacks
+from stages.evaluation.measurement import CHANGED, function_attacks
+from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.verdict import AttackError
 from stages.rap.threat import ThreatModel
 
@@ -111,6 +112,44 @@ def test_a_torn_part_is_attacked_again(
         part.write_bytes(part.read_bytes()[:-100])
     commit(chunk, model)
     assert quick == ["apgd-ce", "apgd-t", "apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+class Flipping(nn.Module):
+    """A model that answers the opposite from its 31st call on."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return self.model(images) * (1 if self.calls <= 30 else -1)
+
+
+@pytest.mark.parametrize(
+    "attack", [AutoAttackConfig(version="custom", attacks=("apgd-ce",)), PGDConfig(steps=40)], ids=["AutoAttack", "PGD"]
+)
+def test_a_model_whose_answers_change_while_it_is_attacked_is_flagged_and_no_other(
+    attack: AutoAttackConfig | PGDConfig, model: nn.Module, test: Split, tmp_path: Path
+) -> None:
+    small = ThreatModel(norm="Linf", radius=1e-3)  # in which the model itself stands, so that it is attacked to the end
+    chunk = replace(chunk_of(tmp_path, model, test, AutoAttackConfig()), attack=attack, threat=small)
+    flipped, steady = commit(chunk, Flipping(model).eval()), commit(replace(chunk, model="another"), model)
+    assert flipped.metrics["robust"] < steady.metrics["robust"]
+    assert CHANGED in flipped.metrics["flags"]
+    assert CHANGED not in steady.metrics["flags"]
+    assert CHANGED in merge([steady, flipped], small, attacked_now=2).flags
+
+
+@pytest.mark.parametrize(("version", "flagged"), [("standard", True), ("rand", False)])
+def test_a_model_that_is_attacked_as_randomised_may_answer_otherwise(
+    version: Version, flagged: bool, model: nn.Module, test: Split, tmp_path: Path, quick: list[str]
+) -> None:
+    flipping = Flipping(model).eval()
+    flipping.calls = 27  # so that it changes once it has been asked for the images as they are
+    receipt = commit(chunk_of(tmp_path, model, test, AutoAttackConfig(version=version)), flipping)
+    assert flipping.calls > 30
+    assert (CHANGED in receipt.metrics["flags"]) == flagged
 
 
 def leave(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
