@@ -150,7 +150,8 @@ def shards_of(root: Storage, name: str) -> list[str]:
     known = root.names("runs")
     if name not in known:
         raise ValueError(
-            f"--train.from-cache {name}: no such run below {root.location('runs')}; there are: {', '.join(known)}"
+            f"--train.from-cache {name}: no such run below {root.location('runs')}; there are: "
+            f"{', '.join(known) or 'none'}"
         )
     shards = [shard for line in Journal(root.below(f"runs/{name}")).read() for shard in line["shards"]]
     if not shards:

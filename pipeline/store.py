@@ -227,11 +227,16 @@ def _size(count: int) -> str:
     return f"{count:,.1f} TB"
 
 
+def parse(argv: list[str]) -> StoreCommand:
+    """The command that the arguments give. Raises ValueError, or ends with exit code 2, where they make no sense."""
+    return tyro.cli(StoreCommand, prog=USAGE, args=argv, registry=NUMBERS)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
     say = since_now()
     try:
-        command = tyro.cli(StoreCommand, prog=USAGE, args=sys.argv[1:] if argv is None else argv, registry=NUMBERS)
+        command = parse(sys.argv[1:] if argv is None else argv)
         root = Storage.at(command.root)
         if not root.names():
             fail(f"nothing lies below {root}: name the --root of your runs")
