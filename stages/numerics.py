@@ -106,8 +106,9 @@ def within_memory(setting: str, value: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise DeviceMemoryError(
-            f"the device has no room for {setting} = {value} ({str(error).splitlines()[0]}): lower it, or leave the "
-            "device to fewer processes; nothing committed is lost, and the same command goes on from here"
+            f"the device has no room for {setting} = {value} ({str(error).splitlines()[0]}): lower it, and what it "
+            "decides on begins anew, or leave the device to fewer processes, and the same command goes on from here; "
+            "nothing committed is lost"
         ) from error
 
 
