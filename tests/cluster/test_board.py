@@ -30,14 +30,14 @@ def test_what_is_posted_is_there_for_whoever_waits_before_or_after(board: Board)
     assert board.wait(era, "round", 3) == found
 
 
-@ray.remote
+@ray.remote(max_calls=1, num_cpus=0)
 def _posts(board: Board, era: int) -> None:
     board.post(era, "version", 0, "name", arrays={"weights": np.arange(100_000.0)})
 
 
 def test_arrays_outlive_the_process_that_posted_them(board: Board) -> None:
     era = board.begin(None)
-    ray.get(_posts.options(max_calls=1, num_cpus=0).remote(board, era))
+    ray.get(_posts.remote(board, era))
     found = board.wait(era, "version", 0)
     assert found is not None
     assert found.arrays is not None

@@ -119,8 +119,9 @@ def chosen_attack(root: Path) -> list[str]:
     return [*lengths, "--search.trials=0"]
 
 
-def test_a_killed_driver_is_resumed_to_the_same_weights(
-    finished: tuple[Path, str], ray_session: object, tmp_path: Path
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
+def test_a_driver_that_is_killed_or_stopped_is_resumed_to_the_same_weights(
+    sent: signal.Signals, code: int, finished: tuple[Path, str], ray_session: object, tmp_path: Path
 ) -> None:
     flags = [*chosen_attack(finished[0]), *BRIEFLY]
     shutil.copytree(finished[0] / "store" / "classifier", tmp_path / "store" / "classifier")
@@ -129,8 +130,8 @@ def test_a_killed_driver_is_resumed_to_the_same_weights(
         assert driver.stdout is not None
         for line in driver.stdout:
             if "round 4/8" in line:
-                driver.kill()
-    assert driver.returncode == -signal.SIGKILL
+                driver.send_signal(sent)
+    assert driver.returncode == code
     assert not list(tmp_path.glob("runs/*/results.json"))
     run_here(tmp_path, *flags_of(TINY), *flags)
     assert last_version(tmp_path) == last_version(finished[0])
