@@ -148,3 +148,10 @@ def test_a_root_is_called_by_the_name_that_its_caller_has_for_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"^root .*is a file; name a directory"):
         usable_root(tmp_path / "file" / "root", "root")
+
+
+def test_a_figure_that_was_changed_in_a_manifest_is_not_believed(tmp_path: Path) -> None:
+    manifest = make(Store(tmp_path)) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"accuracy": 0.9', '"accuracy": 0.99'))
+    with pytest.raises(ArtifactError, match=r"manifest\.json: found .*its own sha256"):
+        Store(tmp_path).get("thing", "abc")
