@@ -81,7 +81,7 @@ class FaultyS3:
                 if self.command != "HEAD":
                     self.wfile.write(content)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *_: object) -> None:
                 """Says nothing."""
 
         return Handler

@@ -5,7 +5,7 @@ image, state, label, row = data[0]
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +107,9 @@ class TrajectoryDataset(Dataset[Example]):
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._chosen is None else len(self._chosen)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[item] for item in range(len(self)))
 
     def __getitem__(self, item: int) -> Example:
         return self.__getitems__([item])[0]

@@ -76,7 +76,7 @@ def test_killed_workers_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kills, chosen = request.config.getoption("--kills"), random.Random(victim)
+    kills, chosen = int(request.config.getoption("--kills") or 0), random.Random(victim)
     wanted, setup = undisturbed[1], make_setup(tmp_path)
     if kills > 2:  # a loop as long as it takes
         schedule = replace(setup.config.schedule, rounds=4 * kills)
