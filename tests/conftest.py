@@ -16,7 +16,7 @@ from cluster.session import Cluster, session
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=2, help="how often each kind of worker is killed in tests/pipeline")
+    parser.addoption("--kills", type=int, default=1, help="how often each kind of worker of a loop is killed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,7 +1,6 @@
 """Stored trajectories as a user handles them: listed, checked, tidied up, exported; nothing that is needed is lost."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +33,12 @@ RECIPE = {"data": canonical(DataConfig(name="digits", train_images=96)), "schedu
 @pytest.fixture
 def setup(undisturbed: dict[int, Setup], make_setup: Callable[..., Setup], tmp_path: Path) -> Setup:
     """A finished run with its receipts, in a root of its own."""
-    root = tmp_path / "root"
-    shutil.copytree(undisturbed[1].root.local(), root)
+    root, wanted = tmp_path / "root", undisturbed[1]
     setup = make_setup(root)
+    keys = {shard_key(shard) for line in wanted.journal.lines() for shard in line["shards"]}
+    keys |= {each.key for place in ("runs/run", "ledger/run") for each in wanted.root.entries(place)}
+    for key in keys:  # and nothing of other runs below that root
+        setup.root.put(key, wanted.root.get(key))
     for name in ("mine", "spare"):
         Store(root).make("pgd", name, lambda directory: _receipt(directory), config=None, inputs={})
     _finish(setup, ["pgd/mine"])
