@@ -7,7 +7,7 @@ takes the next few. Actors, driver and resume only execute this; nothing depends
 >>> [len(cohort) for cohort in schedule.cohorts], schedule.updates_per_round, schedule.version(2)
 ([53, 53, 52, 52], 2, 1)
 >>> [[(visit.cohort, visit.number) for visit in schedule.visits(number)] for number in range(3)]
-[[(2, 0), (3, 0)], [(1, 0), (0, 0)], [(3, 1), (0, 1)]]
+[[(3, 0), (2, 0)], [(0, 0), (1, 0)], [(1, 1), (2, 1)]]
 """
 
 from dataclasses import dataclass

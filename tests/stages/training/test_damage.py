@@ -72,7 +72,8 @@ def test_a_shard_whose_weights_are_gone_is_made_again_by_a_run_that_repeats_its_
     with pytest.raises(ShardError, match=rf"{parent}.* or remove {setup.run.location('train')}, and the same command"):
         run_serially(setup)
     shutil.rmtree(setup.run.location("train"))
-    assert run_serially(setup) == 3  # that shard, and those of the last round
+    assert run_serially(setup) >= 2  # that shard, and what it held up
+    assert read_shard(setup.root, parent).row.fingerprint == parent
     assert weights_of(setup) == wanted
 
 
