@@ -172,7 +172,7 @@ def test_foreign_readers_find_a_flipped_bit_in_every_chunk(tmp_path):
 def test_a_missing_shard_is_named_with_what_to_do(tmp_path):
     with pytest.raises(MissingShardError, match=re.escape(str(tmp_path / shard_key("0123")))) as missing:
         read_shard(Storage.at(tmp_path), "0123")
-    assert "run the same command again" in str(missing.value)
+    assert "Restore the file, or start the run anew under another --name" in str(missing.value)
 
 
 def test_another_shard_in_its_place_is_refused(tmp_path):
