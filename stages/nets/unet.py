@@ -201,7 +201,8 @@ class UNet(nn.Module):
         correction = functional.pixel_shuffle(self.tail(functional.silu(self.norm(features))), self.config.patch)
         if self.config.output == "residual":
             return images + correction
-        return torch.sigmoid(correction.float())  # near 1, bfloat16 knows multiples of 1/256 only
+        # near 1, bfloat16 knows multiples of 1/256 only; float64 stays, in which gradients are checked
+        return torch.sigmoid(correction.to(torch.promote_types(correction.dtype, torch.float32)))
 
 
 def _sinusoids(t: Int64[Tensor, " batch"], count: int) -> Float[Tensor, "batch embedding"]:
