@@ -141,10 +141,10 @@ def test_checks_and_curves_can_be_written_as_json():
         assert {curve.x for curve in examine(name).curves} >= {"gradient steps", "radius (pixels in [0, 1])"}
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_every_check_runs_on_a_robust_classifier_in_both_norms(norm):
+@pytest.mark.parametrize(("norm", "output"), [("Linf", "sigmoid"), ("L2", "residual")])
+def test_every_check_runs_on_a_robust_classifier_in_both_norms(norm, output):
     torch.manual_seed(0)
-    adapter = UNet(UNET_SIZES["tiny"], channels=1)
+    adapter = UNet(replace(UNET_SIZES["tiny"], output=output), channels=1)
     torch.nn.init.normal_(adapter.tail.weight, std=0.3)
     threat = ThreatModel(norm=norm, radius=0.2 if norm == "Linf" else 1.0)
     model = RobustClassifier(adapter, undefended(), steps=4, threat=threat).eval()

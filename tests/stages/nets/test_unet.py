@@ -123,3 +123,10 @@ def test_the_adapter_for_one_gpu_costs_what_a_resnet_18_costs():
 def test_a_shape_that_cannot_be_built_is_refused(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         UNetConfig(**settings)
+
+
+def test_in_float64_all_of_it_is_float64():
+    network, images = perturbed(SIGMOID, 1).double(), torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    estimate = network(images, times(1, 4))
+    assert estimate.dtype == torch.float64
+    assert not torch.equal(estimate, estimate.float().double())
