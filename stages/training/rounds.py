@@ -22,11 +22,12 @@ from stages.training.adapter import Learner
 from stages.training.batches import RoundExamples
 from stages.training.behind import Behind
 from stages.training.distributed import any_worker, workers
-from stages.training.generator import Generator
+from stages.training.generator import Generator, Made
 from stages.training.journal import Start, round_line
 from stages.training.setup import Setup, load_trained
 from stages.training.units import after
 from stages.training.versions import Version
+from stages.trajectories.generate import Unit
 from stages.trajectories.recorder import Recorder
 from stages.trajectories.shards import LedgerRow, Shard
 
@@ -88,8 +89,15 @@ class Serial:
         assert attacked is not None  # there is one rank
         version = attacked.result()
         units = self.setup.units.of(number, version.fingerprint, self.previous)
-        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="units") as threads:
-            made = list(threads.map(lambda unit: self.generator.shard(unit, lambda: version.weights), units))
+
+        def make(unit: Unit) -> Made:
+            return self.generator.shard(unit, lambda: version.weights)
+
+        if len(units) == 1:  # a thread costs more than there is to overlap
+            made = [make(units[0])]
+        else:
+            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="units") as threads:
+                made = list(threads.map(make, units))
         self.made += sum(each.is_new for each in made)
         self.previous = after(self.previous, units)
         if self.recorder:
