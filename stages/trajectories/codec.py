@@ -11,7 +11,7 @@ two bit planes a step; of an L2 segment how much each step differs from the one 
 True
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -99,34 +99,6 @@ class Segments:
         rows, pixels = self.index.cpu().numpy(), self._moves.shape[2]
         levels = randomness.start_levels(self.start_seed, rows, pixels, self.process.noise)
         return torch.from_numpy(levels).to(self._moves.device)
-
-    @staticmethod
-    def join(parts: "list[Segments]") -> "Segments":
-        """Segments of several shards of one attack, one behind the other; starts from a seed are written out."""
-        first = parts[0]
-        if any((part.process, part.shape, part.steps) != (first.process, first.shape, first.steps) for part in parts):
-            raise ValueError("only segments of the same attack, shape and number of steps can be joined")
-
-        def joined(name: str, axis: int = 0) -> Tensor | None:
-            columns = [getattr(part, name) for part in parts]
-            return None if columns[0] is None else torch.cat(columns, axis)
-
-        return replace(
-            first,
-            index=torch.cat([part.index for part in parts]),
-            made=torch.cat([part.made for part in parts]),
-            augmentation=joined("augmentation"),
-            start=None if first.delta is not None else torch.cat([part._offset for part in parts]),
-            start_seed=None,
-            signs=joined("signs", 1),
-            delta=joined("delta", 1),
-            success=joined("success", 1),
-        )
-
-    def to(self, device: str) -> "Segments":
-        """The same on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: moved[name] for name in moved if name in self.__dataclass_fields__})
 
     def states(
         self, clean: Int16[Tensor, "batch channel height width"]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.fingerprint import array_fingerprint, canonical_json, file_sha256, fingerprint, weights_fingerprint
+from stages.fingerprint import array_fingerprint, canonical_json, fingerprint, weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,3 @@ def test_weights_are_told_apart_by_name_type_shape_and_bytes_but_not_by_order():
         {**state, "c": torch.ones(2).half()},
     ]
     assert len({name, *map(weights_fingerprint, others)}) == 8
-
-
-def test_a_files_hash_is_that_of_its_bytes(tmp_path):
-    content = bytes(range(256)) * 5000  # more than one block of a megabyte
-    (tmp_path / "file").write_bytes(content)
-    assert file_sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
