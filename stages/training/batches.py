@@ -11,7 +11,7 @@ from torch import Tensor
 from stages.data.splits import Split
 from stages.training.schedule import Batch
 from stages.trajectories.codec import Segments
-from stages.trajectories.generate import augmented
+from stages.trajectories.generate import clean_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,7 @@ class RoundExamples:
 
 def _decode(part: Segments, split: Split, states: Int64[Tensor, " segment"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The levels of a state of each segment (0: the clean image), the clean levels, the labels, and each state's t."""
-    positions = split.positions(part.index.numpy())
-    clean = part.process.lattice.from_bytes(augmented(torch.from_numpy(split.images[positions]), part.augmentation))
+    clean = clean_levels(part, split)
     levels = torch.where((states == 0)[:, None, None, None], clean, part.states_at(clean, states))
     t = torch.where(states == 0, 0, part.made.long() + states)
-    return levels, clean, torch.from_numpy(split.labels[positions]), t
+    return levels, clean, torch.from_numpy(split.labels[split.positions(part.index.numpy())]), t

@@ -22,7 +22,7 @@ from stages.training.rounds import judge_on_holdout
 from stages.training.schedule import Batch
 from stages.training.setup import Setup, load_trained
 from stages.trajectories.codec import Segments
-from stages.trajectories.generate import augmented, last_states_checksum
+from stages.trajectories.generate import clean_levels, last_states_checksum
 from stages.trajectories.shards import Shard, read_shard
 
 
@@ -113,6 +113,4 @@ def _last_states(part: Segments, split: Split) -> str | None:
     index = part.index.numpy()
     if part.shape != split.images.shape[1:] or not np.isin(index, split.rows).all():
         return None
-    images = torch.from_numpy(split.images[split.positions(index)])
-    clean = part.process.lattice.from_bytes(augmented(images, part.augmentation))
-    return last_states_checksum(part.states_at(clean, torch.full((len(part),), part.steps)))
+    return last_states_checksum(part.states_at(clean_levels(part, split), torch.full((len(part),), part.steps)))

@@ -22,7 +22,7 @@ from stages.data.formats import DataError
 from stages.data.splits import Split
 from stages.rap.threat import Lattice
 from stages.storage import Storage
-from stages.trajectories.generate import augmented
+from stages.trajectories.generate import clean_levels
 from stages.trajectories.ledger import FOLDER, Ledger
 from stages.trajectories.shards import read_shard
 
@@ -120,9 +120,10 @@ class TrajectoryDataset(Dataset[Example]):
         if len(numbers) and not -len(self) <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"items {numbers.min()} to {numbers.max()} were asked for; there are {len(self)}")
         numbers = np.where(numbers < 0, numbers + len(self), numbers)
-        flat = numbers if self._chosen is None else self._chosen[numbers]
+        flat, shards = self._flat(numbers), self.shard_of(numbers)
         found: list[Example] = [None] * len(flat)  # pyright: ignore[reportAssignmentType]
-        for shard, members in self._by_shard(flat):
+        for shard in np.unique(shards).tolist():
+            members = np.flatnonzero(shards == shard)
             decoded, positions = self._decoded(shard), flat[members] - self._first(shard)
             clean, states = (
                 decoded.lattice.to_float(levels[torch.from_numpy(positions)])
@@ -135,12 +136,12 @@ class TrajectoryDataset(Dataset[Example]):
 
     def shard_of(self, items: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " item"]:
         """For each item its row of ``shards``, which names round, cohort, visit and version."""
-        flat = np.asarray(items, np.int64) if self._chosen is None else self._chosen[np.asarray(items, np.int64)]
-        return np.searchsorted(self._ends, flat, side="right")
+        return np.searchsorted(self._ends, self._flat(items), side="right")
 
-    def _by_shard(self, flat: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        shards = np.searchsorted(self._ends, flat, side="right")
-        return [(int(shard), np.flatnonzero(shards == shard)) for shard in np.unique(shards)]
+    def _flat(self, items: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " item"]:
+        """For each item its number among all segments of the shards."""
+        numbers = np.asarray(items, np.int64)
+        return numbers if self._chosen is None else self._chosen[numbers]
 
     def _first(self, shard: int) -> int:
         return int(self._ends[shard - 1]) if shard else 0
@@ -150,16 +151,13 @@ class TrajectoryDataset(Dataset[Example]):
         known = self._recent.pop(number, None)
         if known is None:
             segments = read_shard(self.storage, self._names[number].decode()).segments
-            rows = segments.index.numpy()
-            positions = self.split.positions(rows)
-            images = augmented(torch.from_numpy(self.split.images[positions]), segments.augmentation)
-            clean = segments.process.lattice.from_bytes(images)
+            clean, rows = clean_levels(segments, self.split), segments.index.numpy()
             if self.state == "all":
                 states = segments.states(clean).transpose(0, 1)
             else:
                 t = segments.steps if isinstance(self.state, str) else self.state
                 states = segments.states_at(clean, torch.full((len(segments),), t))
-            known = Decoded(segments.process.lattice, clean, states, self.split.labels[positions], rows)
+            known = Decoded(segments.process.lattice, clean, states, self._labels(rows), rows)
         self._recent[number] = known  # the last one asked for goes last
         if len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
@@ -174,8 +172,11 @@ class TrajectoryDataset(Dataset[Example]):
             t = segments.steps - 1 if isinstance(self.state, str) else min(self.state, segments.steps - 1)
             fits &= segments.success[t].numpy() == success
         if classes is not None:
-            fits &= np.isin(self.split.labels[self.split.positions(segments.index.numpy())], list(classes))
+            fits &= np.isin(self._labels(segments.index.numpy()), list(classes))
         return np.flatnonzero(fits)
+
+    def _labels(self, rows: Int64[np.ndarray, " row"]) -> Int64[np.ndarray, " row"]:
+        return self.split.labels[self.split.positions(rows)]
 
     def _check_state(self, state: int | str) -> None:
         steps = self.shards["k"].to_numpy()

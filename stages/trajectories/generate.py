@@ -129,6 +129,12 @@ def augmented(images: Tensor, augmentation: Int16[Tensor, "batch 3"] | None) -> 
     return images if augmentation is None else augment(images, augmentation)
 
 
+def clean_levels(segments: Segments, split: Split) -> Int16[Tensor, "segment channel height width"]:
+    """The levels of the clean images of segments, as they were attacked, from a split that holds them."""
+    images = torch.from_numpy(split.images[split.positions(segments.index.numpy())])
+    return segments.process.lattice.from_bytes(augmented(images, segments.augmentation))
+
+
 def _row(unit: Unit, trajectory: Trajectory, *, run: str, seconds: float) -> LedgerRow:
     success, loss, zero_gradients = (
         tuple(values.double().mean(1).tolist())
@@ -185,8 +191,7 @@ def _starts(
     noise = draw_start(unit.process, unit.start_seed, unit.index, tuple(clean.shape[1:]))
     if parent is None:
         return noise
-    images = torch.from_numpy(split.images[split.positions(unit.index)])
-    before = unit.process.lattice.from_bytes(augmented(images, parent.augmentation))
+    before = clean_levels(parent, split)
     carried = parent.states_at(before, torch.full((len(parent),), parent.steps)) - before
     if unit.augmentation is not None and parent.augmentation is not None:
         carried, inside = carry(carried, parent.augmentation, torch.from_numpy(unit.augmentation))
