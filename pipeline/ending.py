@@ -22,8 +22,8 @@ from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import ShardError
 
-DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError, StorageError, LeaseLostError)
-"""What is not what was written, cannot be reached, or is not ours any more, which each message names."""
+DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
+"""What is not what was written, which each message names."""
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
 
@@ -54,7 +54,7 @@ def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
         print(work())
     except (ClaimedError, ParcelError, PlacementError) as error:
         fail(str(error))
-    except (*DAMAGE, AttackError, DeviceMemoryError, SessionLostError) as error:
+    except (*DAMAGE, StorageError, LeaseLostError, AttackError, DeviceMemoryError, SessionLostError) as error:
         return _stop(str(error))
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")

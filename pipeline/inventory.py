@@ -10,17 +10,17 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
 
-from pipeline.artifacts import ArtifactError, Store
+from pipeline.artifacts import Store
+from pipeline.ending import DAMAGE
 from stages.storage import Entry, Storage
 from stages.training.journal import Journal
-from stages.training.versions import VersionMismatchError, Versions
-from stages.trajectories import ledger, shards
-from stages.trajectories.ledger import Ledger, LedgerError
-from stages.trajectories.shards import ShardError, read_shard
+from stages.training.versions import Versions
+from stages.trajectories import shards
+from stages.trajectories.ledger import FOLDER, Ledger
+from stages.trajectories.shards import read_shard
 
 TRAININGS = {"search": "search", "ablations": "ablation", "classifiers": "classifier"}
 """What ROOT/<folder>/<fingerprint> holds is to go on from, until the artifact of that kind and fingerprint is there."""
-DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
 SUFFIX = shards.shard_key("").rpartition("/")[2]
 
 
@@ -53,6 +53,15 @@ class Inventory:
         runs = [_run(self.root, name) for name in self.root.names("runs")]
         evaluations = [_evaluation(self.root, name) for name in self.root.names("evaluations")]
         return {each.folder: each for each in [*runs, *evaluations]}
+
+    @property
+    def runs(self) -> list[str]:
+        """The folders of runs."""
+        return [folder for folder in self.kept if folder.startswith("runs/")]
+
+    def ledger(self, folder: str) -> Ledger:
+        """The ledger of a run or a training."""
+        return Ledger(self.root, folder.removeprefix("runs/"))
 
     def shards(self) -> Iterator[tuple[str, Entry]]:
         """Every shard, by fingerprint."""
@@ -105,13 +114,13 @@ class Inventory:
             for each in chain(
                 unneeded,
                 *(self.artifacts[name] for name in receipts),
-                *(chain(self.trainings[name], self.root.entries(f"{ledger.FOLDER}/{name}")) for name in left),
+                *(chain(self.trainings[name], self._ledger_files(name)) for name in left),
             )
             if each.modified < limit
         )
         for folder in dropped:
             yield from self.root.entries(folder)
-            yield from self.root.entries(f"{ledger.FOLDER}/{folder.removeprefix('runs/')}")
+            yield from self._ledger_files(folder)
 
     def looked_at(self) -> Iterator[tuple[str, str]]:
         """Everything whose bytes can be checked: where it is, and what is wrong there, "" for nothing."""
@@ -122,26 +131,30 @@ class Inventory:
         store = Store(self.root)
         for name in self.artifacts:
             yield from _looked(f"store/{name}", lambda name=name: store.get(*name.split("/")))
-        for folder in [each for each in self.kept if each.startswith("runs/")]:
+        for folder in self.runs:
             missing = (name for name in self.shards_of(folder) if bytes.fromhex(name) not in there)
             for name in missing:
                 yield from _looked(f"{folder}, shard {name}", lambda name=name: read_shard(self.root, name))
             yield from self._looked_at_run(folder)
 
     def _looked_at_run(self, folder: str) -> Iterator[tuple[str, str]]:
-        run, name = self.root.below(folder), folder.removeprefix("runs/")
+        run = self.root.below(folder)
         versions = Versions(run)
         yield from _looked(f"{folder}/train", Journal(run).check)
         for number in versions.numbers():
             yield from _looked(f"{folder}/versions/{number}", lambda number=number: versions.find(number))
-        yield from _looked(f"{ledger.FOLDER}/{name}", lambda: list(Ledger(self.root, name).query(columns=["round"])))
+        ledger = self.ledger(folder)
+        yield from _looked(f"{FOLDER}/{ledger.run}", lambda: list(ledger.query(columns=["round"])))
 
     def rebuild_ledger(self, folder: str) -> int:
         """Write a run's ledger again from its shards; the number of rounds in it."""
-        journal, ledger = Journal(self.root.below(folder)), Ledger(self.root, folder.removeprefix("runs/"))
+        journal, ledger = Journal(self.root.below(folder)), self.ledger(folder)
         ledger.clear()
-        ledger.rebuild(journal.read(), journal.checkpointed)
+        ledger.complete(journal.checkpointed, journal.read)
         return ledger.rounds
+
+    def _ledger_files(self, folder: str) -> Iterator[Entry]:
+        return self.root.entries(f"{FOLDER}/{self.ledger(folder).run}")
 
 
 def _grouped(entries: Iterable[Entry], parts: slice) -> dict[str, list[Entry]]:

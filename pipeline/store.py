@@ -21,10 +21,9 @@ from pipeline.ending import ClaimedError, conduct, fail, settings_called, since_
 from pipeline.inventory import Inventory, Kept
 from pipeline.results import Totals
 from stages.lease import TakenError, lease
-from stages.storage import Storage
+from stages.storage import Entry, Storage
 from stages.trajectories.dataset import TrajectoryDataset
 from stages.trajectories.export import export
-from stages.trajectories.ledger import Ledger
 
 USAGE = "python -m pipeline.store ROOT ls|verify|usage|prune|rebuild|export [--flags]"
 
@@ -121,7 +120,7 @@ def listed(inventory: Inventory) -> str:
 
 
 def _about(inventory: Inventory, run: Kept) -> str:
-    totals = Totals.of(Ledger(inventory.root, run.folder.removeprefix("runs/")))
+    totals = Totals.of(inventory.ledger(run.folder))
     done = run.headline or ("trained" if run.trained == run.rounds else "begun")
     return (
         f"{run.preset}, {run.trained} of {run.rounds} rounds, {totals.shards:,} shards, {totals.segments:,} segments, "
@@ -148,15 +147,19 @@ def used(inventory: Inventory) -> str:
     """What `usage` prints."""
     found: dict[str, list[int]] = {}
     for entry in inventory.root.entries():
-        parts = entry.key.split("/")
-        sums = found.setdefault("/".join(parts[:2]) if parts[0] == "store" else parts[0], [0, 0, 0])
+        sums = found.setdefault(_kind(entry), [0, 0, 0])
         sums[0], sums[1] = sums[0] + 1, sums[1] + entry.bytes
     for entry in inventory.unneeded():
-        parts = entry.key.split("/")
-        found["/".join(parts[:2]) if parts[0] == "store" else parts[0]][2] += entry.bytes
+        found.setdefault(_kind(entry), [0, 0, 0])[2] += entry.bytes
     rows = [f"{'':24}{'objects':>12}{'size':>12}{'not needed':>12}"]
     rows += [f"{kind:24}{n:>12,}{_size(size):>12}{_size(free):>12}" for kind, (n, size, free) in sorted(found.items())]
     return "\n".join([*rows, *_unknown(inventory)])
+
+
+def _kind(entry: Entry) -> str:
+    """The folder below the root, and of artifacts their kind."""
+    parts = entry.key.split("/")
+    return "/".join(parts[:2]) if parts[0] == "store" else parts[0]
 
 
 def _unknown(inventory: Inventory) -> Iterator[str]:
@@ -172,7 +175,7 @@ def prune(inventory: Inventory, config: Prune, say: Callable[[str], None]) -> st
         known = ", ".join(inventory.kept) or "none"
         raise ClaimedError(f"--drop {unknown[0]}: there is no such run or evaluation; there are: {known}")
     with ExitStack() as stack:
-        for folder in [each for each in inventory.kept if each.startswith("runs/")]:
+        for folder in inventory.runs:
             try:
                 stack.enter_context(lease(inventory.root.below(folder), "lock"))
             except TakenError as error:
@@ -191,14 +194,14 @@ def prune(inventory: Inventory, config: Prune, say: Callable[[str], None]) -> st
 
 def rebuild(inventory: Inventory, say: Callable[[str], None]) -> str:
     """Write all ledgers again."""
-    for folder in [each for each in inventory.kept if each.startswith("runs/")]:
+    for folder in inventory.runs:
         say(f"{folder}: {inventory.rebuild_ledger(folder)} rounds")
     return "the ledgers are written again"
 
 
 def export_run(inventory: Inventory, config: Export, say: Callable[[str], None]) -> str:
     """Write a run's trajectories elsewhere. Raises ValueError for what there is not."""
-    last = Ledger(inventory.root, config.run).rounds - 1 if config.last_round is None else config.last_round
+    last = inventory.ledger(config.run).rounds - 1 if config.last_round is None else config.last_round
     place = Path(config.to).expanduser()
     try:
         with settings_called({"data_download": "--data-download", "data_root": "--data-root"}):
@@ -219,11 +222,11 @@ def export_run(inventory: Inventory, config: Export, say: Callable[[str], None])
     return f"{place}"
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count = count / 1000  # pyright: ignore[reportAssignmentType]
+        count /= 1000
     return f"{count:,.1f} TB"
 
 
