@@ -22,12 +22,11 @@ from stages.training.adapter import Learner
 from stages.training.batches import RoundExamples
 from stages.training.behind import Behind
 from stages.training.distributed import any_worker, workers
-from stages.training.generator import Generator, Made
+from stages.training.generator import Generator
 from stages.training.journal import Start, round_line
 from stages.training.setup import Setup, load_trained
 from stages.training.units import after
 from stages.training.versions import Version
-from stages.trajectories.generate import Unit
 from stages.trajectories.recorder import Recorder
 from stages.trajectories.shards import LedgerRow, Shard
 
@@ -73,7 +72,12 @@ class Serial:
     def __init__(self, setup: Setup, stopped: Callable[[], bool], recorder: Recorder | None = None) -> None:
         self.setup, self.stopped, self.recorder = setup, stopped, recorder
         self.generator = Generator(setup)
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="units")  # a new one each round takes its time
         self.made = 0
+
+    def close(self) -> None:
+        """Wait for what is being made, where a round ended early; nothing more is begun."""
+        self._threads.shutdown(cancel_futures=True)
 
     def begin(self, start: Start) -> None:
         self.previous = start.previous
@@ -89,15 +93,7 @@ class Serial:
         assert attacked is not None  # there is one rank
         version = attacked.result()
         units = self.setup.units.of(number, version.fingerprint, self.previous)
-
-        def make(unit: Unit) -> Made:
-            return self.generator.shard(unit, lambda: version.weights)
-
-        if len(units) == 1:  # a thread costs more than there is to overlap
-            made = [make(units[0])]
-        else:
-            with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="units") as threads:
-                made = list(threads.map(make, units))
+        made = list(self._threads.map(lambda unit: self.generator.shard(unit, lambda: version.weights), units))
         self.made += sum(each.is_new for each in made)
         self.previous = after(self.previous, units)
         if self.recorder:
@@ -125,7 +121,10 @@ def run_serially(
         if report:
             report(line)
 
-    run_rounds(setup, source, report=follow)
+    try:
+        run_rounds(setup, source, report=follow)
+    finally:
+        source.close()
     return source.made
 
 
