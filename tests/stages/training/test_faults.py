@@ -6,12 +6,12 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from s3_faults import FaultyS3
-from tiny_runs import published, setup_of, shards_of
+from tiny_runs import published, same_shards, setup_of
 
 from stages import storage
 from stages.storage import Storage, StorageError
@@ -29,11 +29,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 
 
 def same(setup: Setup, wanted: Setup) -> bool:
-    ours, theirs = shards_of(setup), shards_of(wanted)
     return (
         published(setup) == published(wanted)
-        and ours.keys() == theirs.keys()
-        and all((a == b).all() for name in ours for a, b in zip(ours[name], theirs[name], strict=True))
+        and same_shards(setup, wanted)
         and [row.fingerprint for row in setup.ledger.rows()] == [row.fingerprint for row in wanted.ledger.rows()]
     )
 
@@ -41,7 +39,7 @@ def same(setup: Setup, wanted: Setup) -> bool:
 class Writes:
     """Counts what a storage is asked to write, and calls ``fail`` instead of the n-th, or after it."""
 
-    def __init__(self, number: int, after: bool, fail: object) -> None:
+    def __init__(self, number: int, after: bool, fail: Callable[[], None]) -> None:
         self.number, self.after, self.fail = number, after, fail
         self.done = 0
 
@@ -49,10 +47,10 @@ class Writes:
         self.done += 1
         hit = self.done == self.number
         if hit and not self.after:
-            self.fail()  # pyright: ignore[reportCallIssue]
+            self.fail()
         ORIGINAL_PUT(place, key, content)
         if hit and self.after:
-            self.fail()  # pyright: ignore[reportCallIssue]
+            self.fail()
 
 
 ORIGINAL_PUT = Storage.put

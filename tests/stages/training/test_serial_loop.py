@@ -9,10 +9,20 @@ from functools import cache as remembered
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny_runs import SCHEDULE, THREATS, TRAIN, after, loop_config, published, setup_of, shards_of, without_times
+from tiny_runs import (
+    SCHEDULE,
+    THREATS,
+    TRAIN,
+    after,
+    loop_config,
+    published,
+    same_shards,
+    setup_of,
+    shards_of,
+    without_times,
+)
 
 from stages.rap.attack import AttackConfig
 from stages.storage import Storage
@@ -55,13 +65,6 @@ def copy_of(setup: Setup, root: Path) -> Setup:
 def forget_run(setup: Setup) -> None:
     """Leave nothing of a run but its shards."""
     setup.run.delete([each.key for each in setup.run.entries()])
-
-
-def same_shards(one: Setup, other: Setup) -> bool:
-    ours, theirs = shards_of(one), shards_of(other)
-    return ours.keys() == theirs.keys() and all(
-        np.array_equal(a, b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True)
-    )
 
 
 @pytest.mark.parametrize(

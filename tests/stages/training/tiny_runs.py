@@ -99,6 +99,14 @@ def shards_of(setup: Setup) -> dict[str, list[np.ndarray]]:
     return {name: list(unpack(setup.root.get(shard_key(name)))[0].values()) for name in names}
 
 
+def same_shards(one: Setup, other: Setup) -> bool:
+    """Whether two roots hold the same shards, but for where and when they were made."""
+    ours, theirs = shards_of(one), shards_of(other)
+    return ours.keys() == theirs.keys() and all(
+        np.array_equal(a, b) for name in ours for a, b in zip(ours[name], theirs[name], strict=True)
+    )
+
+
 def after(questions: int) -> Callable[[], bool]:
     """A `stopped` that says yes from its n-th question on."""
     asked = 0
