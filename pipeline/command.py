@@ -9,6 +9,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from pipeline.ending import fail
 from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
+from stages.settings import check_settings
 
 USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--flags]"
 # An explicit flag fixes what the search would otherwise try.
@@ -30,6 +31,7 @@ class WorkersConfig:
     """Where networks run; auto: on GPUs where the cluster has any."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "workers")
         for name, value in {"cpus": self.cpus, "generators": self.generators}.items():
             if value is not None and value < 1:
                 raise ValueError(f"workers.{name} is {value}; it must be at least 1, or left unset")

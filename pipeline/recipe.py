@@ -12,6 +12,7 @@ from stages.nets.unet import UNET_SIZES, UNetConfig
 from stages.rap.attack import AttackConfig
 from stages.rap.objective import ObjectiveConfig
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 from stages.training.adapter import TrainConfig
 from stages.training.schedule import ScheduleConfig
 from stages.training.setup import LoopConfig
@@ -33,8 +34,7 @@ class AdapterConfig:
     the same."""
 
     def __post_init__(self) -> None:
-        if self.size not in UNET_SIZES:
-            raise ValueError(f"adapter.size is {self.size!r}; allowed are {', '.join(UNET_SIZES)}")
+        check_settings(self, "adapter")
 
     def unet(self) -> UNetConfig:
         return replace(UNET_SIZES[self.size], output=self.output)
@@ -57,6 +57,7 @@ class SearchConfig:
     """Scales of the start's noise to try, in units of the radius."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "search")
         if self.trials < 0:
             raise ValueError(f"search.trials is {self.trials}; it must be at least 0")
         if self.trials and self.rounds < 3:
@@ -99,6 +100,7 @@ class ChecksConfig:
     """Further classifiers, trained from other seeds, for checks 8 and 20."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "checks")
         if not 0 <= self.budget <= 1:
             raise ValueError(f"checks.budget is {self.budget:g}; it is a share of the real training's, in [0, 1]")
         for name, least in (("ablation_images", 1), ("others", 0)):

@@ -37,6 +37,10 @@ computes in bfloat16 itself by a percent. One that normalises over the batch dif
 """
 
 
+MOST_THREADS = 1024
+"""Of a process: OpenMP ends it, without a word, where it is asked for many more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
     """How the networks of a stage compute. It decides the last bits of a result or more, so it is part of a recipe."""
@@ -52,6 +56,11 @@ class Arithmetic:
     compiled: bool = False
     """Compile the networks with torch.compile: fewer and larger kernels, after a minute or more at the start of every
     process. Needs a C++ compiler on CPUs, Triton on GPUs."""
+
+    def check_threads(self, name: str) -> None:
+        """Raise ValueError, with the ``name`` of the config, for a number of threads that no process can have."""
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise ValueError(f"{name}.threads is {self.threads}; it must be at least 1, and at most {MOST_THREADS:,}")
 
     @contextmanager
     def applied(self) -> Iterator[None]:

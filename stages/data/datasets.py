@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from stages.data.formats import DataError
 from stages.data.sources import Source, read_cifar10, read_digits, read_mnist
 from stages.data.splits import Split, divide
+from stages.settings import check_settings
 
 DataName = Literal["digits", "mnist", "cifar10"]
 NAMES: tuple[DataName, ...] = ("digits", "mnist", "cifar10")
@@ -40,8 +41,7 @@ class DataConfig:
     """Fetch the data set to the root where it is absent."""
 
     def __post_init__(self) -> None:
-        if self.name not in NAMES:
-            raise ValueError(f"data.name is {self.name!r}; allowed are {', '.join(NAMES)}")
+        check_settings(self, "data")
         if self.holdout_images < 1:
             raise ValueError(f"data.holdout_images is {self.holdout_images}; it must be at least 1")
         if self.train_images is not None and self.train_images < 1:

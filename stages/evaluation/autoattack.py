@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.finite import FiniteGradients
-from stages.evaluation.lineup import ATTACKS, VERSIONS, Lineup, Version, limit_targets, lineup, official_attack
+from stages.evaluation.lineup import ATTACKS, Lineup, Version, limit_targets, lineup, official_attack
 from stages.evaluation.verdict import AttackError, ChunkVerdict, ask, distances, unanswered, verify
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 
 NOT_FINITE = (
     "gradients were NaN or infinite on the way: NaN was taken for 0, and infinity for the image's largest, which leads "
@@ -53,8 +54,7 @@ class AutoAttackConfig:
     """Seed of every attack, the same for each chunk, as in the official code."""
 
     def __post_init__(self) -> None:
-        if self.version not in VERSIONS:
-            raise ValueError(f"evaluation.version is {self.version!r}; allowed are {', '.join(VERSIONS)}")
+        check_settings(self, "evaluation")
         unknown = [name for name in self.attacks if name not in ATTACKS]
         if unknown or len(set(self.attacks)) < len(self.attacks) or (self.version == "custom") != bool(self.attacks):
             raise ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stages.evaluation.attacks import Attack
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 
 
 @runtime_checkable
@@ -50,8 +51,7 @@ class BPDAConfig:
     """Seed of the start, and of the numbers that the model draws."""
 
     def __post_init__(self) -> None:
-        if self.backward not in ("identity", "full"):
-            raise ValueError(f"bpda.backward is {self.backward!r}; allowed are identity, full")
+        check_settings(self, "bpda")
         for name in ("steps", "samples", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"bpda.{name} is {getattr(self, name)}; it must be at least 1")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from stages.evaluation.attacks import Attack
 from stages.evaluation.finite import FiniteGradients
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 
 Method = Literal["gaussian-noise", "deepfool", "bim", "fgsm"]
-METHODS = ("gaussian-noise", "deepfool", "bim", "fgsm")
 PAPER_STEP = 2 / 255  # Section 4.3; 20 steps of it cover 0.157, half of the radius that the attack is allowed
 EDGE = 2.5  # times the radius, divided among the steps: enough to cross the ball and turn (Madry et al. 2018)
 
@@ -48,8 +48,7 @@ class ClassicalConfig:
     """Seed of gaussian-noise."""
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"classical.method is {self.method!r}; allowed are {', '.join(METHODS)}")
+        check_settings(self, "classical")
         if self.steps is not None and self.method not in ("deepfool", "bim"):
             raise ValueError(f"classical.steps is {self.steps}, but {self.method} has no steps: leave it unset")
         for name in ("steps", "draws", "batch"):

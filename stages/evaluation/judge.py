@@ -14,6 +14,7 @@ from stages import numerics, randomness
 from stages.evaluation.accuracy import Accuracy, clean_mask
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 
 # The strongest of the three losses at 20 steps: of 360 digits at Linf 0.2, cross-entropy left 207, margin 210
 # and dlr 231 standing on an adapter, 252, 262, 268 on an adversarially trained CNN, 23, 31, 39 on a plain one.
@@ -30,6 +31,7 @@ class JudgeConfig:
     """Rounds from one judgement to the next."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "judge")
         for name, value in {"images": self.images, "every": self.every}.items():
             if value is not None and value < 1:
                 raise ValueError(f"judge.{name} is {value}; it must be at least 1")

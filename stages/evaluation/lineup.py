@@ -22,7 +22,6 @@ from torch import nn
 from stages.rap.threat import Norm, ThreatModel
 
 Version = Literal["standard", "plus", "rand", "custom"]
-VERSIONS = ("standard", "plus", "rand", "custom")
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 # DLR looks at the three largest logits, the targeted DLR of APGD-T at four; with two classes there is one target.
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4, "fab-t": 3}

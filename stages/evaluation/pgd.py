@@ -23,6 +23,7 @@ from stages.evaluation.finite import finite
 from stages.evaluation.verdict import misclassified
 from stages.rap import losses
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 
 PGDLoss = Literal["cross-entropy", "dlr", "margin"]
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -53,13 +54,12 @@ class PGDConfig:
     """Seed of the random starts, together with restart and row."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "pgd")
         for name in ("steps", "restarts", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"pgd.{name} is {getattr(self, name)}; it must be at least 1")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"pgd.step_size is {self.step_size:g}; it must be greater than 0")
-        if self.loss not in LOSSES:
-            raise ValueError(f"pgd.loss is {self.loss!r}; allowed are {', '.join(LOSSES)}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(
                 f"pgd.restarts is {self.restarts} without random starts, which repeats one run: "

@@ -12,6 +12,7 @@ from typing import Literal
 
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.verdict import ChunkVerdict
+from stages.settings import check_settings
 
 LEVEL = 0.05  # the chance that the interval ever, at any number of images, misses the truth
 TIGHT = 1e-9  # of a share; far below anything that is printed
@@ -27,6 +28,7 @@ class ScreeningConfig:
     """Time after which no batch is begun."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "screening")
         if not 0 < self.half_width < 0.5:
             raise ValueError(f"screening.half_width is {self.half_width:g}; it must be between 0 and 0.5")
         if not self.seconds > 0:

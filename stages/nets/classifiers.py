@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +12,7 @@ from stages.nets.cnn import CNN
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.numerics import Arithmetic
+from stages.settings import check_settings
 from stages.weights import load_weights
 
 
@@ -44,6 +44,8 @@ class ClassifierConfig(Arithmetic):
     """Random crops and horizontal flips while training; not for digits, which a flip changes."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "classifier")
+        self.check_threads("classifier")
         if self.factory is not None and not all(self.factory.partition(":")):
             raise ValueError(
                 f"classifier.factory is {self.factory!r}; it must be module:function, such as my_package.models:build"
@@ -53,11 +55,9 @@ class ClassifierConfig(Arithmetic):
                 f"classifier.images is {self.images}, less than a batch of {self.batch}: use more images, or a smaller "
                 "classifier.batch"
             )
-        if min(self.batch, self.threads) < 1:
-            raise ValueError(
-                f"classifier.batch is {self.batch} and classifier.threads {self.threads}; both must be at least 1"
-            )
-        if not (0 < self.learning_rate < math.inf and 0 <= self.weight_decay < math.inf):
+        if self.batch < 1:
+            raise ValueError(f"classifier.batch is {self.batch}; it must be at least 1")
+        if not (self.learning_rate > 0 and self.weight_decay >= 0):
             raise ValueError(
                 f"classifier.learning_rate is {self.learning_rate} and classifier.weight_decay "
                 f"{self.weight_decay}; the first must be above 0, the second 0 or above"

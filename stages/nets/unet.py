@@ -13,6 +13,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.settings import check_settings
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -35,10 +37,16 @@ class UNetConfig:
     """residual: the input plus a correction that starts at zero; sigmoid: an image of its own."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "adapter")
         if self.width < 8 or self.width % 8:
             raise ValueError(f"adapter.width is {self.width}; it must be a multiple of 8")
         if not self.multipliers or min(self.multipliers) < 1 or self.blocks < 1 or self.patch < 1:
             raise ValueError("adapter.multipliers, adapter.blocks and adapter.patch must be at least 1")
+        if self.attention is not None and not 0 <= self.attention < len(self.multipliers):
+            raise ValueError(
+                f"adapter.attention is {self.attention}; the resolutions are 0 to {len(self.multipliers) - 1}, as many "
+                "as adapter.multipliers"
+            )
 
 
 # 9M and 36M are the U-Net of DDPM for CIFAR-10 (Ho et al. 2020) at half and at full width; 11M has as many parameters

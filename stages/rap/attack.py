@@ -22,6 +22,7 @@ from stages.numerics import Arithmetic
 from stages.rap.losses import ATTACK_LOSSES, AttackLoss, LossName
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Lattice, Norm, ThreatModel, default_denominator
+from stages.settings import check_settings
 
 Start = Literal["uniform", "gaussian", "none"]
 Conditioning = Literal["deployed", "state", "random"]
@@ -53,17 +54,16 @@ class AttackConfig(Arithmetic):
     """Images attacked together. It decides the order of floating-point sums, so it is part of the result."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "attack")
+        self.check_threads("attack")
         if self.steps < 1:
             raise ValueError(f"attack.steps (T) is {self.steps}; an attack process needs at least 1 step")
-        for name in ("batch", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"attack.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch < 1:
+            raise ValueError(f"attack.batch is {self.batch}; it must be at least 1")
         for name in ("step_size", "noise_scale"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"attack.{name} is {value:g}; it must be greater than 0")
-        if self.loss not in ATTACK_LOSSES:
-            raise ValueError(f"attack.loss is {self.loss!r}; allowed are {', '.join(ATTACK_LOSSES)}")
 
     def process(self, threat: ThreatModel) -> "AttackProcess":
         """This attack against a threat model, with every length on the lattice.

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from stages.settings import check_settings
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -27,6 +29,7 @@ class ObjectiveConfig:
     """Distance of the reconstruction: mean absolute (App. D) or mean squared error (Eq. 8)."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "objective")
         weights = {"reconstruction": self.reconstruction, "cross_entropy": self.cross_entropy, "kl": self.kl}
         for name, weight in weights.items():
             if not weight >= 0:

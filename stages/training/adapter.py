@@ -13,6 +13,7 @@ from stages.numerics import Arithmetic
 from stages.randomness import key_seed
 from stages.rap.objective import ObjectiveConfig, objective
 from stages.rap.robust import RobustClassifier
+from stages.settings import check_settings
 from stages.training.batches import TrainingBatch
 from stages.training.distributed import average, workers
 from stages.training.diverged import DivergedError
@@ -48,13 +49,14 @@ class TrainConfig(Arithmetic):
     """Passes over those shards."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "train")
+        self.check_threads("train")
         if not self.learning_rate > 0:
             raise ValueError(f"train.learning_rate is {self.learning_rate:g}; it must be greater than 0")
         if not 0 <= self.ema < 1:
             raise ValueError(f"train.ema is {self.ema:g}; it must lie in [0, 1)")
         for name, least in (
             ("warmup_updates", 0),
-            ("threads", 1),
             ("workers", 1),
             ("cache_passes", 1),
             ("weight_decay", 0),

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from stages import randomness
+from stages.settings import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class ScheduleConfig:
     shares 0, a life of 1 and k = T, that is the t ~ U{1..T} of Alg. 3)."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "schedule")
         if self.rounds < 0:
             raise ValueError(f"schedule.rounds is {self.rounds}; it must be at least 0 (train on cached shards only)")
         for name in ("cohort_images", "round_cohorts", "batch", "visit_steps", "life", "max_lag_updates"):
@@ -59,8 +61,6 @@ class ScheduleConfig:
                 raise ValueError(f"schedule.{name} is {getattr(self, name):g}; it is a share in [0, 1]")
         if self.last_states + self.clean_states > 1:
             raise ValueError("schedule.last_states and schedule.clean_states add up to more than 1")
-        if self.overlap_rounds not in (0, 1):
-            raise ValueError(f"schedule.overlap_rounds is {self.overlap_rounds}; allowed are 0 and 1")
 
 
 @dataclass(frozen=True)

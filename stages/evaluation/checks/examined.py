@@ -11,6 +11,7 @@ from stages.evaluation.attacks import AttackResult
 from stages.evaluation.checks.explanations import Ablations, SelectionFacts, VanillaTraining
 from stages.evaluation.verdict import ask
 from stages.rap.threat import ThreatModel
+from stages.settings import check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class CheckSize:
     """Seed of all random starts, points and directions."""
 
     def __post_init__(self) -> None:
+        check_settings(self, "checks.size")
         for name, value in vars(self).items():
             least = {"seed": 0, "radii": 2}.get(name, 1)
             if value < least:
