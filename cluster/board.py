@@ -11,9 +11,10 @@ Posted(value='name', arrays=Ref(...))
 """
 
 import asyncio
+import pickle
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,26 +43,29 @@ class Posted:
 
 
 class _Board:
-    """The actor. An era begins with each start of the training; what earlier eras posted is forgotten."""
+    """The actor. An era begins with each start of the training; what earlier eras posted is forgotten.
+
+    Whatever it is given comes pickled and stays so: its process is spared the imports, which take seconds.
+    """
 
     def __init__(self) -> None:
-        self._era, self._start = 0, None
+        self._era, self._start = 0, b""
         self._posted: dict[str, dict[int, Posted]] = {}
-        self._lines: deque[Any] = deque()
+        self._lines: deque[bytes] = deque()
         self._closed = False
         self._changed = asyncio.Condition()
 
-    async def begin(self, start: Any) -> int:  # noqa: ANN401 - whatever the loop says to itself
+    async def begin(self, start: bytes) -> int:
         self._era, self._start = self._era + 1, start
         self._posted.clear()
         await self._notify()
         return self._era
 
-    async def begun(self, after: int) -> tuple[int, Any] | None:
+    async def begun(self, after: int) -> tuple[int, bytes] | None:
         await self._until(lambda: self._era > after)
         return (self._era, self._start) if self._era > after else None
 
-    async def post(self, era: int, topic: str, number: int, value: Any, arrays: Any) -> None:  # noqa: ANN401
+    async def post(self, era: int, topic: str, number: int, value: bytes, arrays: Any) -> None:  # noqa: ANN401
         if era != self._era:
             return
         stored = None if arrays is None else put(arrays)
@@ -74,11 +78,11 @@ class _Board:
         await self._until(lambda: era != self._era or number in self._posted.get(topic, {}))
         return self._posted.get(topic, {}).get(number) if era == self._era else None
 
-    async def tell(self, line: Any) -> None:  # noqa: ANN401
+    async def tell(self, line: bytes) -> None:
         self._lines.append(line)
         await self._notify()
 
-    async def line(self) -> Any:  # noqa: ANN401
+    async def line(self) -> bytes | None:
         await self._until(lambda: bool(self._lines))
         return self._lines.popleft() if self._lines else None
 
@@ -109,11 +113,12 @@ class Board:
 
     def begin(self, start: object) -> int:
         """Begin an era, with what whoever waits for it is to know; returns its number."""
-        return self._get(self._actor.begin.remote(start))
+        return self._get(self._actor.begin.remote(pickle.dumps(start)))
 
     def begun(self, after: int) -> tuple[int, Any] | None:
         """The era that begins after another, and its start; None once the board is closed."""
-        return self._get(self._actor.begun.remote(after))
+        found = self._get(self._actor.begun.remote(after))
+        return None if found is None else (found[0], pickle.loads(found[1]))
 
     def post(
         self,
@@ -125,19 +130,21 @@ class Board:
         arrays: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Post something, unless another era has begun; the last few of a topic are kept."""
-        self._get(self._actor.post.remote(era, topic, number, value, arrays))
+        self._get(self._actor.post.remote(era, topic, number, pickle.dumps(value), arrays))
 
     def wait(self, era: int, topic: str, number: int) -> Posted | None:
         """Wait for what is posted; None once another era has begun or the board is closed."""
-        return self._get(self._actor.wait.remote(era, topic, number))
+        found = self._get(self._actor.wait.remote(era, topic, number))
+        return None if found is None else replace(found, value=pickle.loads(found.value))
 
     def tell(self, line: object) -> None:
         """Leave a line for whoever reads them."""
-        self._get(self._actor.tell.remote(line))
+        self._get(self._actor.tell.remote(pickle.dumps(line)))
 
     def line(self) -> Any:  # noqa: ANN401
         """The next line; None once the board is closed and all are read."""
-        return self._get(self._actor.line.remote())
+        found = self._get(self._actor.line.remote())
+        return None if found is None else pickle.loads(found)
 
     def close(self) -> None:
         """Whoever waits gets None from now on."""
