@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,36 +35,56 @@ def same(setup: Setup, wanted: Setup) -> bool:
     )
 
 
-@pytest.mark.parametrize("generators", [1, 2])
-@pytest.mark.parametrize("overlap", [0, 1])
+def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None:
+    assert published(undisturbed[0])["1"] == published(undisturbed[1])["1"]  # both attack v_0 in round 0
+    assert published(undisturbed[0])["2"] != published(undisturbed[1])["2"]
+
+
+@pytest.mark.parametrize(("overlap", "place"), [(0, "directory"), (1, "bucket")])
 def test_the_loop_on_ray_publishes_the_bytes_of_the_serial_loop(
     overlap: int,
-    generators: int,
+    place: str,
+    request: pytest.FixtureRequest,
     ray_session: object,
     make_setup: Callable[..., Setup],
     undisturbed: dict[int, Setup],
     tmp_path: Path,
 ) -> None:
-    setup = make_setup(tmp_path, overlap)
+    """On two generators; the loops below begin with one."""
+    root = tmp_path if place == "directory" else f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}"
+    setup = make_setup(root, overlap)
     seen: list[int] = []
-    made = run_loop(setup, loop_workers(generators), progress=lambda line: seen.append(line["round"]))
+    made = run_loop(setup, loop_workers(2), progress=lambda line: seen.append(line["round"]))
     assert set(published(setup)) == {str(number) for number in range(ROUNDS + 1)}
     assert same(setup, undisturbed[overlap])
     assert seen == list(range(ROUNDS))
     assert made == len(shards_of(setup))
 
 
-def test_a_bucket_holds_what_a_directory_does(
-    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], s3_bucket: str, tmp_path: Path
+def test_a_loop_goes_on_from_its_last_checkpoint_and_a_damaged_parent_is_made_again_from_kept_weights_else_named(
+    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
 ) -> None:
-    setup = make_setup(f"{s3_bucket}/{tmp_path.name}")
-    run_loop(setup, loop_workers(2), progress=lambda line: None)
+    setup, lost = make_setup(tmp_path / "kept"), replace(make_setup(tmp_path / "lost"), keep_versions=False)
+
+    def interrupt(line: dict) -> None:
+        if line["round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(setup, loop_workers(1), progress=interrupt)
+    assert not setup.is_complete
+    trained = {name for line in setup.journal.lines()[: setup.journal.checkpointed] for name in line["shards"]}
+    last = [row for row in undisturbed[1].ledger.rows() if row.round == ROUNDS - 1]
+    parent = next(row.parent for row in last if row.parent in trained)
+    setup.root.delete([shard_key(row.fingerprint) for row in last])  # so that their parents are read
+    setup.root.put(shard_key(parent), setup.root.get(shard_key(parent))[:-1])
+    shutil.copytree(tmp_path / "kept", tmp_path / "lost", ignore=shutil.ignore_patterns("versions"))
+    with pytest.raises(AlteredShardError, match=f"{parent}.* or remove .*train, and the same command"):
+        run_loop(lost, loop_workers(1), progress=lambda line: None)
+    before = len(setup.root.names("trajectories"))
+    made = run_loop(setup, loop_workers(2), progress=lambda line: None)
     assert same(setup, undisturbed[1])
-
-
-def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None:
-    assert published(undisturbed[0])["1"] == published(undisturbed[1])["1"]  # both attack v_0 in round 0
-    assert published(undisturbed[0])["2"] != published(undisturbed[1])["2"]
+    assert made <= 1 + len(shards_of(setup)) - before  # none of those that were there but the damaged one
 
 
 def test_killed_workers_change_nothing(
@@ -114,49 +135,3 @@ def test_killed_workers_change_nothing(
     assert same(setup, wanted)
     assert len(boards) > kills
     assert kills > 1 or not ended
-
-
-def test_a_loop_goes_on_from_its_last_checkpoint(
-    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
-) -> None:
-    setup = make_setup(tmp_path)
-
-    def interrupt(line: dict) -> None:
-        if line["round"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_loop(setup, loop_workers(1), progress=interrupt)
-    assert not setup.is_complete
-    run_loop(setup, loop_workers(2), progress=lambda line: None)
-    assert same(setup, undisturbed[1])
-
-
-def test_a_second_loop_over_the_same_shards_makes_none(
-    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup]
-) -> None:
-    second = replace(undisturbed[1], name="runs/second")
-    assert run_loop(second, loop_workers(1), progress=lambda line: None) == 0
-    assert published(second) == published(undisturbed[1])
-
-
-def test_a_parent_that_is_damaged_is_made_again_where_its_weights_are_kept_else_named(
-    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
-) -> None:
-    parent = next(row.parent for row in undisturbed[1].ledger.rows() if row.round == ROUNDS - 1 and row.parent)
-    for kept in (True, False):
-        setup = replace(make_setup(tmp_path / str(kept)), keep_versions=kept)
-        damaged = []
-
-        def damage(line: dict, setup: Setup = setup, damaged: list = damaged) -> None:
-            if parent in line["shards"]:
-                damaged.append(parent)
-                setup.root.put(shard_key(parent), setup.root.get(shard_key(parent))[:-1])
-
-        if kept:
-            run_loop(setup, loop_workers(1), progress=damage)
-            assert same(setup, undisturbed[1])
-        else:
-            with pytest.raises(AlteredShardError, match=f"{parent}.* or remove .*train, and the same command"):
-                run_loop(setup, loop_workers(1), progress=damage)
-        assert damaged
