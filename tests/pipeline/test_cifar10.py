@@ -25,6 +25,7 @@ def test_real_cifar10_goes_through_every_stage(ray_session: object, tmp_path: Pa
         "classifier.epochs": 2,
         "classifier.learning-rate": 0.05,
         "classifier.batch": 64,
+        "classifier.precision": "float32",  # as those below: CPUs emulate the preset's
         "adapter.size": "tiny-half",
         "attack.precision": "float32",
         "attack.batch": 64,
