@@ -34,8 +34,8 @@ pytestmark = pytest.mark.ray
 
 THREAT = ThreatModel(norm="Linf", radius=0.1)
 APGD = AutoAttackConfig(version="custom", attacks=("apgd-ce",), batch=6, seed=1)
-AUTO = Measurement(name="autoattack", attack=APGD, threat=THREAT, images=24, chunk=6)
-PGD = Measurement(name="pgd", attack=PGDConfig(steps=5), threat=THREAT, images=40, chunk=20)
+AUTO = Measurement(name="autoattack", attack=APGD, threat=THREAT, images=18, chunk=6)
+PGD = Measurement(name="pgd", attack=PGDConfig(steps=5), threat=THREAT, images=20, chunk=20)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def model() -> nn.Module:
 
 def evaluated(model: nn.Module, test: Split, root: Path, *measurements: Measurement, attacks=(), say=print) -> Findings:
     given = function_attacks(attacks)
-    own = own_measurements(given, THREAT, EvaluationConfig(images=24, chunk=24))
+    own = own_measurements(given, THREAT, EvaluationConfig(images=18, chunk=18))
     return find(
         {"model": model},
         test,
@@ -87,7 +87,7 @@ def test_two_workers_find_what_the_official_code_finds_chunk_by_chunk_in_one_pro
             assert np.array_equal(kept["adversarial"], adversarial.numpy())
     assert found.robust_mask.tolist() == robust
     assert found.rows.tolist() == rows
-    assert 0 < sum(robust) < 24
+    assert 0 < sum(robust) < 18
 
 
 def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(finished) -> None:
@@ -110,12 +110,7 @@ def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(fini
 
 def test_progress_says_images_accuracy_and_time_left(finished) -> None:
     lines = [line for line in finished[2] if line.startswith("autoattack on the model")]
-    assert [line.split(": ")[1].split(" images")[0] for line in lines] == [
-        "6 of 24",
-        "12 of 24",
-        "18 of 24",
-        "24 of 24",
-    ]
+    assert [line.split(": ")[1].split(" images")[0] for line in lines] == ["6 of 18", "12 of 18", "18 of 18"]
     left = [line.rpartition("; ")[2] for line in finished[2] if " images, " in line]
     assert all(re.fullmatch(r"(about [\d,]+ s)?( and )?(\d chunks? of unknown time)? left", line) for line in left[:-1])
     assert left[-1] == "all done"
@@ -124,12 +119,12 @@ def test_progress_says_images_accuracy_and_time_left(finished) -> None:
 
 
 def test_more_images_attack_only_what_is_new_and_the_same_again_nothing(finished, model, test) -> None:
-    more = Measurement(name="autoattack", attack=APGD, threat=THREAT, images=30, chunk=6)
+    more = Measurement(name="autoattack", attack=APGD, threat=THREAT, images=24, chunk=6)
     again = evaluated(model, test, finished[1], more, PGD)
     assert again.evaluations["model"]["autoattack"].attacked_now == 1
     assert again.evaluations["model"]["pgd"].attacked_now == 0
     before = finished[0].evaluations["model"]["autoattack"]
-    assert again.evaluations["model"]["autoattack"].verdicts[:24] == before.verdicts
+    assert again.evaluations["model"]["autoattack"].verdicts[:18] == before.verdicts
 
 
 class Switched(nn.Sequential):
@@ -150,7 +145,7 @@ def test_models_that_differ_off_the_grid_alone_share_no_verdict(model, test, ray
         found[on] = evaluated(switched, test, tmp_path, PGD)
     again = evaluated(switched, test, tmp_path, PGD)
     first, second = (found[on].evaluations["model"]["pgd"] for on in (False, True))
-    assert (first.attacked_now, second.attacked_now) == (2, 2)
+    assert (first.attacked_now, second.attacked_now) == (1, 1)
     assert again.evaluations["model"]["pgd"].attacked_now == 0
     assert first.robust_mask.tolist() != second.robust_mask.tolist()
 
@@ -160,7 +155,7 @@ def test_what_cannot_be_recognised_is_attacked_again_and_said_so(model, test, ra
     streamed.register_buffer("layout", torch.zeros(2, 2).to_sparse(), persistent=False)
     for _ in range(2):
         found = evaluated(streamed, test, tmp_path, PGD, say=lines.append)
-        assert found.evaluations["model"]["pgd"].attacked_now == 2
+        assert found.evaluations["model"]["pgd"].attacked_now == 1
     assert any("the model is attacked again at every call, since it cannot be recognised: " in line for line in lines)
 
 
@@ -204,15 +199,15 @@ def test_a_killed_evaluation_repeats_at_most_one_chunk_a_worker_and_ends_the_sam
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
         assert driver.stdout is not None
         for line in driver.stdout:
-            if "of 24 images" in line:
+            if "of 18 images" in line:
                 driver.kill()
                 break
     assert driver.returncode == -signal.SIGKILL
     kept = {path.parent.name for path in tmp_path.glob("store/autoattack/*/manifest.json")}
-    assert 1 <= len(kept) <= 4
+    assert 1 <= len(kept) <= 3
     resumed = evaluated(model, test, tmp_path, AUTO)
     found, expected = (each.evaluations["model"]["autoattack"] for each in (resumed, finished[0]))
-    assert found.attacked_now <= 4 - len(kept)
+    assert found.attacked_now <= 3 - len(kept)
     assert found.verdicts == expected.verdicts
     for one, other in zip(found.receipts, expected.receipts, strict=True):
         assert Path(one).name == Path(other).name
