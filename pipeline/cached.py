@@ -29,6 +29,7 @@ def weights_from_cache(
             [(put(named_setup(setup)), name, shards, place.device)],
             cpus=max(place.cpus, setup.config.train.threads),
             gpus=place.gpus,
+            fresh=False,
             say=say,
         )
     say(artifact.metrics["note"])
