@@ -1,5 +1,5 @@
-"""The command as a user runs it: to the end and again, killed, as a job, each in processes of its own; reuse in this
-one."""
+"""The command as a user runs it: to the end, killed, stopped, as a job, each in processes of its own; again, and on
+another run's shards, in this one."""
 
 import shutil
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import BRIEFLY, TINY, command, flags_of, last_version, results_of, rows_of, run, run_here
+from commands import BRIEFLY, TINY, command, flags_of, last_version, results_of, rows_of, run_here
 from heads import running_head, submit
 
 from pipeline.evaluate import prepare
@@ -37,7 +37,7 @@ def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tu
     assert list(results["attacks"]) == ["AutoAttack standard", "PGD-40"]
     assert results["undefended"]["attacks"]["AutoAttack standard"]["value"] <= results["undefended"]["clean"]["value"]
     assert results["robust"]["unverified"] == results["undefended"]["unverified"] == 0
-    assert results["trajectories"]["generated_now"] > 0
+    assert results["trajectories"]["shards"] == 16 >= results["trajectories"]["generated_now"] > 0
     assert {trial["trial"] for trial in results["search"]["trials"]} == {0, 1}
     assert [check["number"] for check in results["checks"]] == list(range(1, 21))
     assert results["robust"]["headline"]["value"] <= results["robust"]["attacks"]["AutoAttack standard"]["value"]
@@ -62,19 +62,18 @@ def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Pat
     assert prepared.models["classifier alone"] is prepared.model.classifier
 
 
-def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str]) -> None:
+def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     root, _ = finished
     before = results_of(root)
     rows = rows_of(root)
-    again = run(command(root))
-    assert again.returncode == 0, again.stderr
+    run_here(root, *flags_of(TINY))
     after = results_of(root)
     assert after["trajectories"]["generated_now"] == after["chunks_attacked_now"] == after["checks_done_now"] == 0
     assert rows_of(root) == rows
     assert after["robust"] == before["robust"]
     assert after["seconds"] == before["seconds"]  # of the work behind the figures, not of this call
     assert set(after["seconds"]) == {"classifier", "search", "attack", "training", "evaluation", "checks"}
-    assert "training the classifier" not in again.stdout
+    assert "training the classifier" not in capsys.readouterr().out
 
 
 def test_a_dry_run_says_what_is_built(
@@ -119,39 +118,6 @@ def chosen_attack(root: Path) -> list[str]:
     return [*lengths, "--search.trials=0"]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
-def test_a_driver_that_is_killed_or_stopped_is_resumed_to_the_same_weights(
-    sent: signal.Signals, code: int, finished: tuple[Path, str], ray_session: object, tmp_path: Path
-) -> None:
-    flags = [*chosen_attack(finished[0]), *BRIEFLY]
-    shutil.copytree(finished[0] / "store" / "classifier", tmp_path / "store" / "classifier")
-    started = command(tmp_path, *flags)
-    with subprocess.Popen(started, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if "round 4/8" in line:
-                driver.send_signal(sent)
-    assert driver.returncode == code
-    assert not list(tmp_path.glob("runs/*/results.json"))
-    run_here(tmp_path, *flags_of(TINY), *flags)
-    assert last_version(tmp_path) == last_version(finished[0])
-    rows = rows_of(tmp_path)
-    assert len(rows) == 16  # two units a round, eight rounds: none lost, none twice
-    for row in rows:
-        assert read_shard(Storage.at(tmp_path), row.fingerprint).row == row
-
-
-def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(
-    finished: tuple[Path, str], ray_session: object
-) -> None:
-    """With overlap, the first two rounds attack v_0, which a learning rate does not change."""
-    root, _ = finished
-    flags = ["--name=slower", "--train.learning-rate=0.001", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
-    run_here(root, *flags_of(TINY), *flags)
-    shards = results_of(root, "slower")["trajectories"]
-    assert (shards["shards"], shards["generated_now"]) == (4, 0)
-
-
 def test_a_new_adapter_starts_from_another_runs_shards(
     finished: tuple[Path, str], ray_session: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,25 +137,38 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield address
 
 
-def test_a_job_publishes_the_bytes_of_the_command(head: str, finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_job_with_bad_input_fails_with_its_message(head: str) -> None:
+    done = submit(head, "--root", "rap-runs")
+    assert done.returncode != 0
+    assert "error: --root rap-runs lies in the copy of its working directory in which a job runs" in done.stdout
+
+
+def interrupted(arguments: list[str], sent: signal.Signals) -> int:
+    """The exit code of a command that is sent a signal once its loop is in the fourth of eight rounds or beyond."""
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "round 4/8" in line:
+                driver.send_signal(sent)
+    return driver.returncode
+
+
+def test_a_command_that_was_killed_and_then_stopped_is_finished_by_a_job_to_the_same_bytes(
+    head: str, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    attack = chosen_attack(finished[0])
+    for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
+        assert interrupted(command(tmp_path, *attack), sent) == code
+        assert not list(tmp_path.glob("runs/*/results.json"))
     flags = flags_of({name: value for name, value in TINY.items() if name != "workers.cpus"})
-    done = submit(head, *flags, *chosen_attack(finished[0]), "--root", str(tmp_path))
+    done = submit(head, *flags, *attack, "--root", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "after the last checkpoint" in done.stdout
     assert "AutoAttack standard" in done.stdout
     assert last_version(tmp_path) == last_version(finished[0])
     ours, theirs = results_of(tmp_path), results_of(finished[0])
     assert (ours["robust"], ours["undefended"]) == (theirs["robust"], theirs["undefended"])
-
-
-def test_a_job_with_bad_input_fails_with_its_message(head: str, tmp_path: Path) -> None:
-    done = submit(head, "mnist", "--data.root", str(tmp_path / "nowhere"), "--root", str(tmp_path / "root"))
-    assert done.returncode != 0
-    assert "error: " in done.stdout
-    assert str(tmp_path / "nowhere") in done.stdout
-    assert not (tmp_path / "root").exists()
-
-
-def test_a_job_whose_root_is_in_its_copy_fails_with_the_reason(head: str) -> None:
-    done = submit(head, "--root", "rap-runs")
-    assert done.returncode != 0
-    assert "error: --root rap-runs lies in the copy of its working directory in which a job runs" in done.stdout
+    rows = rows_of(tmp_path)
+    assert len(rows) == 16  # two units a round, eight rounds: none lost, none twice
+    for row in rows:
+        assert read_shard(Storage.at(tmp_path), row.fingerprint).row == row

@@ -138,6 +138,18 @@ def test_a_second_run_over_the_same_shards_generates_none(undisturbed, tmp_path,
     assert Ledger(second.root, "second").rows() == Ledger(first.root, "run").rows()
 
 
+def test_a_changed_training_setting_keeps_the_shards_that_it_does_not_affect(undisturbed, tmp_path):
+    """With overlap, the first two rounds attack v_0, which a learning rate does not change."""
+    first = undisturbed("adapter, overlap 1")
+    shutil.copytree(first.root.local("trajectories"), tmp_path / "trajectories")
+    slower = replace(
+        first.config,
+        train=replace(first.config.train, learning_rate=1e-3),
+        schedule=replace(first.config.schedule, rounds=3),
+    )
+    assert run_serially(setup_of(tmp_path, slower)) == slower.schedule.round_cohorts  # all of the third round
+
+
 def test_every_shard_is_in_the_ledger_once(undisturbed):
     setup = undisturbed("adapter, overlap 1")
     rows = Ledger(setup.root, "run").rows()
