@@ -12,7 +12,7 @@ from stages import numerics
 from stages.data.images import check_labels
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.checks.counts import at_least
-from stages.evaluation.derivative import check_gradient
+from stages.evaluation.derivative import PROBED, check_gradient
 from stages.rap.threat import ThreatModel
 
 ALONE = 8  # images that are asked alone, as each is a call
@@ -34,10 +34,11 @@ def check_model(
 ) -> None:
     """Passes a model that can be attacked and judged in a ball, by its answers to some images; 200 are enough.
 
-    It must be a module in eval mode that gives finite logits [image, class], the same ones again and for an image
-    alone unless it is ``random``, with a finite gradient to the image on the images and around them. With ``labels``,
-    which a trained model needs, it must not be better on images that were standardised or lie in 0..255, as it is
-    when normalisation lies outside, nor as bad as chance; neither is held against it where so few images can't tell.
+    It must be a module in eval mode that gives finite logits [image, class], the same ones again, for an image alone
+    and where a gradient is asked for unless it is ``random``, with a finite gradient to the image on the images and
+    around them. With ``labels``, which a trained model needs, it must not be better on images that were standardised
+    or lie in 0..255, as it is when normalisation lies outside, nor as bad as chance; neither is held against it where
+    so few images can't tell.
 
     Raises ValueError that says what was found and what to do. Leaves the model as it was.
     """
@@ -53,6 +54,8 @@ def check_model(
                 _check_again(model, pixels, logits)
                 _check_alone(model, pixels, logits)
         check_gradient(model, images, threat)
+        if not random:
+            _check_attacked(model, pixels[:PROBED], logits[:PROBED])
         if labels is not None:
             with torch.no_grad():
                 _check_accuracy(model, pixels, labels.to(pixels.device), logits)
@@ -146,10 +149,11 @@ def _logits(model: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "im
             f"the model returned {list(logits.shape)} for {images} images; {expected}"
             f"{single if tuple(logits.shape[1:]) in ((), (1,)) else ''}"
         )
-    if not logits.is_floating_point():
+    if not logits.is_floating_point() or logits.layout != torch.strided:
+        found = f"{logits.dtype} in a {logits.layout} tensor".replace("torch.", "").replace(" in a strided tensor", "")
         raise ValueError(
-            f"the model returned {str(logits.dtype).removeprefix('torch.')}; expected logits, floats with a gradient: "
-            "return the values from before they are rounded, compared or made complex"
+            f"the model returned {found}; expected logits, floats with a gradient: return the values from before they "
+            "are rounded, compared, or made complex or sparse"
         )
     finite = torch.isfinite(logits).all(1)
     if not bool(finite.all()):
@@ -200,6 +204,18 @@ def _check_alone(model: nn.Module, pixels: Tensor, logits: Tensor) -> None:
                 f"the model's logits for an image depend on the other images of the batch, by up to {difference:g}; "
                 "each image must be answered alone: use BatchNorm with running statistics, in eval mode"
             )
+
+
+def _check_attacked(model: nn.Module, pixels: Tensor, logits: Tensor) -> None:
+    with torch.enable_grad():
+        attacked = _logits(model, pixels.clone().requires_grad_(True), logits.shape[1]).detach()
+    difference = (attacked - logits).abs().max().item()
+    if difference > numerics.SAME_ALONE * logits.abs().max().item():
+        raise ValueError(
+            "the model gives the same images other logits where a gradient is asked for, as an attack does, by up to "
+            f"{difference:g}: what is attacked would not be what is judged. Take what depends on torch.is_grad_enabled "
+            "or requires_grad out of its forward"
+        )
 
 
 def _check_accuracy(model: nn.Module, pixels: Tensor, labels: Tensor, logits: Tensor) -> None:

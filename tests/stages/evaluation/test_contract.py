@@ -1,6 +1,7 @@
 """The model contract: what can be attacked passes, and whatever can't is refused with its cause."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -145,6 +146,17 @@ class NoBackward(torch.autograd.Function):
         raise NotImplementedError("not needed")
 
 
+class Watchful(nn.Module):
+    """Another model where it is attacked."""
+
+    def __init__(self, is_watched: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.is_watched = is_watched
+
+    def forward(self, images: Tensor) -> Tensor:
+        return MODEL(images) * (-1 if self.is_watched(images) else 1)
+
+
 class InPlace(nn.Module):
     """Normalisation that is written into the image that it was given."""
 
@@ -203,6 +215,12 @@ UNFIT = {
     "half weights": (lambda: train_linear(IMAGES, LABELS, 10).half(), r"weights are float16, so call model.float\(\)"),
     "bfloat16 weights": (lambda: train_linear(IMAGES, LABELS, 10).bfloat16(), "weights are bfloat16"),
     "double weights": (lambda: train_linear(IMAGES, LABELS, 10).double(), "weights are float64"),
+    "sparse": (lambda: after(lambda z: z.to_sparse()), "returned float32 in a sparse_coo tensor; expected logits"),
+    "asks for the gradient mode": (
+        lambda: Watchful(lambda images: torch.is_grad_enabled()).eval(),
+        "other logits where a gradient is asked for, .* by up to .*what is attacked would not be what is judged",
+    ),
+    "asks its images": (lambda: Watchful(lambda images: images.requires_grad).eval(), "where a gradient is asked for"),
     "in place": (lambda: InPlace().eval(), "changes the images that it is given in place"),
     "noise": (lambda: noisy(MODEL), "different logits each time, by up to .* evaluate it as a randomised model"),
     "dropout": (lambda: Dropping().eval(), "different logits each time"),
