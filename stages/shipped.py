@@ -63,6 +63,11 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     steps of ``step_size`` pixels of [0, 1], by default 2.5 radius / T. Raises ValueError for a directory that
     holds no such model, or a damaged one, with the file that is not right and what is wrong with it.
     """
+    if not isinstance(directory, str | Path):
+        raise ValueError(f"the directory is {directory!r}; pass the path of a saved model, such as RUN/model")  # noqa: TRY004
+    for name, value, kinds in (("reverse_steps", reverse_steps, int), ("step_size", step_size, int | float | None)):
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise ValueError(f"{name} is {value!r}; pass a number, and a whole one of steps")  # noqa: TRY004
     directory = Path(directory).expanduser()
     file, weights = directory / "config.json", directory / "model.safetensors"
     config = _read_config(file)
@@ -105,7 +110,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} {damage}")
     try:
         config = json.loads(file.read_text())
-    except ValueError as error:  # of its characters, or of its JSON
+    except (ValueError, RecursionError) as error:  # of its characters, or of its JSON
         raise ValueError(f"{file} is no JSON ({error}; {file.stat().st_size:,} bytes): {AGAIN}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = repr(config.get("format")) if isinstance(config, dict) else f"a {type(config).__name__}"

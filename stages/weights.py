@@ -56,7 +56,7 @@ def load_weights(network: nn.Module, path: Path, *, name: str, remedy: str) -> N
 
     Of the state dicts in the file, the one that fits is taken. Prefixes and suffixes of wrappers don't matter. Raises
     ValueError, which begins with ``name`` and ends with ``remedy``, for a file that is not there or not readable, whose
-    weights don't fit, or that holds two that do.
+    weights don't fit or are not finite, or that holds two that do.
     """
     found = list(_states(read_weights(path, name=name)))
     if not found:
@@ -72,7 +72,13 @@ def load_weights(network: nn.Module, path: Path, *, name: str, remedy: str) -> N
         where, closest = max(found, key=lambda each: len(each[1].keys() & expected.keys()))
         inside = f" (those under {where!r})" if where else ""
         raise ValueError(f"{name}{inside} does not fit the network: {_difference(closest, expected)}: {remedy}")
-    network.load_state_dict(next(iter(placed.values())))
+    weights = next(iter(placed.values()))
+    if spoilt := [each for each, _ in network.named_parameters() if not _is_finite(weights[each], expected[each])]:
+        raise ValueError(
+            f"{name} holds NaN or infinity, or what is too large for the network's precision, in {len(spoilt)} of its "
+            f"tensors ({_first(spoilt)}): its training diverged; take an earlier checkpoint, or train again"
+        )
+    network.load_state_dict(weights)
 
 
 def read_weights(path: Path, *, name: str) -> object:
@@ -165,6 +171,11 @@ def _differs(value: Tensor, expected: Tensor) -> bool:
         return False
     kinds = (Tensor.is_floating_point, Tensor.is_complex)
     return value.shape != expected.shape or any(kind(value) != kind(expected) for kind in kinds)
+
+
+def _is_finite(value: Tensor, expected: Tensor) -> bool:
+    """Whether a tensor is, in the precision that it gets; a buffer may hold infinity, such as an attention mask."""
+    return bool(torch.isfinite(value.to(expected.dtype)).all())
 
 
 def _difference(state: dict[str, Tensor], expected: dict[str, Tensor]) -> str:

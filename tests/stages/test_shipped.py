@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from unchecked import unchecked_types
 
 from stages.data.datasets import DataConfig, load_data
 from stages.nets.classifiers import ClassifierConfig, build_classifier
@@ -207,6 +208,12 @@ DAMAGED = {
     ),
     "a cut config": (cut("config.json"), r"config\.json is no JSON .*: copy the folder of the model again"),
     "a config of bytes": (lambda model: (model / "config.json").write_bytes(b"\xff\xfe{"), r"config\.json is no JSON"),
+    "another output": (edited(adapter={"output": "tanh"}), r"adapter\.output is 'tanh'; allowed are residual, sigmoid"),
+    "an unknown architecture": (
+        edited(classifier={"architecture": "vgg", "factory": None}),
+        r"classifier\.architecture is 'vgg'; allowed are cnn,",
+    ),
+    "brackets without end": (lambda model: (model / "config.json").write_text("[" * 100_000), "is no JSON"),
     "no inputs": (without("inputs"), r"config\.json does not describe a saved model .it lacks 'inputs'"),
     "no threat": (without("threat"), "it lacks 'threat'"),
     "no steps": (without("steps"), "it lacks 'steps'"),
@@ -235,7 +242,7 @@ def test_a_damaged_model_is_refused_with_the_file_that_is_not_right(damage, tmp_
     spoil, message = DAMAGED[damage]
     save(tmp_path / "model", robust_of())
     spoil(tmp_path / "model")
-    with pytest.raises(ValueError, match=message):
+    with unchecked_types(), pytest.raises(ValueError, match=message):
         load_model(tmp_path / "model")
 
 
@@ -244,6 +251,15 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "model/model.safetensors", tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"holds no config\.json; a saved model is a directory"):
             load_model(path)
+
+
+@pytest.mark.parametrize("given", [{"reverse_steps": 2.0}, {"reverse_steps": "2"}, {"step_size": "0.1"}], ids=str)
+def test_settings_that_are_no_numbers_are_refused_by_name(given, tmp_path):
+    save(tmp_path / "model", robust_of())
+    with unchecked_types(), pytest.raises(ValueError, match=f"^{next(iter(given))} is .*; pass a number"):
+        load_model(tmp_path / "model", **given)
+    with unchecked_types(), pytest.raises(ValueError, match="the directory is None; pass the path of a saved model"):
+        load_model(None)  # pyright: ignore[reportArgumentType]
 
 
 def test_more_reverse_steps_than_t_are_refused(tmp_path):

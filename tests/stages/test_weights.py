@@ -1,6 +1,7 @@
 """Weights as people keep them: loaded to the bit, or refused with what differs."""
 
 import argparse
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -128,6 +129,14 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
     "all of one part elsewhere": (
         lambda: {name.replace("head", "tail"): value for name, value in GIVEN.items()},
         r"2 missing \(the first is head.bias\), 2 unexpected \(the first is tail.bias\)",
+    ),
+    "NaN": (
+        lambda: {**GIVEN, "head.bias": torch.tensor([0, math.nan, 0])},
+        r"holds NaN or infinity, .* in 1 of its tensors \(the first is head.bias\): its training diverged",
+    ),
+    "too large for float32": (
+        lambda: {**GIVEN, "head.bias": torch.full((3,), 1e300, dtype=torch.float64)},
+        "holds NaN or infinity, or what is too large for the network's precision",
     ),
     "a list": (lambda: [torch.zeros(2)], "holds no names with tensors: save the network's state_dict"),
     "a tensor": (lambda: torch.zeros(2), "holds no names with tensors"),
