@@ -24,6 +24,7 @@ from stages.fingerprint import canonical
 from stages.storage import Storage, StorageError
 
 JOB_COPY = "working_dir_files"  # the folder of Ray's in which `ray job submit --working-dir` unpacks its copy
+LONGEST_NAME = 255  # bytes, of file systems
 PACKAGES = ("torch", "ray", "numpy", "zarr", "pyautoattack")
 
 
@@ -79,6 +80,14 @@ def usable_root(named: str | Path, setting: str = "--root") -> Storage:
     except StorageError as error:
         raise StorageError(f"{setting} {error}") from None
     return root
+
+
+def check_name(name: str, kept: str) -> None:
+    """Refuse, with where it is ``kept``, a --name that is no name of a directory everywhere. Raises ValueError."""
+    if "/" in name or name.startswith(".") or not name.isprintable() or name != name.strip():
+        raise ValueError(f"--name {name!r} must be a plain name, without slashes, lines or spaces around it: {kept}")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"--name has {len(name.encode())} bytes; at most {LONGEST_NAME} are a directory's: {kept}")
 
 
 def in_job_copy(path: Path) -> bool:

@@ -18,12 +18,15 @@ from stages.evaluation.verdict import AttackError
 from stages.lease import LeaseLostError
 from stages.numerics import DeviceMemoryError
 from stages.storage import StorageError
+from stages.training.diverged import DivergedError
 from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import ShardError
 
 DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
 """What is not what was written, which each message names."""
+FAILED = (StorageError, LeaseLostError, AttackError, DeviceMemoryError, DivergedError, SessionLostError)
+"""What goes wrong in the middle, with what to do in its message."""
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
 
@@ -47,14 +50,15 @@ def since_now() -> Say:
 def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
     """Do a command's work and print what it returns; the exit code.
 
-    0; 1 for damaged files, an attack that fails, a full disk or device, processes that keep dying, or a Ray that is
-    lost; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of these is raised.
+    0; 1 for damaged files, an attack that fails, a training that diverges, a full disk or device, processes that keep
+    dying, or a Ray that is lost; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of these
+    is raised.
     """
     try:
         print(work())
     except (ClaimedError, ParcelError, PlacementError) as error:
         fail(str(error))
-    except (*DAMAGE, StorageError, LeaseLostError, AttackError, DeviceMemoryError, SessionLostError) as error:
+    except (*DAMAGE, *FAILED) as error:
         return _stop(str(error))
     except KeyboardInterrupt:
         say("interrupted; nothing committed is lost, and the same command goes on from here")

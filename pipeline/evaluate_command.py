@@ -5,6 +5,7 @@ from typing import Literal
 
 import tyro
 
+from pipeline.artifacts import check_name
 from pipeline.command import NUMBERS, WorkersConfig
 from pipeline.ending import fail, settings_called
 from pipeline.recipe import EvaluationConfig
@@ -94,8 +95,8 @@ class EvaluateCommand:
                 "--quick screens one model with AutoAttack's APGD; leave out --attack, --attacks, --version and "
                 "--behind"
             )
-        if self.name is not None and ("/" in self.name or self.name.startswith(".")):
-            raise ValueError(f"--name {self.name!r} must be a plain name: it is kept in ROOT/evaluations/NAME")
+        if self.name:
+            check_name(self.name, "it is kept in ROOT/evaluations/NAME")
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"--cpus is {self.cpus}; it must be at least 1, or left unset")
         if self.images is not None and self.images < 1:

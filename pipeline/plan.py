@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cluster.parcels import pack
-from pipeline.artifacts import usable_root
+from pipeline.artifacts import check_name, usable_root
 from pipeline.command import Command
-from pipeline.ending import ClaimedError
+from pipeline.ending import ClaimedError, settings_called
 from pipeline.evaluation import final_measurements
 from pipeline.recipe import Recipe
 from pipeline.search import candidates
@@ -28,6 +28,7 @@ from stages.lease import Lease, TakenError, lease
 from stages.nets.classifiers import build_classifier
 from stages.randomness import permutation
 from stages.rap.losses import check_loss
+from stages.rap.threat import check_radius
 from stages.storage import Storage
 from stages.training.journal import Journal
 from stages.training.schedule import Schedule
@@ -92,11 +93,14 @@ class Plan:
     @cached_property
     def classifier_fingerprint(self) -> str:
         """The base classifier's name: all that it is where it came with its weights, else what it is trained with."""
-        config = replace(self.recipe.classifier, weights=None)
         if self.external is not None:
             return fingerprint("classifier", 2, model=object_fingerprint(self.external))
         return fingerprint(
-            "classifier", 1, config=config, data=self.classifier_split.fingerprint, seed=self.recipe.seed
+            "classifier",
+            1,
+            config=self.recipe.classifier,
+            data=self.classifier_split.fingerprint,
+            seed=self.recipe.seed,
         )
 
     @cached_property
@@ -136,8 +140,7 @@ def make_plan(command: Command) -> Plan:
         external = _external_classifier(recipe, data)
     root = usable_root(command.root)
     name = command.name or f"{command.preset}-{recipe_fingerprint(recipe)[:8]}"
-    if "/" in name or name.startswith("."):
-        raise ValueError(f"--name {name!r} must be a plain name: the run is kept in ROOT/runs/NAME")
+    check_name(name, "the run is kept in ROOT/runs/NAME")
     cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
     return Plan(command=command, data=data, root=root, name=name, external=external, cached=cached)
 
@@ -169,6 +172,8 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
                 f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
                 "choose a multiple"
             )
+    with settings_called({"the radius": "threat.radius"}):
+        check_radius(recipe.threat, data.channels * data.size**2)
     size, patch = data.size, recipe.adapter.unet().patch
     if size % patch:
         raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")

@@ -54,6 +54,14 @@ REFUSED = {
     "no such factory": (["--classifier.factory", "nobody.models:build"], "cannot be imported"),
     "flipped digits": (["--augment"], "flips"),
     "a name with a path": (["--name", "../elsewhere"], "plain name"),
+    "a name of lines": (["--name", "a\nb"], "plain name, without slashes, lines"),
+    "a name with a zero": (["--name", "a\0b"], "plain name"),
+    "a blank name": (["--name", " "], "plain name"),
+    "a name too long for a file system": (["--name", "é" * 128], "--name has 256 bytes; at most 255"),
+    "a ball that holds every image": (
+        ["--threat.norm", "L2", "--threat.radius", "100", "--attack.step-size", "1"],
+        "threat.radius is 100, but no two images in [0, 1] are farther apart than 8 in L2",
+    ),
 }
 
 

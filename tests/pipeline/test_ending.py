@@ -17,6 +17,7 @@ from stages.evaluation.verdict import AttackError
 from stages.lease import LeaseLostError
 from stages.numerics import DeviceMemoryError
 from stages.storage import StorageError
+from stages.training.diverged import DivergedError
 from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import AlteredShardError, MissingShardError
@@ -41,6 +42,7 @@ STOPPED = [
     LeaseLostError,
     AttackError,
     DeviceMemoryError,
+    DivergedError,
 ]
 
 

@@ -11,6 +11,10 @@ from pipeline.command import parse
 from pipeline.plan import Plan, make_plan
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.data.splits import Split
+from stages.nets.classifiers import ClassifierConfig
+from stages.nets.cnn import CNN
+from stages.training.classifier import train_classifier
+from stages.weights import save_weights
 
 
 def planned(classes: int, root: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Plan:
@@ -70,3 +74,14 @@ def test_what_does_not_exist_on_two_classes_is_refused_and_what_is_advised_in_it
     with pytest.raises(ValueError, match=said):
         planned(2, tmp_path, monkeypatch, *flags)
     assert planned(2, tmp_path, monkeypatch, *allowed).measurements
+
+
+def test_a_classifier_that_comes_with_its_weights_needs_no_epochs(tmp_path):
+    data = load_data(DataConfig(name="digits"))
+    network = CNN(1, data.size, 10, data.mean, data.std)
+    config = ClassifierConfig(epochs=2, batch=32, learning_rate=0.1)
+    trained = train_classifier(config, data.train, seed=0, build=lambda: network, progress=lambda line: None)
+    save_weights(trained, tmp_path / "cnn.safetensors")
+    flags = ["--classifier.weights", str(tmp_path / "cnn.safetensors"), "--root", str(tmp_path / "root")]
+    without, with_them = (make_plan(parse([*flags, f"--classifier.epochs={epochs}"])) for epochs in (0, 3))
+    assert without.classifier_fingerprint == with_them.classifier_fingerprint
