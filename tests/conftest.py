@@ -22,6 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # What a test computes itself agrees to the bit with what recipes compute, which use one thread.
     torch.set_num_threads(1)
+    # Else each of the hundreds of processes that tests start compiles the project anew, a fifth of its imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Ray copies its own data context, which warns of a field of its own.
     # Where the tests' S3 server will be, for all processes that are started before it is.
     with socket.socket() as free:

@@ -200,7 +200,6 @@ def test_a_name_is_the_same_in_a_process_that_compiles_the_module_and_in_one_tha
     shutil.copy(named_objects.__file__, tmp_path)
     script = "import named_objects, stages.identity as i; print(i.object_fingerprint(named_objects.Detector()))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "PYTHONHASHSEED": "7"}
-    environment["PYTHONDONTWRITEBYTECODE"] = ""
 
     def name() -> str:
         return subprocess.run(
