@@ -2,6 +2,10 @@
 
 Search, early stopping, the choice of what is shipped and claimed speed-ups all ask it, on the hold-out,
 in the target ball. Its attack is not an option: a recipe that could choose it would grade itself.
+
+It is PGD on cross-entropy and then, on what remains robust, on the margin to each of the three likeliest wrong
+classes, as AutoAttack's targeted attacks do: cross-entropy alone is fooled by smoothed labels and by training with
+single steps.
 """
 
 from dataclasses import dataclass
@@ -11,19 +15,22 @@ from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor, nn
 
 from stages import numerics, randomness
-from stages.evaluation.accuracy import Accuracy, clean_mask
-from stages.evaluation.pgd import PGDConfig, pgd_mask
+from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.attacks import Attack, run_attack
+from stages.evaluation.pgd import PGDConfig, pgd
 from stages.rap.threat import ThreatModel
 from stages.settings import check_settings
 
-# The strongest of the three losses at 20 steps: of 360 digits at Linf 0.2, cross-entropy left 207, margin 210
-# and dlr 231 standing on an adapter, 252, 262, 268 on an adversarially trained CNN, 23, 31, 39 on a plain one.
-ATTACK = PGDConfig(steps=20, restarts=1, loss="cross-entropy", seed=0)
+# Both parts, and the falling step, are what it takes to rank as AutoAttack does (tests/benchmarks/judge_agreement.py).
+ATTACKS = (
+    PGDConfig(steps=20, falling=True),
+    PGDConfig(steps=20, falling=True, restarts=3, loss="targeted margin", seed=1),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """When and on how much of the hold-out the judge is asked (PGD-20, one random start)."""
+    """When and on how much of the hold-out the judge is asked."""
 
     images: int | None = 256
     """Images of the hold-out, drawn once and for all; unset: all of them. 256 give +-6 points."""
@@ -62,13 +69,26 @@ def judge(
     """
     chosen = _choose(len(images), config.images)
     images, labels, rows = images[chosen], labels[chosen], rows[chosen]
-    robust = pgd_mask(model, images, labels, threat, config=ATTACK, rows=rows)
-    return Judgement(
-        clean=Accuracy.from_mask(clean_mask(model, images, labels, batch=ATTACK.batch)),
-        robust=Accuracy.from_mask(robust),
-        mask=robust,
-        rows=rows,
+    result = run_attack(
+        "the judge", _attack(rows), model, images, labels, threat, batch=len(images), asked=ATTACKS[0].batch
     )
+    return Judgement(clean=Accuracy.from_mask(result.clean), robust=result.accuracy, mask=result.robust, rows=rows)
+
+
+def _attack(rows: Int64[np.ndarray, " judged"]) -> Attack:
+    """The judge's attack on images of those rows: each part on what the one before it left."""
+
+    def attack(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        adversaries, left = images.clone(), np.arange(len(images))
+        for config in ATTACKS:
+            found, broken = pgd(model, images[left], labels[left], threat, config=config, rows=rows[left])
+            adversaries[left] = found
+            left = left[~broken.numpy(force=True)]
+            if not len(left):
+                break
+        return adversaries
+
+    return attack
 
 
 def _choose(available: int, wanted: int | None) -> Int64[np.ndarray, " judged"]:

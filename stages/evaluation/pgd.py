@@ -25,11 +25,12 @@ from stages.rap import losses
 from stages.rap.threat import ThreatModel
 from stages.settings import check_settings
 
-PGDLoss = Literal["cross-entropy", "dlr", "margin"]
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross-entropy": losses.cross_entropy,
-    "dlr": losses.dlr,
-    "margin": losses.margin,
+PGDLoss = Literal["cross-entropy", "dlr", "margin", "targeted margin"]
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "cross-entropy": lambda logits, labels, targets: losses.cross_entropy(logits, labels),
+    "dlr": lambda logits, labels, targets: losses.dlr(logits, labels),
+    "margin": lambda logits, labels, targets: losses.margin(logits, labels),
+    "targeted margin": losses.targeted_margin,
 }
 
 
@@ -42,10 +43,13 @@ class PGDConfig:
     restarts: int = 1
     """Runs from different random starts; an image that one of them breaks is broken."""
     step_size: float | None = None
-    """Step size in pixels of [0, 1]; unset: 2.5 radius / steps."""
+    """Step size in pixels of [0, 1]; unset: 2.5 radius / steps, or the radius where it falls."""
+    falling: bool = False
+    """Let the step size fall linearly to nothing."""
     loss: PGDLoss = "cross-entropy"
     """Loss that is raised. Cross-entropy breaks most in few steps; margin and dlr, unlike it, are not stalled
-    by logits of 100 and more."""
+    by logits of 100 and more. With targeted margin each restart aims at a class of its own: the first at the wrong
+    class that is likeliest on the clean image, the second at the next one."""
     random_start: bool = True
     """Start uniformly in the ball instead of at the clean image."""
     batch: int = 128
@@ -72,8 +76,10 @@ class PGDConfig:
         restarts = f" x {self.restarts}" if self.restarts > 1 else ""
         return f"PGD-{self.steps}{restarts}" + (f" ({self.loss})" if self.loss != "cross-entropy" else "")
 
-    def step(self, threat: ThreatModel) -> float:
-        """The step size against a threat model, in pixels of [0, 1]."""
+    def step(self, threat: ThreatModel, number: int = 0) -> float:
+        """The size of a step against a threat model, in pixels of [0, 1]."""
+        if self.falling:
+            return (self.step_size or threat.radius) * (1 - number / self.steps)
         return self.step_size or 2.5 * threat.radius / self.steps
 
 
@@ -98,18 +104,19 @@ def pgd(
     """
     if threat.norm == "L1":
         raise ValueError("this PGD is for Linf and L2 balls; in L1 use AutoAttack, whose steps are made for it")
-    adversaries, broken = images.clone(), torch.zeros_like(labels, dtype=torch.bool)
+    adversaries = images.clone()
     with evaluating(model):
-        for part in torch.arange(len(images)).split(config.batch):
-            with torch.no_grad():
-                broken[part] = misclassified(model(images[part]), labels[part])
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in images.split(config.batch)])
+        broken, likeliest = misclassified(logits, labels), _likeliest(logits, labels)
         # Restarts of few images share batches: small ones cost nearly twice as much an image.
         restarts, tried = (runs.ravel() for runs in np.indices((config.restarts, len(images))))
         while len(left := np.flatnonzero(~broken.numpy(force=True)[tried])):
             restarts, tried = restarts[left], tried[left]
             now, restart = tried[: config.batch], restarts[: config.batch]
             start = _starts(images[now], threat, config, rows=rows[now], restarts=restart)
-            states, wrong = _climb(model, start, images[now], labels[now], threat, config)
+            targets = likeliest[now, restart % likeliest.shape[1]]
+            states, wrong = _climb(model, start, images[now], labels[now], targets, threat, config)
             chosen = _one_of_each(now, wrong.numpy(force=True))
             adversaries[now[chosen]], broken[now[chosen]] = states[chosen], wrong[chosen]
             restarts, tried = restarts[config.batch :], tried[config.batch :]
@@ -174,6 +181,11 @@ def _starts(
     return start
 
 
+def _likeliest(logits: Float[Tensor, "image klass"], labels: Int64[Tensor, " image"]) -> Int64[Tensor, "image wrong"]:
+    """The wrong classes of each image, the likeliest first."""
+    return logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
 def _one_of_each(images: Int64[np.ndarray, " run"], wrong: Bool[np.ndarray, " run"]) -> Int64[np.ndarray, " image"]:
     """For each image, its first run whose state is wrong, or else its last run."""
     chosen: dict[int, int] = {}
@@ -188,19 +200,20 @@ def _climb(
     start: Float[Tensor, "image channel height width"],
     clean: Float[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],
+    targets: Int64[Tensor, " image"],
     threat: ThreatModel,
     config: PGDConfig,
 ) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
     """One run each; an image stops where it is first misclassified, and costs nothing from then on."""
     states, broken = start.clone(), torch.zeros_like(labels, dtype=torch.bool)
     standing = torch.arange(len(labels), device=labels.device)
-    for _ in range(config.steps):
-        gradient, wrong = _gradient(model, states[standing], labels[standing], LOSSES[config.loss])
+    for number in range(config.steps):
+        gradient, wrong = _gradient(model, states[standing], labels[standing], targets[standing], LOSSES[config.loss])
         broken[standing] = wrong
         standing, gradient = standing[~wrong], gradient[~wrong]
         if not len(standing):
             return states, broken
-        moved = states[standing] + config.step(threat) * direction(gradient, threat)
+        moved = states[standing] + config.step(threat, number) * direction(gradient, threat)
         states[standing] = project(moved, clean[standing], threat)
     with torch.no_grad():
         broken[standing] = misclassified(model(states[standing]), labels[standing])
@@ -211,12 +224,13 @@ def _gradient(
     model: nn.Module,
     states: Float[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],
-    loss: Callable[[Tensor, Tensor], Tensor],
+    targets: Int64[Tensor, " image"],
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
     states = states.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model(states)
-        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), states)
+        (gradient,) = torch.autograd.grad(loss(logits, labels, targets).sum(), states)
     return finite(gradient), misclassified(logits.detach(), labels)
 
 

@@ -38,6 +38,13 @@ def margin(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]
     return wrong - right[:, 0]
 
 
+def targeted_margin(
+    logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"], targets: Int64[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """The logit of a target class minus the right one; positive only where the image is misclassified."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
+
+
 def dlr(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Difference of logits ratio (Croce & Hein 2020, Eq. 6). Raises ValueError for fewer than three classes."""
     check_loss("dlr", classes=logits.shape[1])

@@ -162,6 +162,6 @@ def table(found: dict[str, Any]) -> list[str]:
         f"{found['trained']} trained for {training['seconds']:.0f} s, {epochs}",
         f"  undefended, clean   {said(found['classifier']['clean'])}",
         f"  clean               {said(found['judge']['clean'])}",
-        f"  judge (PGD-20)      {said(found['judge']['robust'])}",
+        f"  judge               {said(found['judge']['robust'])}",
         f"  AutoAttack {attacks}  {said(attack['robust'])}, its clean {said(attack['clean'])}",
     ]

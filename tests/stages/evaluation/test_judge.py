@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from known_models import Digits, load_images, train_linear
+from known_models import Digits, largest_margins, load_images, scaled, train_linear
 
 from stages.evaluation.accuracy import Accuracy, clean_mask
 from stages.evaluation.judge import JudgeConfig, judge
@@ -35,6 +35,18 @@ def test_robust_images_are_among_the_correct_ones(model, digits: Digits):
     assert verdict.clean == Accuracy.from_mask(clean_mask(model, *digits))
     assert 0 < verdict.robust.correct < verdict.clean.correct
     assert not (verdict.mask & ~clean_mask(model, *digits)).any()
+
+
+def test_the_verdict_on_a_linear_model_of_ten_classes_is_the_exact_one(model, digits: Digits):
+    exact = largest_margins(model, *digits, THREAT.radius).numpy()
+    assert np.abs(exact).min() > 1e-4
+    assert np.array_equal(ask(model, digits, images=None).mask, exact < 0)
+
+
+def test_saturated_logits_do_not_change_the_verdict(model, digits: Digits):
+    """Cross-entropy has no gradient there."""
+    whole = ask(model, digits, images=None)
+    assert np.array_equal(ask(scaled(model), digits, images=None).mask, whole.mask)
 
 
 def test_a_sample_of_the_hold_out_is_fixed_named_and_judged_as_in_the_whole(model, digits: Digits):

@@ -54,7 +54,7 @@ def test_adversaries_lie_in_the_ball_and_broken_means_misclassified(model, digit
     assert 20 < broken.sum() < 115
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "margin", "targeted margin"])
 def test_linf_accuracy_on_a_linear_model_of_two_classes_is_the_exact_one(loss):
     images, labels = load_images(2, 200)
     model = train_linear(images, labels, 2)
@@ -171,6 +171,23 @@ def test_the_margin_sees_through_saturated_logits_where_cross_entropy_stalls(mod
     assert torch.equal(attack(scaled(model), digits, LINF, loss="margin")[1], expected)
     stalled = attack(scaled(model), digits, LINF, loss="cross-entropy", random_start=False)[1]
     assert stalled.sum() < expected.sum()
+
+
+def test_each_restart_of_a_targeted_attack_aims_at_the_next_likeliest_class(model, digits: Digits):
+    """So nine of them reach what ten classes hold: the exact worst case of a linear model."""
+    rows, exact = np.arange(len(digits[0])), largest_margins(model, *digits, LINF.radius).numpy()
+    assert np.abs(exact).min() > 1e-4
+    robust = {
+        count: pgd_mask(model, *digits, LINF, config=PGDConfig(loss="targeted margin", restarts=count), rows=rows)
+        for count in (1, 9)
+    }
+    assert np.array_equal(robust[9], exact < 0)
+    assert robust[9].sum() < robust[1].sum()
+
+
+def test_a_falling_step_goes_from_the_radius_to_nothing():
+    config = PGDConfig(steps=4, falling=True)
+    assert [config.step(LINF, number) / LINF.radius for number in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)

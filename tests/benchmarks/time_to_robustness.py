@@ -1,0 +1,220 @@
+"""Robust accuracy against CPU time, by method: the pipeline's serial loop, and rivals that keep everything in memory.
+
+    python -m tests.benchmarks time-to-robustness --preset digits --budgets 60 --seeds 0 1 2 3 4
+
+Every method trains the preset's networks from the same first weights, on the same images, with one thread, for as
+many updates as fit into the budget (seconds of CPU time with everything that a loop does; how long an update takes is
+tried first, since the learning rate follows the whole length). Then the judge attacks all test images, and AutoAttack
+some of them where --autoattack says so. Each result is written down as it is known, and the same command goes on.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablation import make_setup
+from rivals import RIVALS, InMemory, Rival
+from torch import Tensor, nn
+
+from pipeline.artifacts import provenance
+from pipeline.recipe import PRESETS, Recipe
+from stages import numerics
+from stages.data.datasets import ImageData, load_data
+from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.autoattack import AutoAttackConfig, attack_chunk
+from stages.evaluation.judge import JudgeConfig, judge
+from stages.training.rounds import run_serially
+from stages.training.setup import Setup, load_trained
+
+RESULTS = Path(__file__).parent / "results"
+PIPELINE = "the pipeline"
+TUNING = 400  # images of the hold-out
+TRIED, WARM = 24, 8  # updates that say how long one takes, and how many of them are not counted
+Trained = tuple[dict[str, Tensor], int, float]  # weights, updates, seconds of CPU time
+
+
+def main() -> None:
+    arguments = parse()
+    torch.set_num_threads(1)
+    config = PRESETS[arguments.preset]().data
+    data = load_data(replace(config, holdout_images=TUNING) if arguments.tuning else config)
+    if arguments.tuning:
+        data = replace(data, test=data.holdout)
+    found = read(arguments.results)
+    for seed in arguments.seeds:
+        for budget in arguments.budgets:
+            for method in arguments.methods:
+                for what in arguments.what:
+                    name = f"{method}, {what}, {budget:g} s, seed {seed}" + "".join(
+                        f", {each}" for each in arguments.set
+                    )
+                    entry = found.setdefault(name, {"method": method, "what": what, "budget": budget, "seed": seed})
+                    with tempfile.TemporaryDirectory() as folder:
+                        measure(entry, arguments, data, Path(folder))
+                    write(arguments.results, found)
+                    print(f"{name}: {text(entry)}", flush=True)
+    print(f"\n{table(list(found.values()))}")
+
+
+def parse() -> argparse.Namespace:
+    methods = [PIPELINE, *RIVALS]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--preset", default="digits", choices=PRESETS)
+    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="NAME")
+    parser.add_argument("--what", nargs="+", default=["adapter"], choices=["adapter", "classifier", "both"])
+    parser.add_argument("--budgets", nargs="+", type=float, default=[60.0], help="seconds of CPU time")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--autoattack", type=int, default=0, help="test images for AutoAttack, the same for all")
+    parser.add_argument("--weights", type=Path, help="folder for the trained weights, which AutoAttack can need later")
+    parser.add_argument("--results", type=Path, help="JSON to write, and to go on from; unset: results/ beside this")
+    parser.add_argument("--tuning", action="store_true", help="judge on a hold-out of 400 images, not on test images")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of every rival, for tuning")
+    arguments = parser.parse_args()
+    if arguments.set and not (arguments.tuning and arguments.results):
+        parser.error("--set is for tuning: name --tuning, and --results of its own")
+    arguments.results = arguments.results or RESULTS / f"time-to-robustness-{arguments.preset}.json"
+    return arguments
+
+
+def measure(entry: dict[str, Any], arguments: argparse.Namespace, data: ImageData, folder: Path) -> None:
+    """Train what is not trained, judge it, and attack it where that was asked for and not done."""
+    recipe = PRESETS[arguments.preset]()
+    recipe = replace(recipe, seed=entry["seed"], train=replace(recipe.train, what=entry["what"]))
+    place = arguments.weights and arguments.weights / f"{arguments.preset} {entry_name(entry)}.pt"
+    setup = setup_of(recipe, data, folder, rounds=1)
+    weights = torch.load(place, weights_only=True) if place and place.exists() else None
+    if "judge" not in entry or (entry.get("autoattack", {}).get("images", 0) < arguments.autoattack and not weights):
+        weights, updates, seconds = train(entry["method"], recipe, data, folder, entry["budget"], arguments.set)
+        if place:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(weights, place)
+        robust = load_trained(setup.build(), weights)
+        entry |= {"updates": updates, "seconds": round(seconds, 1), **judged(robust, recipe, data)}
+        entry["provenance"] = provenance("cpu", seconds)
+    if entry.get("autoattack", {}).get("images", 0) < arguments.autoattack:
+        assert weights is not None
+        robust = load_trained(setup.build(), weights)
+        entry["autoattack"] = autoattack(robust, recipe, data, arguments.autoattack)
+
+
+def entry_name(entry: dict[str, Any]) -> str:
+    return f"{entry['method']} {entry['what']} {entry['budget']:g} {entry['seed']}".replace("/", "-")
+
+
+def train(method: str, recipe: Recipe, data: ImageData, folder: Path, budget: float, changes: list[str]) -> Trained:
+    if method == PIPELINE:
+        return by_pipeline(recipe, data, folder, budget)
+    rival = replace(
+        RIVALS[method], **{name: json.loads(value) for name, value in (each.split("=") for each in changes)}
+    )
+    return in_memory(rival, setup_of(recipe, data, folder, rounds=1), budget)
+
+
+def setup_of(recipe: Recipe, data: ImageData, folder: Path, *, rounds: int) -> Setup:
+    """The loop without a verdict on the way: every method ships its last weights."""
+    schedule, judge = replace(recipe.schedule, rounds=rounds), JudgeConfig(images=1, every=rounds)
+    return make_setup(replace(recipe, schedule=schedule, judge=judge), data, folder)
+
+
+def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trained:
+    """The serial loop, with its store, for as many rounds as the budget holds."""
+    times = [time.process_time()]
+    tried = setup_of(recipe, data, folder / "try", rounds=TRIED)
+    run_serially(tried, report=lambda line: times.append(time.process_time()))
+    cost = (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
+    setup = setup_of(recipe, data, folder / "run", rounds=max(1, round(budget / cost)))
+    began = time.process_time()
+    run_serially(setup)
+    seconds = time.process_time() - began
+    return setup.journal.best_weights()[0], setup.schedule.updates, seconds
+
+
+def in_memory(rival: Rival, setup: Setup, budget: float) -> Trained:
+    """A rival, for as many updates as the budget holds."""
+    tried, times = InMemory(setup, rival, updates=TRIED), []
+    for _ in range(TRIED):
+        times.append(time.process_time())
+        tried.update()
+    cost = (times[-1] - times[WARM]) / (TRIED - 1 - WARM)
+    updates = max(1, round(budget / cost))
+    loop, began = InMemory(setup, rival, updates=updates), time.process_time()
+    for _ in range(updates):
+        loop.update()
+    seconds = time.process_time() - began
+    return loop.learner.shipped(), updates, seconds
+
+
+def judged(robust: nn.Module, recipe: Recipe, data: ImageData) -> dict[str, Any]:
+    test, began = data.test, time.process_time()
+    images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
+    verdict = judge(robust, images, labels, test.rows, recipe.threat, JudgeConfig(images=1000))
+    return {
+        "clean": verdict.clean.as_json(),
+        "judge": verdict.robust.as_json(),
+        "judging": round(time.process_time() - began, 1),
+    }
+
+
+def autoattack(robust: nn.Module, recipe: Recipe, data: ImageData, count: int) -> dict[str, Any]:
+    images, labels = torch.from_numpy(data.test.images[:count]), torch.from_numpy(data.test.labels[:count])
+    began = time.process_time()
+    with numerics.verdict(threads=1):
+        verdict = attack_chunk(robust, images, labels, recipe.threat, config=AutoAttackConfig(images=count))
+    return {**Accuracy.from_mask(verdict.robust).as_json(), "seconds": round(time.process_time() - began, 1)}
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(path: Path, found: dict[str, dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(path)
+
+
+def text(entry: dict[str, Any]) -> str:
+    parts = [f"judge {accuracy(entry['judge'])}", f"clean {100 * entry['clean']['value']:.1f} %"]
+    if "autoattack" in entry:
+        parts.append(f"AutoAttack {accuracy(entry['autoattack'])}")
+    return ", ".join([*parts, f"{entry['updates']} updates, {entry['seconds']} s"])
+
+
+def accuracy(figure: dict[str, Any]) -> Accuracy:
+    return Accuracy(correct=figure["correct"], images=figure["images"])
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """The results in Markdown, medians over seeds."""
+    lines = [
+        "| method | trained | CPU s | updates | clean | judge, median | by seed | AutoAttack, median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    kinds = {(run["method"], run["what"], run["budget"]): None for run in runs}
+    for method, what, budget in kinds:
+        mine = [run for run in runs if (run["method"], run["what"], run["budget"]) == (method, what, budget)]
+        judges, last = values(mine, "judge"), values([run for run in mine if "autoattack" in run], "autoattack")
+        count = {run["autoattack"]["images"] for run in mine if "autoattack" in run}
+        said = f"{statistics.median(last):.1f} of {'/'.join(map(str, count))}, {len(last)} seeds" if last else ""
+        seconds = statistics.median(run["seconds"] for run in mine)
+        lines.append(
+            f"| {method} | {what} | {seconds:.0f} | {statistics.median(run['updates'] for run in mine):.0f} "
+            f"| {statistics.median(values(mine, 'clean')):.1f} | {statistics.median(judges):.1f} "
+            f"| {' '.join(f'{value:.1f}' for value in judges)} | {said} |"
+        )
+    return "\n".join(lines)
+
+
+def values(runs: list[dict[str, Any]], name: str) -> list[float]:
+    return [100 * run[name]["value"] for run in runs]
+
+
+if __name__ == "__main__":
+    main()
