@@ -58,14 +58,14 @@ class Kind:
 KINDS = {
     "undefended": Kind(rounds=0),
     "undefended, smoothed labels": Kind(SMOOTHED, rounds=0),
-    "the preset's adapter": Kind(),
-    "the preset's adapter, before smoothed labels": Kind(SMOOTHED),
-    "the preset's adapter, early": Kind(rounds=100),
-    "the paper's adapter": Kind(paper=True, rounds=60),
     "adversarially trained": Kind({"train.what": "classifier"}),
     "single steps (N-FGSM)": Kind({"train.what": "classifier", **ONE_STEP}),
     "single steps from the image": Kind({"train.what": "classifier", **ONE_STEP, "attack.start": "none"}),
-    "adapter and classifier": Kind({"train.what": "both"}),
+    "the preset's adapter": Kind(),
+    "the preset's adapter, before smoothed labels": Kind(SMOOTHED),
+    "adapter and classifier": Kind({"train.what": "both"}, rounds=250),
+    "the preset's adapter, early": Kind(rounds=100),
+    "the paper's adapter": Kind(paper=True, rounds=60),
 }
 
 

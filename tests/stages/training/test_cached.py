@@ -9,6 +9,7 @@ from tiny_runs import DATA, SCHEDULE, TRAIN, loop_config, setup_of
 
 from stages.data.splits import Split
 from stages.evaluation.judge import JudgeConfig
+from stages.numerics import DeviceMemoryError
 from stages.rap.attack import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner
@@ -50,6 +51,16 @@ def test_the_same_shards_give_the_same_weights(other_run):
     other, shards = other_run
     one, two = (train_on_cache(new_run(other), shards[:2], passes=1).weights for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_device_without_room_for_a_batch_is_told_what_to_lower(other_run, monkeypatch):
+    def full(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    other, shards = other_run
+    monkeypatch.setattr(Learner, "update", full)
+    with pytest.raises(DeviceMemoryError, match=r"no room for schedule\.batch = 16 .*: lower it"):
+        train_on_cache(new_run(other), shards[:1], passes=1)
 
 
 def test_every_segment_is_used_once_a_pass(other_run, monkeypatch):

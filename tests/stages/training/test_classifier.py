@@ -15,6 +15,7 @@ from stages.data.splits import Split, divide
 from stages.evaluation.accuracy import clean_mask
 from stages.evaluation.contract import check_model
 from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.numerics import DeviceMemoryError
 from stages.rap.threat import ThreatModel
 from stages.storage import Storage
 from stages.training.classifier import CHECKPOINT, settle_batch_norm, train_classifier
@@ -175,3 +176,18 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path):
 def test_a_training_that_diverges_says_so():
     with pytest.raises(DivergedError, match=r"lower classifier\.learning_rate \(now 1e\+20\)"):
         train(ClassifierConfig(epochs=3, batch=16, learning_rate=1e20), few(64))
+
+
+def test_a_device_without_room_for_a_batch_is_told_what_to_lower():
+    class Full(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, images):
+            if self.training:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            return self.layer(images.flatten(1))
+
+    with pytest.raises(DeviceMemoryError, match=r"no room for classifier\.batch = 48 .*: lower it"):
+        train_classifier(ClassifierConfig(epochs=1, batch=48), digits()[0], seed=0, build=Full)
