@@ -9,6 +9,7 @@ some of them where --autoattack says so. Each result is written down as it is kn
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 from ablation import make_setup
+from matplotlib.figure import Figure
 from rivals import RIVALS, InMemory, Rival
 from torch import Tensor, nn
 
@@ -60,6 +62,7 @@ def main() -> None:
                     write(arguments.results, found)
                     print(f"{name}: {text(entry)}", flush=True)
     print(f"\n{table(list(found.values()))}")
+    draw(list(found.values()), arguments.results.with_suffix(".png"), arguments.preset)
 
 
 def parse() -> argparse.Namespace:
@@ -210,6 +213,27 @@ def table(runs: list[dict[str, Any]]) -> str:
             f"| {' '.join(f'{value:.1f}' for value in judges)} | {said} |"
         )
     return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], place: Path, preset: str) -> None:
+    """A line a method over CPU time, through the medians of its seeds, which are points."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    kinds = dict.fromkeys((run["method"], run["what"]) for run in runs)
+    for (method, what), marker in zip(kinds, itertools.cycle("osD^vP*X"), strict=False):
+        mine = [run for run in runs if (run["method"], run["what"]) == (method, what)]
+        budgets = sorted({run["budget"] for run in mine})
+        medians = [
+            statistics.median(values([run for run in mine if run["budget"] == each], "judge")) for each in budgets
+        ]
+        style = {"linewidth": 3, "zorder": 3} if method == PIPELINE else {"linewidth": 1}
+        label = method if what == "adapter" else f"{method} ({what})"
+        (line,) = axes.plot(budgets, medians, marker=marker, label=label, **style)
+        axes.scatter([run["budget"] for run in mine], values(mine, "judge"), s=8, color=line.get_color(), alpha=0.5)
+    axes.set(xlabel="CPU seconds of training, one thread", ylabel="robust accuracy under the judge, %", title=preset)
+    axes.set_ylim(bottom=0)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(place, dpi=120)
 
 
 def values(runs: list[dict[str, Any]], name: str) -> list[float]:
