@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import make_setup
+from ablation import changed, make_setup
 from matplotlib.figure import Figure
 from rivals import RIVALS, InMemory, Rival
 from torch import Tensor, nn
@@ -77,7 +77,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="folder for the trained weights, which AutoAttack can need later")
     parser.add_argument("--results", type=Path, help="JSON to write, and to go on from; unset: results/ beside this")
     parser.add_argument("--tuning", action="store_true", help="judge on a hold-out of 400 images, not on test images")
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of every rival, for tuning")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of a rival, or of the recipe, for tuning"
+    )
     arguments = parser.parse_args()
     if arguments.set and not (arguments.tuning and arguments.results):
         parser.error("--set is for tuning: name --tuning, and --results of its own")
