@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import changed, make_setup
+from ablation import make_setup
 from matplotlib.figure import Figure
 from rivals import RIVALS, InMemory, Rival
 from torch import Tensor, nn
