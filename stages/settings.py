@@ -15,10 +15,11 @@ import math
 import types
 import typing
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+Value = TypeVar("Value")
 Hint = Any  # what typing.get_type_hints finds: a type, a union of types, or a Literal
 CALLED = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
 
@@ -30,11 +31,17 @@ def check_settings(config: object, name: str) -> None:
     """
     for setting, hint in _hints(type(config)).items():
         value = getattr(config, setting)
-        own = tuple(value) if isinstance(value, list) else value.item() if isinstance(value, np.generic) else value
-        if not _is(own, hint):
-            raise ValueError(f"{name}.{setting} is {value!r}; {_allowed(hint)}")
+        own = checked(value, hint, f"{name}.{setting}")
         if own is not value:
             object.__setattr__(config, setting, own)
+
+
+def checked(value: Value, hint: Hint, name: str) -> Value:
+    """The value, a NumPy number as Python's own and a list as a tuple. Raises ValueError unless it is of the type."""
+    own = tuple(value) if isinstance(value, list) else value.item() if isinstance(value, np.generic) else value
+    if not _is(own, hint):
+        raise ValueError(f"{name} is {value!r}; {_allowed(hint)}")
+    return own  # pyright: ignore[reportReturnType] - as _is has found
 
 
 @lru_cache

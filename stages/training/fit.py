@@ -15,9 +15,9 @@ attack more than once.
 >>> digits = load_data(DataConfig(name="digits", train_images=256))
 >>> classifier = CNN(1, digits.size, 10, digits.mean, digits.std)  # or any network of yours that is trained
 >>> classifier.load_state_dict(
-...     train_classifier(ClassifierConfig(epochs=2), digits.train, seed=0, build=lambda: classifier)
+...     train_classifier(ClassifierConfig(epochs=20), digits.train, seed=0, build=lambda: classifier)
 ... )
-classifier: epoch 1 of 2, ...
+classifier: epoch 1 of 20, ...
 <All keys matched successfully>
 >>> images, labels = torch.from_numpy(digits.train.images), torch.from_numpy(digits.train.labels)
 >>> loader = DataLoader(TensorDataset(images, labels), batch_size=128, shuffle=True)
@@ -27,8 +27,7 @@ epoch 1 of 1: loss ...
 >>> logits = robust(images[:8].float() / 255)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import length_hint
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -36,14 +35,17 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from stages import randomness
-from stages.data.images import check_labels, paired
+from stages.data.images import check_labels
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.contract import check_model, check_module, classes_of
 from stages.nets.copies import copied
 from stages.rap import attack as attack_process
 from stages.rap.attack import AttackConfig, AttackProcess
+from stages.rap.losses import LossName, check_loss
 from stages.rap.robust import RobustClassifier
-from stages.rap.threat import ThreatModel
+from stages.rap.threat import ThreatModel, check_radius
+from stages.settings import checked
+from stages.training import loaders
 from stages.training.adapter import Learner, TrainConfig
 from stages.training.batches import TrainingBatch
 from stages.training.setup import load_trained
@@ -77,22 +79,27 @@ def fit(
 
     Raises ValueError, before the first update, for a classifier that breaks the model contract
     (`stages.evaluation.contract`), an adapter that returns no images, a loader that is empty or used up by its first
-    pass, and settings that do not fit together; for a batch that is none, when it comes. DivergedError when the loss
+    pass, and settings that do not fit together; for a batch that is none or whose images have another shape, and for a
+    pass of more or fewer batches than the learning rate was planned for, when it comes. DivergedError when the loss
     becomes NaN or infinite.
     """
+    epochs, seed = _check_settings(threat, attack, train, epochs, seed)
+    if not callable(progress):
+        raise ValueError(f"progress is {progress!r}; pass a function that takes a line, such as print")  # noqa: TRY004
     if adapter is None and train.what != "classifier":
         raise ValueError(f"there is no adapter for train.what = {train.what!r}: pass one, or train the classifier")
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; it must be at least 1")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but PyTorch finds no GPU on this machine: use cpu")
-    process, batches = attack.process(threat), _length(loader)
+    _check_device(device)
+    process, batches = attack.process(threat), loaders.length(loader)
     robust = _robust(adapter, classifier, process.steps, threat).to(device).eval()
-    classes = _check(robust, *_batch(next(iter(loader)), 0, classes=None), is_frozen=train.what == "adapter")
+    images, labels = loaders.first(loader, batches)
+    shape, classes = (
+        images.shape[1:],
+        _check(robust, images, labels, loss=attack.loss, is_frozen=train.what == "adapter"),
+    )
     learner = Learner(robust, train, total_updates=epochs * batches, seed=seed)
+    shape = images.shape[1:]
     for epoch in range(epochs):
-        for number, given in enumerate(loader):
-            images, labels = _batch(given, number, classes=classes)
+        for images, labels in loaders.one_pass(loader, batches, epoch, classes=classes, shape=shape):
             batch = attacked(robust, images.to(device), labels.to(device), process, key=(seed, learner.updates))
             learner.update(batch)
         progress(f"epoch {epoch + 1} of {epochs}: {_summary(learner.measured())}")
@@ -125,6 +132,49 @@ def attacked(
     )
 
 
+def _check_settings(
+    threat: ThreatModel, attack: AttackConfig, train: TrainConfig, epochs: int, seed: int
+) -> tuple[int, int]:
+    """Raise ValueError for a setting of another type, or that plays no part here; epochs and seed as Python's own."""
+    for name, value, kind in (
+        ("threat", threat, ThreatModel),
+        ("attack", attack, AttackConfig),
+        ("train", train, TrainConfig),
+    ):
+        checked(value, kind, name)
+    if train.from_cache is not None:
+        raise ValueError(
+            f"train.from_cache is {train.from_cache!r}, but nothing is read from a store here: leave it out, or use "
+            "python -m pipeline.run"
+        )
+    for name, config in (("attack", attack), ("train", train)):
+        if config.compiled or config.deterministic or config.precision == "tf32":
+            raise ValueError(
+                f"{name} asks for tf32, compiled or deterministic; here PyTorch's settings are the caller's: leave it "
+                "out, and set them yourself or use python -m pipeline.run"
+            )
+    own = checked(epochs, int, "epochs"), checked(seed, int, "seed")
+    for name, value, least in zip(("epochs", "seed"), own, (1, 0), strict=True):
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
+    return own
+
+
+def _check_device(device: object) -> None:
+    """Raise ValueError unless this machine has the device, and it is one that training is tested on."""
+    try:
+        found = torch.device(device)  # pyright: ignore[reportArgumentType] - or one of these errors
+    except (TypeError, RuntimeError):
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; allowed are cpu, cuda, and cuda:N for one of several GPUs")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device is {str(found)!r}, but PyTorch finds {torch.cuda.device_count() or 'no'} GPU on this machine: use "
+            "another, or cpu"
+        )
+
+
 def _robust(adapter: object, classifier: object, steps: int, threat: ThreatModel) -> RobustClassifier:
     """Copies of both, as one. Raises ValueError for what is no network."""
     if adapter is not None and not isinstance(adapter, nn.Module):
@@ -142,6 +192,7 @@ def _check(
     images: UInt8[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],
     *,
+    loss: LossName,
     is_frozen: bool,
 ) -> int:
     """Refuse what nothing could be learnt from, by some images; the number of classes.
@@ -149,9 +200,11 @@ def _check(
     A classifier that is trained here may know nothing yet: only a frozen one is held to its accuracy.
     """
     check_module(robust.classifier)
+    check_radius(robust.threat, images[0].numel())
     images, labels = images[:SAMPLE], labels[:SAMPLE]
     classes = classes_of(robust.classifier, images) or max(2, int(labels.max()) + 1)
     check_labels(labels, classes=classes)
+    check_loss(loss, classes=classes)
     known = labels if is_frozen else None
     check_model(robust.classifier, images, known, classes=classes, threat=robust.threat)
     if robust.adapter is not None:
@@ -174,36 +227,6 @@ def _check_adapter(adapter: nn.Module, images: Tensor, steps: int) -> None:
         raise ValueError("the adapter returned NaN or infinity for images in [0, 1]: look at its first weights")
     if not any(True for _ in adapter.parameters()):
         raise ValueError("the adapter has no weights that could be trained")
-
-
-def _batch(
-    given: object, number: int, *, classes: int | None
-) -> tuple[UInt8[Tensor, "batch channel height width"], Int64[Tensor, " batch"]]:
-    """A batch of the loader. Raises ValueError, with its number, for what is no images with labels."""
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        found = f"a {type(given).__name__}" + (f" of {len(given)}" if isinstance(given, tuple | list) else "")
-        if isinstance(given, Mapping):
-            found += f" with {', '.join(map(str, given))}"
-        raise ValueError(
-            f"batch {number} of the loader is {found}; expected (images, labels): give the DataLoader a collate_fn, or "
-            "a Dataset, that returns these two"
-        )
-    try:
-        return paired(*given, classes=classes)
-    except ValueError as error:
-        raise ValueError(f"batch {number} of the loader: {error}") from error
-
-
-def _length(loader: Iterable[object]) -> int:
-    """The batches of an epoch, by counting where the loader does not tell."""
-    if isinstance(loader, Iterator):
-        raise ValueError(  # noqa: TRY004 - a mistake of the caller's like the next
-            "the loader is an iterator, used up after one epoch: pass a DataLoader or a list of batches"
-        )
-    length = length_hint(loader) or sum(1 for _ in loader)
-    if not length:
-        raise ValueError("the loader has no batches: pass one with at least one image")
-    return length
 
 
 def _summary(measured: list[dict[str, float]]) -> str:

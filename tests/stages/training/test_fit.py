@@ -3,6 +3,7 @@
 import copy
 import doctest
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -254,7 +255,25 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a lock": ({"lock": threading.Lock()}, "the classifier cannot be copied .TypeError: cannot pickle '_thread.lock'"),
     "an adapter without weights": ({"adapter": Nothing()}, "the adapter has no weights that could be trained"),
     "no epoch": ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+    "half an epoch": ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
+    "a text for a seed": ({"seed": "1"}, "seed is '1'; it must be a whole number"),
+    "a seed below 0": ({"seed": -1}, "seed is -1; it must be at least 0"),
+    "a threat in a dict": ({"threat": {"radius": 0.1}}, "threat is {'radius': 0.1}; it must be a ThreatModel"),
+    "no attack": ({"attack": None}, "attack is None; it must be a AttackConfig"),
+    "training in a dict": ({"train": {"ema": 0.9}}, "train is {'ema': 0.9}; it must be a TrainConfig"),
+    "shards of another run": ({"train": TrainConfig(from_cache="mnist")}, "from_cache is 'mnist', but .* leave it out"),
+    "arithmetic of a run": ({"attack": AttackConfig(precision="tf32")}, "attack asks for tf32, compiled or determin"),
+    "no word for a device": ({"device": "gpu"}, "device is 'gpu'; allowed are cpu, cuda, and cuda:N"),
+    "no device": ({"device": None}, "device is None; allowed are cpu"),
+    "a device that is not tested": ({"device": "mps"}, "device is 'mps'; allowed are cpu"),
+    "a GPU that is not there": ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch finds .* GPU"),
+    "no progress": ({"progress": None}, "progress is None; pass a function that takes a line, such as print"),
+    "a radius in another unit": ({"threat": ThreatModel(norm="L2", radius=100.0)}, "radius is 100, but no two images"),
+    "a radius that holds every image": ({"threat": ThreatModel(radius=1.0)}, "radius is 1, but no two images"),
 }
+
+
+SETTINGS = ("threat", "attack", "train", "epochs", "device", "seed", "progress")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -268,14 +287,65 @@ def test_what_nothing_can_be_learnt_from_is_refused_before_the_first_update(
     model: Any = Changed(classifier, before=given.get("before"), after=given.get("after")).eval()
     if "lock" in given:
         vars(model)["lock"] = given["lock"]
+    settings: dict[str, Any] = {name: given[name] for name in SETTINGS if name in given}
     with unchecked_types(), pytest.raises(ValueError, match=message):
         fit(
             given.get("adapter", adapter()),
             given.get("classifier", model),
             [batch],
-            threat=THREAT,
-            epochs=given.get("epochs", 1),
+            **{"threat": THREAT, "epochs": 1} | settings,
         )
+
+
+@pytest.mark.parametrize("loader", [None, 3, len], ids=["None", "3", "a function"])
+def test_what_gives_no_batches_is_refused(loader: Any, classifier: nn.Module):
+    with (
+        unchecked_types(),
+        pytest.raises(ValueError, match=r"the loader is .*, which has no batches .*: pass a DataLoader"),
+    ):
+        quick(classifier, loader)
+
+
+class Passes:
+    """A loader whose passes have these numbers of batches, and which may tell one."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], *passes: int) -> None:
+        self.batch, self.passes = batch, iter(passes)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter([self.batch] * next(self.passes))
+
+
+class Telling(Passes):
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "passes", "message"),
+    [
+        (Passes, (2, 0), "the loader of 2 batches gives none: it lasts one pass"),
+        (Telling, (2, 2, 0), "gave 0 batches in epoch 2 instead of 2"),
+        (Telling, (1, 1), "gave 1 batches in epoch 1 instead of 2"),
+        (Telling, (3, 3), "more than 2 batches in epoch 1, by which number the learning rate was planned"),
+    ],
+)
+def test_a_loader_whose_passes_differ_is_refused(
+    digits: ImageData, classifier: nn.Module, kind: Any, passes: tuple[int, ...], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        quick(classifier, kind(tensors(digits, 16), *passes), epochs=2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda images: images.repeat(1, 3, 1, 1), lambda images: images[..., :6, :6]],
+    ids=["channels", "size"],
+)
+def test_a_batch_of_another_shape_is_refused(digits: ImageData, classifier: nn.Module, other: Any):
+    images, labels = tensors(digits, 16)
+    with pytest.raises(ValueError, match=r"batch 1 of the loader has images of shape .*, the first had \[1, 8, 8\]"):
+        quick(classifier, [(images, labels), (other(images), labels)])
 
 
 def test_a_batch_that_is_none_is_named_by_its_number(digits: ImageData, classifier: nn.Module):
