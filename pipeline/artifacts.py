@@ -69,13 +69,13 @@ def usable_root(named: str | Path, setting: str = "--root") -> Storage:
     """
     if not isinstance(named, str | Path) or not str(named).strip():
         raise StorageError(f"{setting} is {named!r}: name a directory, or a URL")
-    if "://" not in str(named) and in_job_copy(Path(named)):
-        raise StorageError(
-            f"{setting} {named} lies in the copy of its working directory in which a job runs, and which Ray removes: "
-            "give an absolute path on storage that every node sees, or a URL"
-        )
     try:
         root = Storage.at(named)
+        if root.is_local and in_job_copy(Path(root.root)):
+            raise StorageError(  # noqa: TRY301 - with the setting's name, as the others
+                f"{named} lies in the copy of its working directory in which a job runs, and which Ray removes: give "
+                "an absolute path on storage that every node sees, or a URL"
+            )
         root.check()
     except StorageError as error:
         raise StorageError(f"{setting} {error}") from None
@@ -92,7 +92,7 @@ def check_name(name: str, kept: str) -> None:
 
 def in_job_copy(path: Path) -> bool:
     """Whether a path, if only because it is relative, lies where `ray job submit --working-dir` unpacks its copy."""
-    return JOB_COPY in path.expanduser().resolve().parts
+    return JOB_COPY in path.resolve().parts
 
 
 def scratch(storage: Storage, name: str) -> Path:

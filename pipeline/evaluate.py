@@ -44,6 +44,7 @@ from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
 from stages.evaluation.screening import ScreeningConfig
 from stages.fingerprint import fingerprint
+from stages.paths import local_path
 from stages.rap.threat import Norm, ThreatModel
 from stages.storage import Storage
 
@@ -172,7 +173,7 @@ def prepare(command: EvaluateCommand) -> Prepared:
         planned = measurements_on(model, data.test, threat, config, functions)
     other = None
     if command.compare:
-        other = read_results(Path(command.compare), test=data.test.fingerprint)
+        other = read_results(local_path(command.compare, "--compare"), test=data.test.fingerprint)
         common_ball([each.threat for each in planned], other)
     return Prepared(
         command=command,

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -21,6 +20,7 @@ from pipeline.ending import ClaimedError, conduct, fail, settings_called, since_
 from pipeline.inventory import Inventory, Kept
 from pipeline.results import Totals
 from stages.lease import TakenError, lease
+from stages.paths import local_path
 from stages.storage import Entry, Storage
 from stages.trajectories.dataset import TrajectoryDataset
 from stages.trajectories.export import export
@@ -202,8 +202,8 @@ def rebuild(inventory: Inventory, say: Callable[[str], None]) -> str:
 def export_run(inventory: Inventory, config: Export, say: Callable[[str], None]) -> str:
     """Write a run's trajectories elsewhere. Raises ValueError for what there is not."""
     last = inventory.ledger(config.run).rounds - 1 if config.last_round is None else config.last_round
-    place = Path(config.to).expanduser()
     try:
+        place = local_path(config.to, "export")
         with settings_called({"data_download": "--data-download", "data_root": "--data-root"}):
             data = TrajectoryDataset(
                 inventory.root,

@@ -1,6 +1,5 @@
 """What is evaluated: models and images of any origin, and what is refused about them before any work is done."""
 
-from pathlib import Path
 from typing import TypeGuard
 
 import numpy as np
@@ -18,6 +17,7 @@ from stages.evaluation.contract import check_model, check_module, classes_of
 from stages.nets.classifiers import ClassifierConfig, build_classifier
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
+from stages.paths import local_path
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
 from stages.shipped import load_model
@@ -29,17 +29,17 @@ def known_data(config: DataConfig, prefix: str) -> ImageData:
     """A data set that the project knows. Raises DataError in words of whoever asks, whose settings begin with
     ``prefix`` and end as those of `DataConfig`."""
     lost = ""
-    if config.name != "digits" and in_job_copy(config.folder):
-        lost = (
-            f"{prefix}root {config.folder} lies in the copy of its working directory in which a job runs, and which "
-            "Ray removes: give an absolute path that every node sees"
-        )
-    if lost and config.download:
-        raise DataError(lost)
     try:
-        return load_data(config)
+        if config.name != "digits" and in_job_copy(config.folder):
+            lost = (
+                f"{prefix}root {config.folder} lies in the copy of its working directory in which a job runs, and "
+                "which Ray removes: give an absolute path that every node sees"
+            )
+        if not (lost and config.download):
+            return load_data(config)
     except DataError as error:
         raise DataError(str(error).replace("--data.", prefix) + (lost and f" ({lost})")) from error
+    raise DataError(lost)
 
 
 def own_data(data: object) -> Split:
@@ -82,10 +82,11 @@ def load_subject(
 
     ``flag`` is the one that names it. Raises ValueError where there is none, or the weights do not fit.
     """
-    if ":" not in path or Path(path).exists():
+    place = local_path(path, flag)
+    if ":" not in path or place.exists():
         if weights is not None:
             raise ValueError(f"--weights {weights}: the saved model {path} holds its own; leave --weights unset")
-        model = load_model(path)
+        model = load_model(place)
         return model, model.threat
     inputs = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
     with settings_called({"classifier.factory": flag, "classifier.weights": "--weights"}), torch.random.fork_rng([]):

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.nets.normalisation import check_normalisation
 from stages.nets.unet import UNet, UNetConfig
+from stages.paths import local_path
 from stages.rap.reverse import reverse_times
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
-from stages.weights import damage_of, load_weights, save_weights
+from stages.weights import damage_of, place_weights, read_weights, save_weights
 
 FORMAT = 1
 AGAIN = "copy the folder of the model again, or save the model again"
@@ -68,14 +70,17 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     for name, value, kinds in (("reverse_steps", reverse_steps, int), ("step_size", step_size, int | float | None)):
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise ValueError(f"{name} is {value!r}; pass a number, and a whole one of steps")  # noqa: TRY004
-    directory = Path(directory).expanduser()
+    directory = local_path(directory, "the directory")
     file, weights = directory / "config.json", directory / "model.safetensors"
     config = _read_config(file)
+    if not weights.exists():
+        raise ValueError(f"{directory} holds a config.json but no model.safetensors: save the model again")
+    content = read_weights(weights, name=str(weights))
     try:
         inputs = {name: tuple(value) if isinstance(value, list) else value for name, value in config["inputs"].items()}
+        _check_size(config, inputs, weights.stat().st_size)
         with torch.random.fork_rng(devices=[]):  # building draws first weights, which are then replaced
-            adapter = _adapter(config["adapter"], inputs)
-            classifier = _classifier(config["classifier"], inputs)
+            adapter, classifier = _adapter(config["adapter"], inputs), _classifier(config["classifier"], inputs)
         steps, straight_through = config["steps"], config["straight_through"]
         reverse_times(1, steps)
         if not isinstance(straight_through, bool):
@@ -84,8 +89,6 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     except Exception as error:  # a value that was edited may lead to any
         found = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} does not describe a saved model ({found}): {AGAIN}") from error
-    if not weights.exists():
-        raise ValueError(f"{directory} holds a config.json but no model.safetensors: save the model again")
     robust = RobustClassifier(
         adapter,
         classifier,
@@ -95,7 +98,10 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
         reverse_steps=reverse_steps,
         step_size=step_size,
     )
-    load_weights(robust, weights, name=str(weights), remedy=f"its config.json is another model's. {AGAIN.capitalize()}")
+    place_weights(
+        robust, content, name=str(weights), remedy=f"its config.json is another model's. {AGAIN.capitalize()}"
+    )
+    check_normalisation(robust, str(weights))
     return robust.eval().requires_grad_(False)
 
 
@@ -116,6 +122,19 @@ def _read_config(file: Path) -> dict[str, Any]:
         found = repr(config.get("format")) if isinstance(config, dict) else f"a {type(config).__name__}"
         raise ValueError(f"{file.parent} has format {found}; this version reads format {FORMAT}")
     return config
+
+
+def _check_size(config: dict[str, Any], inputs: dict[str, Any], stored: int) -> None:
+    """Refuse networks for which the bytes of their weights are too few, before they take memory. Raises ValueError."""
+    with torch.device("meta"):
+        parts: list[nn.Module | None] = [_adapter(config["adapter"], inputs)]
+        if config["classifier"]["factory"] is None:  # anybody's factory may load weights, which this device has not
+            parts.append(_classifier(config["classifier"], inputs))
+        count = sum(each.numel() for part in parts if part is not None for each in part.parameters())
+    if count > stored:
+        raise ValueError(
+            f"its networks have {count:,} parameters, for which the {stored:,} bytes of model.safetensors are too few"
+        )
 
 
 def _adapter(config: dict[str, Any] | None, inputs: dict[str, Any]) -> UNet | None:

@@ -35,6 +35,8 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, MemoryStore, from_url
 
+from stages.paths import local_path
+
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
 
@@ -74,12 +76,15 @@ class Storage:
 
     @staticmethod
     def at(place: "str | Path | Storage") -> "Storage":
-        """The storage at a directory or URL; nothing is looked at yet. Raises StorageError for what is neither."""
+        """The storage at a directory or URL; of a URL nothing is looked at. Raises StorageError for what is neither."""
         if isinstance(place, Storage):
             return place
         scheme, separator, rest = str(place).partition("://")
         if not separator:
-            return Storage(str(Path(place).expanduser().absolute()))
+            try:
+                return Storage(str(local_path(place, "").absolute()))
+            except ValueError as error:
+                raise StorageError(str(error)) from None
         parts = urlsplit(str(place))
         if parts.username or parts.password or parts.query:
             raise StorageError(

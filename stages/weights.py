@@ -52,13 +52,18 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_weights(network: nn.Module, path: Path, *, name: str, remedy: str) -> None:
-    """Load a file of weights into a network whose names and shapes they have.
+    """Load a file of weights into a network. Raises ValueError as `read_weights` and `place_weights` do."""
+    place_weights(network, read_weights(path, name=name), name=name, remedy=remedy)
 
-    Of the state dicts in the file, the one that fits is taken. Prefixes and suffixes of wrappers don't matter. Raises
-    ValueError, which begins with ``name`` and ends with ``remedy``, for a file that is not there or not readable, whose
-    weights don't fit or are not finite, or that holds two that do.
+
+def place_weights(network: nn.Module, content: object, *, name: str, remedy: str) -> None:
+    """Load what a file of weights holds into a network whose names and shapes they have.
+
+    Of the state dicts in it, the one that fits is taken. Prefixes and suffixes of wrappers don't matter. Raises
+    ValueError, which begins with ``name`` and ends with ``remedy``, where the weights don't fit or are not finite, or
+    where two sets of them do.
     """
-    found = list(_states(read_weights(path, name=name)))
+    found = list(_states(content))
     if not found:
         raise ValueError(f"{name} holds no names with tensors: save the network's state_dict() alone")
     expected = network.state_dict()

@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from stages.data.formats import DataError
 from stages.data.sources import Source, read_cifar10, read_digits, read_mnist
 from stages.data.splits import Split, divide
+from stages.paths import local_path
 from stages.settings import check_settings
 
 DataName = Literal["digits", "mnist", "cifar10"]
@@ -49,8 +50,12 @@ class DataConfig:
 
     @property
     def folder(self) -> Path:
-        """Where files are looked for."""
-        return Path(self.root or os.environ.get("RAP_DATA_ROOT") or "~/datasets").expanduser()
+        """Where files are looked for. Raises DataError for what is no path."""
+        named = self.root or os.environ.get("RAP_DATA_ROOT") or "~/datasets"
+        try:
+            return local_path(named, "--data.root" if self.root else "RAP_DATA_ROOT")
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True, eq=False)

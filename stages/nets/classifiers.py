@@ -3,15 +3,16 @@
 import importlib
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
 from stages.nets.cnn import CNN
+from stages.nets.normalisation import check_normalisation
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.numerics import Arithmetic
+from stages.paths import local_path
 from stages.settings import check_settings
 from stages.weights import load_weights
 
@@ -99,8 +100,10 @@ def build_classifier(
         width = 8 if config.architecture == "resnet18-narrow" else 64
         classifier = ResNet18(channels, classes, mean=mean, std=std, width=width)
     if config.weights is not None:
-        path = Path(config.weights).expanduser()
-        load_weights(classifier, path, name=f"classifier.weights {config.weights}", remedy=_other_network(config))
+        name = f"classifier.weights {config.weights}"
+        path = local_path(config.weights, "classifier.weights")
+        load_weights(classifier, path, name=name, remedy=_other_network(config))
+        check_normalisation(classifier, name)
     return classifier.eval()
 
 

@@ -29,3 +29,14 @@ class Normalise(nn.Module):
         self, images: Float[Tensor, "batch channel height width"]
     ) -> Float[Tensor, "batch channel height width"]:
         return (images - self.mean) / self.std
+
+
+def check_normalisation(network: nn.Module, name: str) -> None:
+    """Raise ValueError, which begins with ``name``, where weights that were loaded hold a std that none can be."""
+    for each in network.modules():
+        if isinstance(each, Normalise) and not ((each.std > 0) & each.std.isfinite() & each.mean.isfinite()).all():
+            raise ValueError(
+                f"{name} holds normalise.mean {each.mean.flatten().tolist()} and normalise.std "
+                f"{each.std.flatten().tolist()}; both must be finite, and std above 0, in pixels of [0, 1]: save the "
+                "weights again"
+            )

@@ -280,6 +280,12 @@ def test_settings_are_refused_by_the_names_of_the_function_that_takes_them(case:
             "leave out --attack, --attacks, --version and --behind",
         ),
         (["--radius", "0.1", "--behind", "nowhere:build"], "error: --behind 'nowhere:build' cannot be imported"),
+        (["--radius", "0.1", "--model", "~nobody-here/model"], "error: --model ~nobody-here/model is no path of this"),
+        (["--radius", "0.1", "--weights", "~nobody-here/w"], "error: --weights ~nobody-here/w is no path of this mach"),
+        (["--radius", "0.1", "--weights", "https://host/w"], "error: --weights https://host/w is a URL: copy what"),
+        (["--data", "mnist", "--data-root", "~nobody-here"], "error: --data-root ~nobody-here is no path of this mac"),
+        (["--radius", "0.1", "--compare", "~nobody-here"], "error: --compare ~nobody-here is no path of this machine"),
+        (["--radius", "0.1", "--root", "~nobody-here"], "error: --root ~nobody-here is no path of this"),
     ],
 )
 def test_settings_are_refused_by_the_flags_of_the_command_that_takes_them(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from unchecked import unchecked_types
 
@@ -180,6 +181,16 @@ def cut(name: str, share: float = 0.5):
     return edit
 
 
+def spread(std: float):
+    """Weights with another standard deviation of the images."""
+
+    def edit(model: Path) -> None:
+        weights = load_file(model / "model.safetensors")
+        save_file({**weights, "classifier.normalise.std": torch.full((1, 1, 1), std)}, model / "model.safetensors")
+
+    return edit
+
+
 def of_another(model: Path) -> None:
     save(model.parent / "other", robust_of(architecture="resnet18-narrow"), architecture="resnet18-narrow")
     (model / "model.safetensors").write_bytes((model.parent / "other/model.safetensors").read_bytes())
@@ -225,12 +236,19 @@ DAMAGED = {
     "an unknown setting": (edited(adapter={"widths": 8}), "does not describe a saved model .TypeError"),
     "another architecture": (
         edited(classifier={"architecture": "wrn-28-10", "factory": None}),
-        "does not fit the network",
+        "its networks have 36,523,875 parameters, for which",
     ),
     "a factory that is not there": (
         edited(classifier={"architecture": "cnn", "factory": "nowhere:build"}),
         r"config\.json does not describe a saved model .*classifier.factory 'nowhere:build' cannot be imported",
     ),
+    "channels without end": (
+        edited(inputs={**INPUTS, "channels": 10**8}),
+        r"config\.json does not describe .*parameters, for which the .* bytes of model\.safetensors are too few",
+    ),
+    "a std of 0": (spread(0.0), r"model\.safetensors holds normalise\.mean .* and normalise\.std \[0\.0\]; both must"),
+    "a negative std": (spread(-0.3), r"normalise\.std \[-0\.3.*\]; both must be finite, and std above 0"),
+    "no number for a std": (spread(float("nan")), r"normalise\.std \[nan\]; both must be finite"),
     "no steps at all": (edited(steps=0), r"config\.json does not describe .*T = 0"),
     "steps in words": (edited(steps="ten"), r"config\.json does not describe a saved model"),
     "an answer in words": (edited(straight_through="no"), "straight_through is 'no'; it must be true or false"),
@@ -251,6 +269,22 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "model/model.safetensors", tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"holds no config\.json; a saved model is a directory"):
             load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nobody-here/model", r"^the directory ~nobody-here/model is no path of this machine \(Could not determine"),
+        ("m" * 5000, r"^the directory m{100}\.\.\. \(5,000 characters\) is no path .*File name too long"),
+        ("m\0", r"is no path of this machine \(embedded null byte\)"),
+        ("https://host/model", "^the directory https://host/model is a URL: copy what lies there to this machine"),
+        (Path("s3://bucket/model"), "is a URL"),
+    ],
+    ids=["home", "long", "null", "URL", "URL as a path"],
+)
+def test_what_can_be_no_path_is_refused(path, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
 
 
 @pytest.mark.parametrize("given", [{"reverse_steps": 2.0}, {"reverse_steps": "2"}, {"step_size": "0.1"}], ids=str)
