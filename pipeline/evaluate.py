@@ -86,7 +86,7 @@ def evaluate_model(
     Raises ValueError, before any work, for a model, data or a radius that an attack could not judge.
     """
     for name, given in {"attacks": attacks, "autoattack": autoattack}.items():
-        if isinstance(given, str) or callable(given):
+        if not isinstance(given, list | tuple):
             raise ValueError(  # noqa: TRY004 - a mistake of the caller's like the next
                 f"{name} is {given!r}; pass a list, also of one: {name}=[...]"
             )

@@ -101,11 +101,12 @@ def returned_images(name: str, returned: object, attacked: Tensor) -> Float32[Te
     """What an attack returned, as float32 on the CPU. Raises AttackError for anything but floats of the same shape."""
     found = f"a {type(returned).__name__}"
     if isinstance(returned, Tensor):
-        found = f"{str(returned.dtype).removeprefix('torch.')} of shape {list(returned.shape)}"
+        layout = "" if returned.layout == torch.strided else f" as {returned.layout}"
+        found = f"{str(returned.dtype).removeprefix('torch.')} of shape {list(returned.shape)}{layout}"
         if returned.is_floating_point() and returned.layout == torch.strided and returned.shape == attacked.shape:
             return returned.detach().to("cpu", torch.float32)
     raise AttackError(
-        f"attack {name} returned {found}; expected a tensor of floats in [0, 1] of shape {list(attacked.shape)}, an "
+        f"attack {name} returned {found}; expected a dense tensor of floats in [0, 1] of shape {list(attacked.shape)}, an "
         "image for each that it was given"
     )
 

@@ -33,7 +33,7 @@ def isolated(name: str, attack: Attack) -> Attack:
                 return returned_images(name, attack(*given, threat), images)
             except (AttackError, torch.OutOfMemoryError):  # whose remedy is another
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise AttackError(
                     f"attack {name} raised {type(error).__name__} on {len(images)} images of shape "
                     f"{list(images.shape[1:])}: {error}"

@@ -5,12 +5,12 @@
 """
 
 import functools
-import importlib
 import inspect
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -25,6 +25,7 @@ from stages.evaluation.isolation import isolated
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.verdict import ChunkVerdict, ask
 from stages.identity import UnnameableError, object_fingerprint
+from stages.imports import imported
 from stages.rap.threat import ThreatModel
 
 
@@ -47,6 +48,7 @@ class FunctionConfig:
         return self.path
 
 
+EXAMPLE = "a function in it, as in my_package.attacks:follow_the_margin"
 CHANGED = (
     "the model answers images as they are otherwise after the attack than before it: its answers change from call to "
     "call, so no share of images that remain robust can be said of it"
@@ -186,7 +188,7 @@ def function_attacks(given: Sequence[str | Attack]) -> list[tuple[FunctionConfig
 
 
 def _function_attack(given: str | Attack) -> tuple[FunctionConfig, Attack]:
-    function = _import(given) if isinstance(given, str) else given
+    function: Any = imported(given, "attack", EXAMPLE) if isinstance(given, str) else given
     path = given if isinstance(given, str) else _path_of(given)
     try:
         inspect.signature(function).bind("model", "images", "labels", "threat")
@@ -205,14 +207,3 @@ def _path_of(function: Attack) -> str:
     inner = function.func if isinstance(function, functools.partial) else function
     named = inner if hasattr(inner, "__qualname__") else type(inner)
     return f"{named.__module__}:{named.__qualname__}"
-
-
-def _import(path: str) -> Callable[..., Tensor]:
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"attack {path!r} cannot be imported ({error}): name an importable module, from the working directory or "
-            "installed, and a function in it, as in my_package.attacks:follow_the_margin"
-        ) from error

@@ -1,12 +1,12 @@
 """The base classifier: one of the networks here, or anybody's, by import path, checked on loading."""
 
-import importlib
 import inspect
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
+from stages.imports import imported, said
 from stages.nets.cnn import CNN
 from stages.nets.normalisation import check_normalisation
 from stages.nets.resnet import ResNet18
@@ -108,14 +108,13 @@ def build_classifier(
 
 
 def _call_factory(path: str) -> nn.Module:
-    module_name, _, name = path.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (Exception, SystemExit) as error:  # whatever anybody's module does when it is imported
-        raise ValueError(
-            f"classifier.factory {path!r} cannot be imported ({_said(error)}): name an importable module, from the "
-            "working directory or installed, and a function in it, as in my_package.models:build"
-        ) from error
+    factory: Any = imported(path, "classifier.factory", "a function in it, as in my_package.models:build")
+    if isinstance(factory, nn.Module) or not callable(factory):
+        kind = "a network" if isinstance(factory, nn.Module) else "no function"
+        raise ValueError(  # noqa: TRY004 - a setting of the user's is wrong, whatever its type
+            f"classifier.factory {path!r} is {kind}, an object of type {type(factory).__name__}: name a function that "
+            "takes no arguments and returns the network"
+        )
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError) as error:
@@ -126,7 +125,7 @@ def _call_factory(path: str) -> nn.Module:
         classifier = factory()
     except (Exception, SystemExit) as error:
         raise ValueError(
-            f"classifier.factory {path!r} raised an error instead of returning a network ({_said(error)}): it must "
+            f"classifier.factory {path!r} raised an error instead of returning a network ({said(error)}): it must "
             "work when it is called without arguments, wherever the command runs"
         ) from error
     if not isinstance(classifier, nn.Module):
@@ -146,8 +145,3 @@ def _other_network(config: ClassifierConfig) -> str:
         "tensors (the networks of this project also hold normalise.mean and normalise.std, [channel, 1, 1] in pixels "
         "of [0, 1])"
     )
-
-
-def _said(error: BaseException) -> str:
-    """An error's kind and text, as a user knows it from a traceback."""
-    return f"{type(error).__name__}: {error}"

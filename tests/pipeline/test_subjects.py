@@ -256,6 +256,9 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "no such data": ({"data": "svhn"}, "^data is 'svhn'; allowed are digits, mnist, cifar10"),
     "no root": ({"root": None}, "^root is None: name a directory, or a URL"),
     "an empty root": ({"root": ""}, "^root is '': name a directory, or a URL"),
+    "no list of attacks": ({"attacks": None}, r"^attacks is None; pass a list, also of one: attacks=\[...\]"),
+    "attacks of AutoAttack in a set": ({"autoattack": {"square"}}, "^autoattack is {'square'}; pass a list"),
+    "an attack and a screening": ({"attacks": [len], "quick": True}, "^a quick screening runs AutoAttack's APGD alone"),
     "no say": ({"say": None}, "^say is None; pass a function that takes a line"),
 }
 

@@ -1,6 +1,7 @@
 """What an attack of one's own may do, and what it must not reach."""
 
 import random
+import sys
 import threading
 
 import numpy as np
@@ -98,10 +99,12 @@ def test_an_attack_has_gradients_wherever_it_is_called(digits: Digits, around: t
 
 
 FAILS = {
-    "nothing": (lambda model, images, labels, threat: None, "returned a NoneType; expected a tensor of floats"),
+    "nothing": (lambda model, images, labels, threat: None, "returned a NoneType; expected a dense tensor of floats"),
     "bytes": (lambda model, images, labels, threat: (255 * images).byte(), r"returned uint8 of shape \[1, 1, 8, 8\]"),
+    "a sparse tensor": (lambda model, images, labels, threat: images.to_sparse(), r"8\] as torch.sparse_coo; expected"),
     "an error": (lambda model, images, labels, threat: 1 / 0, "raised ZeroDivisionError on 1 images"),
-    "an exit": (lambda model, images, labels, threat: images.nothing, "raised AttributeError"),
+    "no such attribute": (lambda model, images, labels, threat: images.nothing, "raised AttributeError"),
+    "an exit": (lambda model, images, labels, threat: sys.exit(0), "raised SystemExit on 1 images"),
     "a GPU": (lambda model, images, labels, threat: images.to("cuda:7"), "attack mine raised"),
 }
 
