@@ -106,8 +106,8 @@ def returned_images(name: str, returned: object, attacked: Tensor) -> Float32[Te
         if returned.is_floating_point() and returned.layout == torch.strided and returned.shape == attacked.shape:
             return returned.detach().to("cpu", torch.float32)
     raise AttackError(
-        f"attack {name} returned {found}; expected a dense tensor of floats in [0, 1] of shape {list(attacked.shape)}, an "
-        "image for each that it was given"
+        f"attack {name} returned {found}; expected a dense tensor of floats in [0, 1] of shape {list(attacked.shape)}, "
+        "an image for each that it was given"
     )
 
 

@@ -145,5 +145,5 @@ NO_IMAGES = {
 @pytest.mark.parametrize("case", NO_IMAGES)
 def test_anything_but_images_is_refused_with_what_it_was(model: nn.Module, digits: Digits, case: str) -> None:
     change, message = NO_IMAGES[case]
-    with pytest.raises(AttackError, match=f"attack mine returned {message}.*expected a tensor of floats"):
+    with pytest.raises(AttackError, match=f"attack mine returned {message}.*expected a dense tensor of floats"):
         run_attack("mine", lambda model, images, labels, threat: change(images), model, *digits, LINF, batch=4)

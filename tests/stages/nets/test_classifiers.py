@@ -71,7 +71,7 @@ def test_a_factory_that_builds_no_network_is_refused(module: types.ModuleType, f
         ({"factory": "my_models"}, "it must be module:function"),
         ({"factory": ":build"}, "it must be module:function"),
         ({"batch": 0}, "classifier.batch is 0"),
-        ({"threads": 0}, "classifier.threads 0"),
+        ({"threads": 0}, "classifier.threads is 0; it must be at least 1"),
         ({"learning_rate": 0.0}, "classifier.learning_rate is 0.0"),
         ({"learning_rate": math.nan}, "classifier.learning_rate is nan"),
         ({"weight_decay": -1.0}, "classifier.weight_decay -1.0"),
