@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablation import make_setup
+from ablation import changed, make_setup
 from matplotlib.figure import Figure
 from rivals import RIVALS, InMemory, Rival
 from torch import Tensor, nn
@@ -113,30 +113,33 @@ def entry_name(entry: dict[str, Any]) -> str:
 
 
 def train(method: str, recipe: Recipe, data: ImageData, folder: Path, budget: float, changes: list[str]) -> Trained:
+    settings = {name: json.loads(value) for name, value in (each.split("=") for each in changes)}
     if method == PIPELINE:
-        return by_pipeline(recipe, data, folder, budget)
-    rival = replace(
-        RIVALS[method], **{name: json.loads(value) for name, value in (each.split("=") for each in changes)}
-    )
-    return in_memory(rival, setup_of(recipe, data, folder, rounds=1), budget)
+        return by_pipeline(changed(recipe, settings), data, folder, budget)
+    return in_memory(replace(RIVALS[method], **settings), setup_of(recipe, data, folder, rounds=1), budget)
 
 
 def setup_of(recipe: Recipe, data: ImageData, folder: Path, *, rounds: int) -> Setup:
     """The loop without a verdict on the way: every method ships its last weights."""
     schedule, judge = replace(recipe.schedule, rounds=rounds), JudgeConfig(images=1, every=rounds)
-    return make_setup(replace(recipe, schedule=schedule, judge=judge), data, folder)
+    setup = make_setup(replace(recipe, schedule=schedule, judge=judge), data, folder)
+    return replace(setup, keep_versions=False)
 
 
 def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trained:
     """The serial loop, with its store, for as many rounds as the budget holds."""
-    times = [time.process_time()]
-    tried = setup_of(recipe, data, folder / "try", rounds=TRIED)
-    run_serially(tried, report=lambda line: times.append(time.process_time()))
+
+    def timed(setup: Setup) -> list[float]:
+        """CPU time at the start and after each round but the last, in which the judge is asked once."""
+        times = [time.process_time()]
+        run_serially(setup, report=lambda line: times.append(time.process_time()))
+        return times[:-1]
+
+    times = timed(setup_of(recipe, data, folder / "try", rounds=TRIED))
     cost = (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
-    setup = setup_of(recipe, data, folder / "run", rounds=max(1, round(budget / cost)))
-    began = time.process_time()
-    run_serially(setup)
-    seconds = time.process_time() - began
+    setup = setup_of(recipe, data, folder / "run", rounds=max(2, round(budget / cost)))
+    times = timed(setup)
+    seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
     return setup.journal.best_weights()[0], setup.schedule.updates, seconds
 
 
