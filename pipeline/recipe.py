@@ -165,10 +165,10 @@ def digits() -> Recipe:
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
         attack=AttackConfig(step_size=0.1),
-        schedule=ScheduleConfig(rounds=500),
+        schedule=ScheduleConfig(rounds=400, batch=32),
         train=TrainConfig(learning_rate=4e-3),
         judge=JudgeConfig(images=None, every=100),
-        search=SearchConfig(trials=3, rounds=48),
+        search=SearchConfig(trials=3, rounds=24),
         checkpoint_rounds=25,
     )
 

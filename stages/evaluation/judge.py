@@ -3,9 +3,9 @@
 Search, early stopping, the choice of what is shipped and claimed speed-ups all ask it, on the hold-out,
 in the target ball. Its attack is not an option: a recipe that could choose it would grade itself.
 
-It is PGD on cross-entropy from two starts and then, on what remains robust, on the margin to each of the five likeliest wrong
-classes, as AutoAttack's targeted attacks do: cross-entropy alone is fooled by smoothed labels and by training with
-single steps.
+It is PGD on cross-entropy from two starts and then, on what remains robust, on the margin to each of the five
+likeliest wrong classes, as AutoAttack's targeted attacks do: cross-entropy alone is fooled by smoothed labels and by
+training with single steps.
 """
 
 from dataclasses import dataclass
