@@ -166,7 +166,7 @@ def digits() -> Recipe:
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
         attack=AttackConfig(step_size=0.1),
         schedule=ScheduleConfig(rounds=400, batch=32),
-        train=TrainConfig(learning_rate=4e-3),
+        train=TrainConfig(learning_rate=2.5e-3),
         judge=JudgeConfig(images=None, every=100),
         search=SearchConfig(trials=3, rounds=24),
         checkpoint_rounds=25,
