@@ -168,7 +168,7 @@ def digits() -> Recipe:
         schedule=ScheduleConfig(rounds=400, batch=32),
         train=TrainConfig(learning_rate=2.5e-3),
         judge=JudgeConfig(images=None, every=100),
-        search=SearchConfig(trials=3, rounds=24),
+        search=SearchConfig(trials=0),  # a short one chooses by chance
         checkpoint_rounds=25,
     )
 

@@ -1,11 +1,11 @@
-"""What everything beside the networks costs: an update of the serial loop against one of a bare loop in memory.
+"""What everything beside the networks costs: a round of the serial loop against one of a bare loop in memory.
 
     RAP_DATA_ROOT=... python tests/benchmarks/loop_cost.py
 
 Both attack a cohort by one step from where its last visit ended and train on what came out, with the same networks,
 attack and learner. The serial loop stores, checks and reads its shards, keeps versions and checkpoints, and writes
 metrics and ledger, on local disk; the bare loop keeps a perturbation for every image, and nothing else. Seconds of
-CPU time (other programs only disturb the clock), one update of each in turn, one thread; medians, and means, in which
+CPU time (other programs only disturb the clock), one round of each in turn, one thread; medians, and means, in which
 checkpoints count. Writes results/loop_cost.json beside this file.
 """
 
@@ -33,25 +33,25 @@ from stages.training.rounds import run_serially
 from stages.training.setup import Setup
 
 RESULTS = Path(__file__).parent / "results" / "loop_cost.json"
-UPDATES = {"digits": 120, "mnist": 80}
-BEGUN = 0.25  # share of the updates that is left out: no cohort has a parent in the first epoch, and caches are cold
+ROUNDS = {"digits": 120, "mnist": 80}
+BEGUN = 0.25  # share of the rounds that is left out: no cohort has a parent in the first epoch, and caches are cold
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = {preset: measure(preset, updates) for preset, updates in UPDATES.items()}
+    found = {preset: measure(preset, rounds) for preset, rounds in ROUNDS.items()}
     machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": 1}
     RESULTS.write_text(json.dumps({"machine": machine, "load": os.getloadavg()[0], "cases": found}, indent=1) + "\n")
 
 
-def measure(preset: str, updates: int) -> dict[str, object]:
+def measure(preset: str, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as root:
-        setup = setup_of(preset, updates, root)
+        setup = setup_of(preset, rounds, root)
         bare, stored, alone = bare_loop(setup), [], []
         last = time.process_time()
 
         def in_turn() -> bool:
-            """Asked by the serial loop before each round: what it has used since the last, then a bare update."""
+            """Asked by the serial loop before each round: what it has used since the last, then a bare round."""
             nonlocal last
             stored.append(time.process_time() - last)
             began = time.thread_time()
@@ -61,15 +61,16 @@ def measure(preset: str, updates: int) -> dict[str, object]:
             return False
 
         run_serially(setup, stopped=in_turn)
-    first = int(BEGUN * updates)
+    first = int(BEGUN * rounds)
     stored, alone = stored[first + 1 :], alone[first + 1 :]
     more = {
         name: round(100 * (average(stored) / average(alone) - 1), 1)
         for name, average in (("median", statistics.median), ("mean", statistics.fmean))
     }
     result = {
-        "images an update": setup.schedule.examples,
-        "updates": len(alone),
+        "images a round": setup.schedule.examples,
+        "updates a round": setup.schedule.updates_per_round,
+        "rounds": len(alone),
         "bare loop, ms": round(1e3 * statistics.median(alone), 1),
         "serial loop, ms": round(1e3 * statistics.median(stored), 1),
         "more CPU time in percent": more,
@@ -78,8 +79,8 @@ def measure(preset: str, updates: int) -> dict[str, object]:
     return result
 
 
-def setup_of(preset: str, updates: int, root: str) -> Setup:
-    """The preset's loop, one cohort and one update a round, around a classifier with its first weights."""
+def setup_of(preset: str, rounds: int, root: str) -> Setup:
+    """The preset's loop, one cohort a round, around a classifier with its first weights."""
     recipe = PRESETS[preset]()
     data = load_data(recipe.data)
     torch.manual_seed(0)
@@ -87,11 +88,11 @@ def setup_of(preset: str, updates: int, root: str) -> Setup:
         recipe.classifier, channels=data.channels, size=data.size, classes=10, mean=data.mean, std=data.std
     )
     config = recipe.loop()
-    schedule = replace(config.schedule, rounds=updates, round_cohorts=1, cohort_images=config.schedule.batch)
-    judge = replace(config.judge, images=1, every=updates)
+    schedule = replace(config.schedule, rounds=rounds, round_cohorts=1)
+    judge = replace(config.judge, images=1, every=rounds)
     return Setup(
         config=replace(config, schedule=schedule, judge=judge),
-        train=data.train.take(np.arange(8 * config.schedule.batch)),  # a few epochs in little time
+        train=data.train.take(np.arange(8 * config.schedule.cohort_images)),  # a few epochs in little time
         holdout=data.holdout,
         classifier=classifier.eval().requires_grad_(False),
         classifier_fingerprint="benchmark",
@@ -102,13 +103,13 @@ def setup_of(preset: str, updates: int, root: str) -> Setup:
 
 
 def bare_loop(setup: Setup) -> Callable[[], None]:
-    """An update of a loop that keeps everything in memory: each call visits the next cohort."""
+    """A round of a loop that keeps everything in memory: each call visits the next cohort."""
     learner, process, schedule = setup.learner(), setup.config.attack, setup.schedule
     images, labels = torch.from_numpy(setup.train.images), torch.from_numpy(setup.train.labels)
     lattice, rows, number = process.lattice, setup.train.rows, 0
     kept = draw_start(process, 0, rows, tuple(images.shape[1:]))
 
-    def update() -> None:
+    def visit_next() -> None:
         nonlocal number
         (visit,) = schedule.visits(number)
         chosen = torch.from_numpy(schedule.cohorts[visit.cohort])
@@ -118,17 +119,14 @@ def bare_loop(setup: Setup) -> Callable[[], None]:
         levels = attack(learner.robust, images[chosen], labels[chosen], process, kept[chosen], steps=1).levels[-1]
         clean = lattice.from_bytes(images[chosen])
         kept[chosen] = levels - clean
-        learner.update(
-            TrainingBatch(
-                states=lattice.to_float(levels),
-                clean=lattice.to_float(clean),
-                labels=labels[chosen],
-                t=torch.ones_like(labels[chosen]),
-            )
-        )
+        for batch in schedule.batches(number):
+            places = torch.from_numpy(batch.places)
+            of = labels[chosen[places]]
+            states, images_of = lattice.to_float(levels[places]), lattice.to_float(clean[places])
+            learner.update(TrainingBatch(states=states, clean=images_of, labels=of, t=torch.ones_like(of)))
         number += 1
 
-    return update
+    return visit_next
 
 
 if __name__ == "__main__":
