@@ -137,7 +137,8 @@ class InMemory:
             states = attack(self.learner.robust, images, labels, self.process, start, steps=steps).levels
             levels = states[t, torch.arange(count)]
         clean = self.process.lattice.from_bytes(images)
-        self.kept[chosen] = levels - clean
+        if not self.rival.universal:
+            self.kept[chosen] = levels - clean
         self.learner.update(self._batch(levels, clean, labels, t))
 
     def _to_own(self, images: Tensor, labels: Tensor, start: Tensor, t: Int64[Tensor, " image"]) -> Tensor:
