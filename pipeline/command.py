@@ -1,6 +1,7 @@
 """The command line: a preset, flags that override it, and what is refused before any work is done."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
 NUMBERS = ConstructorRegistry()
 """How command lines read a field that is a number, and no other: `number` and `whole`."""
+TURNS = 2  # processes that may share a CPU of a local session
 LARGEST = 2**31 - 1  # of a whole number: beyond it libraries overflow, each in its own way
 
 
@@ -35,6 +37,12 @@ class WorkersConfig:
         for name, value in {"cpus": self.cpus, "generators": self.generators}.items():
             if value is not None and value < 1:
                 raise ValueError(f"workers.{name} is {value}; it must be at least 1, or left unset")
+        present = os.cpu_count() or 1
+        if self.cpus is not None and self.cpus > TURNS * present:
+            raise ValueError(
+                f"workers.cpus is {self.cpus}, and this machine has {present}: a process for each would take its "
+                f"memory; it must be at most {TURNS * present}, or left unset"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,7 @@ class Command:
 
 def parse(argv: list[str]) -> Command:
     """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
+    check_flags(argv)
     preset, flags = "digits", argv
     if argv and not argv[0].startswith("-"):
         preset, flags = argv[0], argv[1:]
@@ -77,6 +86,14 @@ def parse(argv: list[str]) -> Command:
     fixed = {field: () for flag, field in SEARCHED.items() if _given(flag, flags)}
     search: SearchConfig = replace(command.recipe.search, **fixed)
     return replace(command, recipe=replace(command.recipe, search=search))
+
+
+def check_flags(argv: list[str]) -> None:
+    """End with exit code 2 and one message where a flag has an empty value, as an unset variable of a shell gives."""
+    for before, given in zip(["", *argv], argv, strict=False):
+        flag, _, value = given.partition("=") if given.startswith("--") and "=" in given else (before, "", given)
+        if not value.strip():
+            fail(f"{flag or 'the first argument'} is given an empty value: name one, or leave the flag out")
 
 
 def number(text: str) -> float:

@@ -6,7 +6,7 @@ from typing import Literal
 import tyro
 
 from pipeline.artifacts import check_name
-from pipeline.command import NUMBERS, WorkersConfig
+from pipeline.command import NUMBERS, WorkersConfig, check_flags
 from pipeline.ending import fail, settings_called
 from pipeline.recipe import EvaluationConfig
 from pipeline.tables import DATA, TableName
@@ -97,8 +97,8 @@ class EvaluateCommand:
             )
         if self.name:
             check_name(self.name, "it is kept in ROOT/evaluations/NAME")
-        if self.cpus is not None and self.cpus < 1:
-            raise ValueError(f"--cpus is {self.cpus}; it must be at least 1, or left unset")
+        with settings_called({"workers.": "--"}):
+            self.workers  # noqa: B018 - refuses what it cannot be
         if self.images is not None and self.images < 1:
             raise ValueError(f"--images is {self.images}; it must be at least 1")
 
@@ -161,6 +161,7 @@ class EvaluateCommand:
 
 def parse(argv: list[str]) -> EvaluateCommand:
     """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
+    check_flags(argv)
     try:
         return tyro.cli(EvaluateCommand, prog=USAGE, args=argv, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words

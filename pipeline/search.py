@@ -33,6 +33,7 @@ def candidates(recipe: Recipe) -> list[AttackConfig]:
     Steps never exceed the radius; settings that become equal on the lattice count once.
     """
     search, attack, radius = recipe.search, recipe.attack, recipe.threat.radius
+    scales = search.noise_scales if attack.start != "none" else ()
     lattice, own = Lattice(attack.denominator or default_denominator(recipe.threat.norm)), resolved(attack, recipe)
     grid = list(
         dict.fromkeys(
@@ -43,7 +44,7 @@ def candidates(recipe: Recipe) -> list[AttackConfig]:
                 noise_scale=own.noise_scale if scale is None else lattice.snap(scale * radius),
             )
             for steps, step, scale in itertools.product(
-                search.steps or (attack.steps,), search.step_sizes or (None,), search.noise_scales or (None,)
+                search.steps or (attack.steps,), search.step_sizes or (None,), scales or (None,)
             )
         )
     )

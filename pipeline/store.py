@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from pipeline.artifacts import ArtifactError
-from pipeline.command import NUMBERS
+from pipeline.command import NUMBERS, check_flags
 from pipeline.ending import ClaimedError, conduct, fail, settings_called, since_now
 from pipeline.inventory import Inventory, Kept
 from pipeline.results import Totals
@@ -232,6 +232,7 @@ def _size(count: float) -> str:
 
 def parse(argv: list[str]) -> StoreCommand:
     """The command that the arguments give. Raises ValueError, or ends with exit code 2, where they make no sense."""
+    check_flags(argv)
     return tyro.cli(StoreCommand, prog=USAGE, args=argv, registry=NUMBERS)
 
 

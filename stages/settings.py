@@ -21,7 +21,13 @@ import numpy as np
 
 Value = TypeVar("Value")
 Hint = Any  # what typing.get_type_hints finds: a type, a union of types, or a Literal
-CALLED = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
+CALLED = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "True or False",
+    str: "a text, not empty",
+    type(None): "None",
+}
 
 
 def check_settings(config: object, name: str) -> None:
@@ -63,6 +69,8 @@ def _is(value: object, hint: Hint) -> bool:
         return False
     if hint is float:
         return isinstance(value, int | float) and math.isfinite(value)
+    if hint is str:
+        return isinstance(value, str) and not value.isspace() and value != ""
     return isinstance(value, hint)
 
 

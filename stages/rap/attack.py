@@ -64,6 +64,11 @@ class AttackConfig(Arithmetic):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"attack.{name} is {value:g}; it must be greater than 0")
+        if self.start == "none" and self.noise_scale is not None:
+            raise ValueError(
+                f"attack.noise_scale is {self.noise_scale:g}, but with attack.start none there is no noise: leave one "
+                "of them out"
+            )
 
     def process(self, threat: ThreatModel) -> "AttackProcess":
         """This attack against a threat model, with every length on the lattice.
@@ -75,7 +80,8 @@ class AttackConfig(Arithmetic):
         lattice = Lattice(denominator)
         bound = lattice.level(threat.radius, "threat.radius")
         step_size = self.step_size or lattice.snap(min(2.5 * threat.radius / self.steps, threat.radius))
-        if step_size > threat.radius * (1 + 1e-9):
+        step = lattice.level(step_size, "attack.step_size")
+        if step > bound:
             raise ValueError(
                 f"attack.step_size is {step_size:g}, larger than the ball (threat.radius {threat.radius:g}): "
                 f"choose at most the radius; 2.5 radius / T = {2.5 * threat.radius / self.steps:g} is usual"
@@ -83,19 +89,19 @@ class AttackConfig(Arithmetic):
         noise = 0
         if self.start != "none":
             scale = self.noise_scale or threat.radius
-            if scale > threat.radius * (1 + 1e-9):
+            noise = lattice.level(scale, "attack.noise_scale")
+            if noise > bound:
                 raise ValueError(
                     f"attack.noise_scale is {scale:g}, larger than the ball (threat.radius {threat.radius:g}); "
                     "choose at most the radius"
                 )
-            noise = lattice.level(scale, "attack.noise_scale")
         return AttackProcess(
             norm=threat.norm,
             denominator=denominator,
             bound=bound,
             project=self.projection,
             steps=self.steps,
-            step=lattice.level(step_size, "attack.step_size"),
+            step=step,
             start=self.start,
             noise=noise,
             loss=self.loss,

@@ -56,7 +56,7 @@ REFUSED = {
     "a name with a path": (["--name", "../elsewhere"], "plain name"),
     "a name of lines": (["--name", "a\nb"], "plain name, without slashes, lines"),
     "a name with a zero": (["--name", "a\0b"], "plain name"),
-    "a blank name": (["--name", " "], "plain name"),
+    "a blank name": (["--name", " "], "--name is given an empty value"),
     "a name too long for a file system": (["--name", "é" * 128], "--name has 256 bytes; at most 255"),
     "a ball that holds every image": (
         ["--threat.norm", "L2", "--threat.radius", "100", "--attack.step-size", "1"],

@@ -36,6 +36,18 @@ def test_what_is_fixed_is_not_varied() -> None:
     assert len({attack.noise_scale for attack in found}) > 1
 
 
+def test_a_start_without_noise_has_no_scale_to_try() -> None:
+    recipe = replace(
+        DIGITS, attack=replace(DIGITS.attack, start="none"), search=SearchConfig(trials=100, noise_scales=(0.5, 1.0))
+    )
+    assert {attack.noise_scale for attack in candidates(recipe)} == {None}
+
+
+def test_a_radius_between_two_levels_is_searched_as_the_nearest_one() -> None:
+    recipe = replace(DIGITS, threat=replace(DIGITS.threat, radius=0.1005))  # 512.55 levels
+    assert {attack.process(recipe.threat).bound for attack in candidates(recipe)} == {513}
+
+
 def test_another_seed_tries_others() -> None:
     assert candidates(DIGITS) != candidates(replace(DIGITS, seed=1))
 

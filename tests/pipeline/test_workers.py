@@ -118,9 +118,17 @@ def test_gpus_are_left_alone_where_the_cpu_is_asked_for() -> None:
         (run.main, ["--workers.cpus", "0"], "workers.cpus is 0; it must be at least 1"),
         (run.main, ["--workers.generators=-1"], "workers.generators is -1; it must be at least 1"),
         (evaluate.main, ["--model", "evaluated_models:build", "--cpus", "0"], "--cpus is 0; it must be at least 1"),
+        (run.main, ["--workers.cpus", "100000"], "workers.cpus is 100000, and this machine has"),
+        (evaluate.main, ["--model", "evaluated_models:build", "--cpus", "100000"], "--cpus is 100000, and this machin"),
+        (run.main, ["--train.from-cache", ""], "--train.from-cache is given an empty value: name one, or leave"),
+        (
+            evaluate.main,
+            ["--model=evaluated_models:build", "--compare="],
+            "--compare is given an empty value: name one",
+        ),
     ],
 )
-def test_no_workers_at_all_are_refused_before_anything_starts(main, flags, said, capsys) -> None:
+def test_no_workers_and_too_many_and_empty_values_are_refused_before_anything_starts(main, flags, said, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         main(flags)
     assert ended.value.code == 2

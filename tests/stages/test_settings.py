@@ -38,7 +38,7 @@ OUTSIDE: dict[object, tuple[object, ...]] = {
     int: (1.5, True, "1", None, math.nan, torch.tensor(1)),
     float: ("0.1", True, None, math.nan, math.inf, -math.inf, 1j, torch.tensor(0.1)),
     bool: ("no", 1, None),
-    str: (1, b"a", None),
+    str: (1, b"a", "", " ", None),
 }
 
 

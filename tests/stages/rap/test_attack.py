@@ -317,6 +317,10 @@ LINF, L2 = THREATS["Linf"], THREATS["L2"]
         (lambda: AttackConfig(noise_scale=-0.1), r"attack\.noise_scale is -0\.1"),
         (lambda: AttackConfig(step_size=0.21).process(LINF), r"larger than the ball \(threat\.radius 0\.2\)"),
         (lambda: AttackConfig(step_size=1.01).process(L2), r"larger than the ball \(threat\.radius 1\)"),
+        (
+            lambda: AttackConfig(start="none", noise_scale=0.1),
+            r"noise_scale is 0\.1, but with attack\.start none there",
+        ),
         (lambda: AttackConfig(noise_scale=0.3).process(LINF), r"attack\.noise_scale is 0\.3, larger than the ball"),
         (
             lambda: AttackConfig(step_size=0.0005).process(LINF),
