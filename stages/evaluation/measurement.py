@@ -23,7 +23,7 @@ from stages.evaluation.bpda import BPDAConfig, bpda_attack
 from stages.evaluation.classical import ClassicalConfig, classical_attack
 from stages.evaluation.isolation import isolated
 from stages.evaluation.pgd import PGDConfig, pgd
-from stages.evaluation.verdict import ChunkVerdict, ask
+from stages.evaluation.verdict import AttackError, ChunkVerdict, ask
 from stages.identity import UnnameableError, object_fingerprint
 from stages.imports import imported
 from stages.rap.threat import ThreatModel
@@ -51,8 +51,10 @@ class FunctionConfig:
 EXAMPLE = "a function in it, as in my_package.attacks:follow_the_margin"
 CHANGED = (
     "the model answers images as they are otherwise after the attack than before it: its answers change from call to "
-    "call, so no share of images that remain robust can be said of it"
+    "call, so no share of images that remain robust can be said of it; look for what its forward counts, keeps or "
+    "draws anew"
 )
+TIED = 0.05  # of a chunk's images, or one of them: more are not of two classes so equal that rounding decides
 AttackConfig = AutoAttackConfig | PGDConfig | ClassicalConfig | BPDAConfig | FunctionConfig
 KINDS: dict[type, str] = {
     AutoAttackConfig: "autoattack",
@@ -129,14 +131,18 @@ def attack_images(
     """What an attack does to each image, verified. ``rows``, in the data set, key the random starts.
 
     ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found. The model is asked
-    for the images once more at the end, and a flag says where it is not the one that was attacked; not one that is
-    attacked as randomised, which may answer otherwise.
+    for the images once more at the end, and where it is not the one that was attacked, AttackError is raised, or for
+    so few images that rounding may do it a flag says so; not of one that is attacked as randomised, which may answer
+    otherwise.
     """
     verdict = _attacked(attack, model, images, labels, rows, threat, function=function, kept=kept)
     if isinstance(attack, AutoAttackConfig) and attack.version == "rand":
         return verdict
     right = ~ask(model, to_float(images), labels.cpu(), batch=attack.batch)
-    return verdict if (right == verdict.clean).all() else replace(verdict, flags=(*verdict.flags, CHANGED))
+    changed = int((right != verdict.clean).sum())
+    if changed > max(1, TIED * len(images)):
+        raise AttackError(f"{kind_of(attack)}, {changed} of {len(images)} images: {CHANGED}")
+    return replace(verdict, flags=(*verdict.flags, CHANGED)) if changed else verdict
 
 
 def _attacked(

@@ -191,6 +191,18 @@ def jpeg(images: Tensor) -> Tensor:
     return torch.from_numpy(np.round(images.detach().numpy() * 16) / 16)
 
 
+class Backwards(torch.autograd.Function):
+    """The identity, with its gradient's sign turned."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor) -> Tensor:
+        return images.clone()
+
+    @staticmethod
+    def backward(ctx, *given: Tensor) -> Tensor:
+        return -given[0]
+
+
 UNFIT = {
     "probabilities": (lambda: after(lambda z: z.softmax(1)), "returned probabilities .* remove its last softmax"),
     "log-probabilities": (lambda: after(lambda z: z.log_softmax(1)), "returned log-probabilities"),
@@ -236,6 +248,10 @@ UNFIT = {
     "a table": (lambda: Table().eval(), "no gradient with respect to the image"),
     "NumPy without detach": (lambda: before(lambda x: torch.from_numpy(x.numpy())), "ask for a gradient .*NumPy"),
     "no backward": (lambda: before(NoBackward.apply), "cannot be computed .NotImplementedError: not needed"),
+    "a backward of the wrong sign": (
+        lambda: before(Backwards.apply),
+        "loss falls along its own gradient on 32 of 32 images, .*Look at the sign",
+    ),
     "NaN off the grid": (lambda: HalfBlind().eval(), "NaN or infinity for images moved inside of the ball"),
     "training": (lambda: nn.Sequential(MODEL, nn.Dropout(0.5)), "the model is in training mode"),
     "training inside": (
