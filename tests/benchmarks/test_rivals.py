@@ -1,20 +1,17 @@
 """The rivals of the time-to-robustness benchmark train, each within the ball that its method has."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from loop_cost import setup_of
 from rivals import RIVALS, InMemory
-
-sys.path.append(str(Path(__file__).parents[1] / "stages" / "training"))  # where the smallest loops are
-from tiny_runs import TRAIN, loop_config, setup_of
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rival_trains_within_its_ball(name: str, tmp_path: Path) -> None:
-    setup = setup_of(tmp_path, loop_config(train=replace(TRAIN, ema=0.0)))
+    setup = setup_of("digits", 1, str(tmp_path))
     loop = InMemory(setup, replace(RIVALS[name], batch=32), updates=6)
     before = {key: value.clone() for key, value in loop.learner.weights().items()}
     for _ in range(6):
@@ -30,7 +27,9 @@ def test_a_rival_trains_within_its_ball(name: str, tmp_path: Path) -> None:
 
 
 def test_a_universal_perturbation_is_one_for_all_images(tmp_path: Path) -> None:
-    loop = InMemory(setup_of(tmp_path), replace(RIVALS["one universal perturbation"], batch=32), updates=3)
+    loop = InMemory(
+        setup_of("digits", 1, str(tmp_path)), replace(RIVALS["one universal perturbation"], batch=32), updates=3
+    )
     loop.update()
     first = loop.kept[:1].clone()
     loop.update()

@@ -231,9 +231,9 @@ def draw(runs: list[dict[str, Any]], place: Path, preset: str) -> None:
         medians = [
             statistics.median(values([run for run in mine if run["budget"] == each], "judge")) for each in budgets
         ]
-        style = {"linewidth": 3, "zorder": 3} if method == PIPELINE else {"linewidth": 1}
+        width = 3 if method == PIPELINE else 1
         label = method if what == "adapter" else f"{method} ({what})"
-        (line,) = axes.plot(budgets, medians, marker=marker, label=label, **style)
+        (line,) = axes.plot(budgets, medians, marker=marker, label=label, linewidth=width)
         axes.scatter([run["budget"] for run in mine], values(mine, "judge"), s=8, color=line.get_color(), alpha=0.5)
     axes.set(xlabel="CPU seconds of training, one thread", ylabel="robust accuracy under the judge, %", title=preset)
     axes.set_ylim(bottom=0)
