@@ -25,7 +25,7 @@ from stages.evaluation.isolation import isolated
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.verdict import AttackError, ChunkVerdict, ask
 from stages.identity import UnnameableError, object_fingerprint
-from stages.imports import imported
+from stages.named import imported
 from stages.rap.threat import ThreatModel
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from stages.imports import imported, said
+from stages.named import imported, said
 from stages.nets.cnn import CNN
 from stages.nets.normalisation import check_normalisation
 from stages.nets.resnet import ResNet18

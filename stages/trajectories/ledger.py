@@ -24,7 +24,8 @@ from stages.trajectories.shards import LedgerRow, read_shard
 FOLDER = "ledger"
 REBUILT = 4096  # rows that are written at once where the ledger is rebuilt
 MERGED = 32  # files of about equal reach that become one
-LARGEST = 2**23  # bytes of a file up to which it may still be merged: more is slow to read for a single round
+LARGEST = 2**20  # bytes of files up to which they are still merged: more is slow to read for a single round
+GROUP = 1024  # rows of a row group, whose lowest and highest round tell a reader to leave it out
 
 _TYPES: dict[object, pa.DataType] = {
     str: pa.string(),
@@ -118,7 +119,7 @@ class Ledger:
 
     def _put(self, first: int, last: int, table: pa.Table) -> None:
         content = pa.BufferOutputStream()
-        pq.write_table(table, content)
+        pq.write_table(table, content, row_group_size=GROUP)
         self.storage.put(_key(first, last), content.getvalue().to_pybytes())
 
     def _size(self, spans: list[tuple[int, int]]) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from stages import imports
 from stages.evaluation.measurement import function_attacks
-from stages.imports import imported
+from stages.named import imported
 
 
 def test_what_is_there_is_imported():
