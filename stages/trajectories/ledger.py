@@ -24,7 +24,7 @@ from stages.trajectories.shards import LedgerRow, read_shard
 FOLDER = "ledger"
 REBUILT = 4096  # rows that are written at once where the ledger is rebuilt
 MERGED = 32  # files of about equal reach that become one
-LARGEST = 2**20  # bytes of files up to which they are still merged: more is slow to read for a single round
+LARGEST = 2**21  # bytes of files up to which they are still merged: more is slow to read for a single round
 GROUP = 1024  # rows of a row group, whose lowest and highest round tell a reader to leave it out
 
 _TYPES: dict[object, pa.DataType] = {

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from stages import imports
+from stages import named
 from stages.evaluation.measurement import function_attacks
 from stages.named import imported
 
 
 def test_what_is_there_is_imported():
     assert imported("math:tau", "a number", "one") == math.tau
-    assert doctest.testmod(imports).failed == 0
+    assert doctest.testmod(named).failed == 0
 
 
 @pytest.mark.parametrize(
