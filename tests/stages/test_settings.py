@@ -42,7 +42,9 @@ OUTSIDE: dict[object, tuple[object, ...]] = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+@pytest.mark.parametrize(
+    "config", sorted(CONFIGS, key=lambda config: config.__name__), ids=lambda config: config.__name__
+)
 def test_a_setting_of_another_kind_is_refused_by_its_name(config: type):
     """A ThreatModel has words of its own."""
     for name, hint in typing.get_type_hints(config).items():
