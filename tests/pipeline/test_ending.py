@@ -1,12 +1,14 @@
 """How a command ends: one message, and its exit code."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
+from evaluated_models import WAITING
 
 from cluster.parcels import ParcelError
 from cluster.session import Interrupted, PlacementError, SessionLostError
@@ -81,22 +83,27 @@ def test_an_evaluation_whose_ray_dies_in_the_middle_ends_with_one_message(tmp_pa
     flags = ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--images", "4", "--chunk", "4"]
     flags += ["--version", "custom", "--attacks", "apgd-ce", "--attack", "evaluated_models:wait_for_ever"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    path = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[2])))
-    with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.evaluate", *flags, "--root", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment | {"PYTHONPATH": path},
-        stdin=subprocess.DEVNULL,
-    ) as command:
-        assert command.stdout is not None
-        for line in command.stdout:
-            if "attacking test images" in line:
-                break
-        (head,) = (each for each in psutil.Process(command.pid).children() if "gcs_server" in each.name())
-        head.kill()
-        _, errors = command.communicate()
+    environment["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[2])))
+    with socket.create_server(("127.0.0.1", 0)) as waiting:
+        waiting.settimeout(300)
+        environment[WAITING] = str(waiting.getsockname()[1])
+        command = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.evaluate", *flags, "--root", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            running, _ = waiting.accept()  # the attack runs, so that the watch alone meets the loss
+            running.close()
+            (head,) = (each for each in psutil.Process(command.pid).children() if "gcs_server" in each.name())
+            head.kill()
+            _, errors = command.communicate(timeout=300)
+        finally:
+            command.kill()
+            command.communicate()
     assert errors == (
         "error: Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same "
         "command goes on from there\n"
