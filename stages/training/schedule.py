@@ -102,8 +102,8 @@ class Schedule:
         if self.lag_bound > config.max_lag_updates:
             raise ValueError(
                 f"a shard would be first used up to {self.lag_bound} updates after the weights that it attacked, "
-                f"more than schedule.max_lag_updates = {config.max_lag_updates}; lower schedule.round_cohorts or "
-                "schedule.overlap_rounds, raise schedule.batch, or allow the lag"
+                f"more than schedule.max_lag_updates = {config.max_lag_updates}; lower schedule.cohort_images, "
+                "schedule.round_cohorts or schedule.overlap_rounds, raise schedule.batch, or allow the lag"
             )
         self._orders: list[list[int]] = []
         self._ages: dict[int, tuple[int, np.ndarray]] = {}

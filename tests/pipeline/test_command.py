@@ -165,7 +165,7 @@ def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
     with claimed(plan), pytest.raises(ValueError, match="is held by process"), claimed(plan):
         pass
     other = make_plan(parse(["--root", str(tmp_path), "--name", "mine", "--train.learning-rate", "0.001"]))
-    with pytest.raises(ValueError, match=r"train.learning_rate 0.004 there, 0.001 here"), claimed(other):
+    with pytest.raises(ValueError, match=r"train.learning_rate 0.0025 there, 0.001 here"), claimed(other):
         pass
     with claimed(plan):
         pass
@@ -206,7 +206,7 @@ def test_a_full_disk_is_named(
 
 
 def test_a_dry_run_says_what_there_is_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dry-run", "--root", str(tmp_path / "root")]) == 0
+    assert main(["--dry-run", "--search.trials", "3", "--root", str(tmp_path / "root")]) == 0
     said = capsys.readouterr().out
     for stage in ("classifier", "search", "rounds", "evaluation"):
         assert stage in said

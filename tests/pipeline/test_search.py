@@ -7,7 +7,7 @@ from pipeline.search import candidates, resolved
 from stages.data.splits import Split
 from stages.training.setup import Setup
 
-DIGITS = PRESETS["digits"]()
+DIGITS = replace(PRESETS["digits"](), search=SearchConfig(trials=3))
 
 
 def test_the_first_candidate_is_the_recipes_own_attack() -> None:
