@@ -60,7 +60,7 @@ class SearchConfig:
         check_settings(self, "search")
         if self.trials < 0:
             raise ValueError(f"search.trials is {self.trials}; it must be at least 0")
-        if self.trials and self.rounds < 3:
+        if self.rounds < 3:
             raise ValueError(f"search.rounds is {self.rounds}; it must be at least 3, for ASHA's first rung")
         if any(value <= 0 for value in (*self.steps, *self.step_sizes, *self.noise_scales)):
             raise ValueError("search.steps, search.step_sizes and search.noise_scales must be greater than 0")
