@@ -58,7 +58,7 @@ def main() -> None:
                     )
                     entry = found.setdefault(name, {"method": method, "what": what, "budget": budget, "seed": seed})
                     with tempfile.TemporaryDirectory() as folder:
-                        measure(entry, arguments, data, Path(folder))
+                        measure(name, entry, arguments, data, Path(folder))
                     write(arguments.results, found)
                     print(f"{name}: {text(entry)}", flush=True)
     print(f"\n{table(list(found.values()))}")
@@ -87,11 +87,11 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def measure(entry: dict[str, Any], arguments: argparse.Namespace, data: ImageData, folder: Path) -> None:
+def measure(name: str, entry: dict[str, Any], arguments: argparse.Namespace, data: ImageData, folder: Path) -> None:
     """Train what is not trained, judge it, and attack it where that was asked for and not done."""
     recipe = PRESETS[arguments.preset]()
     recipe = replace(recipe, seed=entry["seed"], train=replace(recipe.train, what=entry["what"]))
-    place = arguments.weights and arguments.weights / f"{arguments.preset} {entry_name(entry)}.pt"
+    place = arguments.weights and arguments.weights / f"{arguments.preset}, {name}.pt"
     setup = setup_of(recipe, data, folder, rounds=1)
     weights = torch.load(place, weights_only=True) if place and place.exists() else None
     if "judge" not in entry or (entry.get("autoattack", {}).get("images", 0) < arguments.autoattack and not weights):
@@ -106,10 +106,6 @@ def measure(entry: dict[str, Any], arguments: argparse.Namespace, data: ImageDat
         assert weights is not None
         robust = load_trained(setup.build(), weights)
         entry["autoattack"] = autoattack(robust, recipe, data, arguments.autoattack)
-
-
-def entry_name(entry: dict[str, Any]) -> str:
-    return f"{entry['method']} {entry['what']} {entry['budget']:g} {entry['seed']}".replace("/", "-")
 
 
 def train(method: str, recipe: Recipe, data: ImageData, folder: Path, budget: float, changes: list[str]) -> Trained:
