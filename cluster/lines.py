@@ -7,9 +7,10 @@ epoch 3 of 60
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,8 +19,8 @@ from ray.exceptions import RayError
 
 from cluster.session import is_open
 
-PAUSE = 10.0
-"""Seconds that a task's line must come after its last one, or after its start; any other is dropped."""
+PAUSE = 1.0
+"""Seconds that a task's line must come after its last one; any other is dropped."""
 
 
 class _Ear:
@@ -41,7 +42,7 @@ class Teller:
 
     ear: Any
     pause: float
-    spoke: float = field(default_factory=time.monotonic)
+    spoke: float = -math.inf
 
     def __call__(self, line: str) -> None:
         now = time.monotonic()
@@ -54,7 +55,7 @@ class Teller:
             self.pause = float("inf")  # nobody listens any more, which is no reason to stop working
 
     def __reduce__(self) -> tuple:
-        return Teller, (self.ear, self.pause)  # a task's pause begins when it gets it
+        return Teller, (self.ear, self.pause)  # another task's is its own
 
 
 class Lines:

@@ -49,7 +49,7 @@ def run_tasks(
     given back when a process ends, it never does. ``fresh`` may be a question, asked of each item. At most
     ``in_flight`` items are submitted at once; how many run is up to ``cpus`` and ``gpus``. A call whose process
     died is begun again up to ``retries`` times. With ``say`` the function gets another argument, a function that has
-    the driver say a line, one every 10 s at most.
+    the driver say a line, one a second at most.
 
     Raises the function's own exception as itself, and PoolError, which names the item, when its
     processes keep dying.

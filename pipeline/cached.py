@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
+from pipeline.saying import Say, passing
 from pipeline.sending import named_setup
 from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
@@ -16,7 +17,7 @@ from stages.weights import save_weights, unpack_weights
 
 
 def weights_from_cache(
-    setup: Setup, shards: list[str], workers: Callable[[], Workers], say: Callable[[str], None]
+    setup: Setup, shards: list[str], workers: Callable[[], Workers], say: Say
 ) -> tuple[dict[str, Tensor], dict]:
     """The weights trained on foreign shards, and what is to be said about them (the artifact's metrics)."""
     passes, name = setup.config.train.cache_passes, cached_fingerprint(setup, shards)
@@ -30,7 +31,7 @@ def weights_from_cache(
             cpus=max(place.cpus, setup.config.train.threads),
             gpus=place.gpus,
             fresh=False,
-            say=say,
+            say=passing(say),
         )
     say(artifact.metrics["note"])
     return unpack_weights(artifact.read("weights.safetensors"))[0], artifact.metrics

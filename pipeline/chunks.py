@@ -5,7 +5,7 @@ Apart from what fans it out, since most chunks have a fresh process, which impor
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from stages.rap.threat import ThreatModel
 from stages.storage import Storage
 
 FORMAT = 4
+SPOKEN = {"robust": "the robust classifier", "undefended": "the undefended classifier", "model": "the model"}
 BATCH = "the evaluation's batch (--evaluation.batch of a run, --chunk of an evaluation)"
 
 
@@ -68,13 +69,24 @@ class Chunk:
 
 def attack_to_receipt(
     work: tuple[tuple[str, str], Chunk, str, tuple[Ref[nn.Module], Ref[dict[str, Attack]]]],
+    tell: Callable[[str], None],
 ) -> Artifact:
-    """Attack one chunk and commit what was found. Runs in a worker process."""
-    _, chunk, device, (model, functions) = work
-    return commit_chunk(chunk, model.get().to(device), device=device, functions=functions.get())
+    """Attack one chunk and commit what was found; ``tell`` gets what is going on. Runs in a worker process."""
+    (name, attack), chunk, device, (model, functions) = work
+    doing = f"{attack} on {SPOKEN.get(name, name)}"
+    tell(f"{doing}: {len(chunk.split)} images")
+    return commit_chunk(
+        chunk,
+        model.get().to(device),
+        device=device,
+        functions=functions.get(),
+        tell=lambda line: tell(f"{doing}: {line}"),
+    )
 
 
-def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapping[str, Attack]) -> Artifact:
+def commit_chunk(
+    chunk: Chunk, model: nn.Module, *, device: str, functions: Mapping[str, Attack], tell: Callable[[str], None]
+) -> Artifact:
     """The receipt of a chunk: read where it is there, else attacked, verified and committed."""
     function, parts = functions.get(getattr(chunk.attack, "path", "")), Parts(chunk)
 
@@ -90,6 +102,7 @@ def commit_chunk(chunk: Chunk, model: nn.Module, *, device: str, functions: Mapp
                 chunk.threat,
                 function=function,
                 kept=parts,
+                progress=tell,
             )
         save_verdict(directory / "verdict.npz", verdict, rows=chunk.split.rows)
         return {

@@ -9,6 +9,7 @@ from torch import nn
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.plan import Plan
+from pipeline.saying import Say, passing
 from pipeline.workers import Workers, own_device
 from stages import numerics
 from stages.evaluation.accuracy import Accuracy, clean_mask, on_device
@@ -18,9 +19,7 @@ from stages.training.classifier import CHECKPOINT, train_classifier
 from stages.weights import save_weights, unpack_weights
 
 
-def classifiers_of(
-    plans: Sequence[Plan], workers: Callable[[], Workers], say: Callable[[str], None]
-) -> list[tuple[nn.Module, float]]:
+def classifiers_of(plans: Sequence[Plan], workers: Callable[[], Workers], say: Say) -> list[tuple[nn.Module, float]]:
     """The base classifier of each plan in eval mode on the CPU, and its accuracy on the hold-out; trained side by
     side where they are not there."""
     artifacts = [Store(plan.root).get("classifier", plan.classifier_fingerprint) for plan in plans]
@@ -31,7 +30,7 @@ def classifiers_of(
         say(f"training the classifier ({config.architecture}) on {images} images{more}")
         work = [(i, put(plans[i]), place.device) for i in untrained]
         cpus = max(place.cpus, config.threads)
-        for (i, *_), artifact in run_tasks(_train, work, cpus=cpus, gpus=place.gpus, fresh=False, say=say):
+        for (i, *_), artifact in run_tasks(_train, work, cpus=cpus, gpus=place.gpus, fresh=False, say=passing(say)):
             artifacts[i] = artifact
     return [_checked(plan, artifact) for plan, artifact in zip(plans, artifacts, strict=True)]
 

@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from cluster.parcels import ParcelError
 from cluster.session import PlacementError, SessionLostError
 from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
+from pipeline.saying import Say, Spoken
 from stages.evaluation.verdict import AttackError
 from stages.lease import LeaseLostError
 from stages.numerics import DeviceMemoryError
@@ -30,38 +30,28 @@ FAILED = (StorageError, LeaseLostError, AttackError, DeviceMemoryError, Diverged
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
 
-Say = Callable[[str], None]
-
 
 class ClaimedError(ValueError):
     """A run that another process owns, or that was begun with another recipe."""
 
 
-def since_now() -> Say:
-    """Prints lines with the seconds since this call."""
-    began = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - began:6.1f} s] {text}", flush=True)
-
-    return say
-
-
-def conduct(work: Callable[[], str], *, root: str, say: Say) -> int:
-    """Do a command's work and print what it returns; the exit code.
+def conduct(work: Callable[[Say], str], *, root: str) -> int:
+    """Do a command's work, which says what it does, and print what it returns; the exit code.
 
     0; 1 for damaged files, an attack that fails, a training that diverges, a full disk or device, processes that keep
     dying, or a Ray that is lost; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of these
     is raised.
     """
     try:
-        print(work())
+        with Spoken() as say:
+            result = work(say)
+        print(result)
     except (ClaimedError, ParcelError, PlacementError) as error:
         fail(str(error))
     except (*DAMAGE, *FAILED) as error:
         return _stop(str(error))
     except KeyboardInterrupt:
-        say("interrupted; nothing committed is lost, and the same command goes on from here")
+        print("interrupted; nothing committed is lost, and the same command goes on from here")
         return 130
     except Exception as error:
         path = Path(root).expanduser()

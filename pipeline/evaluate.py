@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import usable_root
 from pipeline.command import WorkersConfig
-from pipeline.ending import Say, conduct, fail, settings_called, since_now
+from pipeline.ending import conduct, fail, settings_called
 from pipeline.evaluate_command import EvaluateCommand, parse
 from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
 from pipeline.measuring import find, measurements_on, quick_findings
 from pipeline.recipe import EvaluationConfig
 from pipeline.reporting import model_contents
+from pipeline.saying import Say
 from pipeline.subjects import (
     behind,
     check_subject,
@@ -246,19 +247,18 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Storage]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
-    say = since_now()
     command = parse(sys.argv[1:] if argv is None else argv)
     try:
         prepared = prepare(command)
     except ValueError as error:
         fail(str(error))
 
-    def work() -> str:
+    def work(say: Say) -> str:
         found, directory = run(prepared, say)
         paths = write_findings(found, directory, command.claim)
         return f"\n{found}\n" + "".join(f"\n{name:14}{path}" for name, path in paths.items())
 
-    return conduct(work, root=command.root, say=say)
+    return conduct(work, root=command.root)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from cluster.parcels import Parcel, ParcelError, pack
 from cluster.pool import put, run_tasks
 from cluster.session import describe
 from pipeline.artifacts import Artifact, Store
-from pipeline.chunks import Chunk, attack_to_receipt
+from pipeline.chunks import SPOKEN, Chunk, attack_to_receipt
 from pipeline.recipe import EvaluationConfig
+from pipeline.saying import Say, passing
 from pipeline.sending import named
 from pipeline.workers import Place
 from stages import numerics, randomness
@@ -39,7 +40,6 @@ from stages.rap.threat import ThreatModel
 from stages.storage import Storage
 
 PGD_CHUNK = 500  # images of a chunk under an attack that costs a hundredth of AutoAttack
-SPOKEN = {"robust": "the robust classifier", "undefended": "the undefended classifier", "model": "the model"}
 PROBES = 4  # images whose answers are part of a model's name
 
 
@@ -116,13 +116,13 @@ def evaluate(
     *,
     root: Storage | Path,
     workers: Callable[[], Place],
-    progress: Callable[[str], None],
+    say: Say,
     functions: Mapping[str, Attack] | None = None,
 ) -> dict[str, dict[str, Evaluation]]:
     """Every model under every measurement: evaluations by name of the model, then of the measurement.
 
     Each measurement gets the first ``images`` test images of one fixed random order, all of them where there are
-    fewer. ``functions`` are the attacks of FunctionConfigs, by path. ``progress`` gets a line a chunk. Put the
+    fewer. ``functions`` are the attacks of FunctionConfigs, by path. ``say`` gets a line a chunk. Put the
     expensive measurements first, so that workers end together.
     """
     chunks = chunks_of(subjects, test, measurements, root=root)
@@ -139,8 +139,8 @@ def evaluate(
             if chunk.fingerprint in board.missing
         ]
         for line in _doubts(subjects, measurements):
-            progress(line)
-        progress(f"attacking test images in {len(work)} chunks")
+            say(line)
+        say(f"attacking test images in {len(work)} chunks")
         board.begin(max(1, describe().room(cpus=place.cpus, gpus=place.gpus)))
         done = run_tasks(
             attack_to_receipt,
@@ -148,9 +148,10 @@ def evaluate(
             cpus=place.cpus,
             gpus=place.gpus,
             fresh=lambda item: item[1].needs_fresh_process,
+            say=passing(say),
         )
         for (group, chunk, *_), receipt in done:
-            progress(board.take(group, chunk, receipt))
+            say(board.take(group, chunk, receipt))
     return {
         name: {measurement.name: board.merge((name, measurement.name)) for measurement in measurements}
         for name in subjects

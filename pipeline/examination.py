@@ -17,6 +17,7 @@ from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.evaluation import Evaluation, Subject, in_order, worst_of
 from pipeline.recipe import ChecksConfig
+from pipeline.saying import Say, passing
 from pipeline.sending import named
 from pipeline.workers import Place
 from stages import numerics
@@ -152,7 +153,7 @@ def examine(
     origin: Origin,
     root: Storage | Path,
     workers: Callable[[], Place],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Checked:
     """All 20 checks on a model. ``auto`` is AutoAttack's evaluation of it, whose images are those of the checks."""
     positions = in_order(test)[: config.size.images] if auto is None else test.positions(auto.rows)
@@ -180,7 +181,9 @@ def examine(
         sent = _Tasks(str(root), [_portable(work) for work in missing], place.device)
         tasks = put(named(sent, "the model", code_of=_models))
         numbered = [(number, [tasks]) for number in range(len(missing))]
-        for _, receipt in run_tasks(_to_receipt, numbered, cpus=place.cpus, gpus=place.gpus, fresh=False, say=say):
+        for _, receipt in run_tasks(
+            _to_receipt, numbered, cpus=place.cpus, gpus=place.gpus, fresh=False, say=passing(say)
+        ):
             receipts[receipt.manifest["fingerprint"]] = receipt
             say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]

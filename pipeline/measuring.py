@@ -14,11 +14,11 @@ from cluster.session import session
 from pipeline.artifacts import Store
 from pipeline.chunks import Chunk, commit_chunk, load_verdict
 from pipeline.command import WorkersConfig
-from pipeline.ending import Say
 from pipeline.evaluation import evaluate, final_measurements, merge, of_kind, parts, subject_of
 from pipeline.examination import Origin, examine
 from pipeline.findings import Findings
 from pipeline.recipe import ChecksConfig, EvaluationConfig
+from pipeline.saying import Say, passing
 from pipeline.subjects import undefended_of
 from pipeline.workers import Place, place_for_tasks
 from stages.data.splits import Split
@@ -63,7 +63,7 @@ def find(
             measurements,
             root=root,
             workers=start,
-            progress=say,
+            say=say,
             functions={config.path: function for config, function in functions},
         )
         name, first = next(iter(subjects.items()))
@@ -120,7 +120,7 @@ def quick_findings(
         nonlocal attacked
         for chunk in chunks:
             attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
-            receipts.append(commit_chunk(chunk, model, device=device, functions={}))
+            receipts.append(commit_chunk(chunk, model, device=device, functions={}, tell=passing(say)))
             yield load_verdict(io.BytesIO(receipts[-1].read("verdict.npz")))
 
     screening: Screening = screen(verdicts(), config, progress=say)

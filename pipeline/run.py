@@ -15,13 +15,14 @@ from pipeline.cached import weights_from_cache
 from pipeline.classifier import classifiers_of
 from pipeline.command import parse
 from pipeline.costs import describe_costs
-from pipeline.ending import conduct, fail, since_now
+from pipeline.ending import conduct, fail
 from pipeline.evaluation import Evaluation, evaluate, worst_of
 from pipeline.examination import Checked, headline
 from pipeline.plan import Plan, claimed, make_plan
 from pipeline.reporting import run_contents
 from pipeline.results import Totals, shard_summary, table, work_seconds, write_results
 from pipeline.rounds import run_loop
+from pipeline.saying import Passing, Say, passing
 from pipeline.search import search_attack
 from pipeline.sending import check_arrival
 from pipeline.trained import examine_trained, shipped_model, subjects_of
@@ -36,23 +37,24 @@ from stages.shipped import save_model
 from stages.training.setup import Setup
 
 
-def run(plan: Plan, say: Callable[[str], None]) -> dict:
+def run(plan: Plan, say: Say) -> dict:
     """Every stage of a plan, from what is there to the end; returns the results that results.json holds."""
     recipe, seconds, cached = plan.recipe, {}, None
+    timed = partial(stage, seconds, passing(say))
     with ExitStack() as stack:
         held = stack.enter_context(claimed(plan))
         workers = Session(plan.command.workers, recipe, stack, first=partial(check_arrival, plan.external))
 
-        with timed(seconds, "classifier"):
+        with timed("classifier"):
             (classifier, holdout_accuracy), *others = classifiers_of([plan, *plan.others], workers, say)
             say(f"classifier: {holdout_accuracy:.1%} on the hold-out")
 
         setup = plan.setup(classifier)
-        with timed(seconds, "search"):
+        with timed("search"):
             attack, search = search_attack(setup, recipe, workers, say)
             setup = replace(setup, config=recipe.loop(attack))
 
-        with timed(seconds, "training"):
+        with timed("training"):
             if plan.cached:
                 weights, cached = weights_from_cache(setup, list(plan.cached), workers, say)
                 setup = replace(setup, initial=weights)
@@ -67,23 +69,23 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict:
             robust, shipped = shipped_model(setup)
 
         subjects = subjects_of(plan, robust, classifier)
-        with timed(seconds, "evaluation"):
+        with timed("evaluation"):
             found = evaluate(
                 subjects,
                 plan.data.test,
                 plan.measurements,
                 root=plan.root,
                 workers=workers,
-                progress=say,
+                say=say,
             )
         auto = found["robust"][plan.autoattack.name]
         save(plan, robust, shipped, auto)
         say(f"model: {plan.run.location('model')}")
-        with timed(seconds, "checks"):
+        with timed("checks"):
             modules = [other for other, _ in others]
             checked = examine_trained(plan, setup, subjects, modules, auto=auto, workers=workers, say=say)
     results = collect(plan, setup, attack, robust, shipped, search, cached, found, checked, made_now, seconds)
-    with timed(seconds, "report"):
+    with timed("report"):
         device = own_device(plan.command.workers)
         models = (on_device(robust, device), on_device(classifier, device))
         contents = run_contents(plan, setup, models, found, checked, results)
@@ -107,12 +109,14 @@ def save(plan: Plan, robust: RobustClassifier, shipped: dict, auto: Evaluation) 
         )
 
 
-def follow(setup: Setup, say: Callable[[str], None], held: Lease) -> Callable[[dict], None]:
+def follow(setup: Setup, say: Say, held: Lease) -> Callable[[dict], None]:
     """Says every judged round and every alarm as its line of metrics appears; ends a run that is not held any more."""
-    rounds = setup.config.schedule.rounds
+    rounds, going = setup.config.schedule.rounds, passing(say)
 
     def tell(line: dict) -> None:
         held.check()
+        done = line["round"] + 1
+        going(f"training: round {done} of {rounds}, loss {line['loss']:.3f}", done / rounds)
         if "set_aside" in line:
             say(
                 f"{line['set_aside']} rounds after the last checkpoint were set aside: this device does not repeat them"
@@ -192,8 +196,9 @@ def collect(
 
 
 @contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Adds how long the block took, under a name."""
+def stage(seconds: dict[str, float], going: Passing, name: str) -> Iterator[None]:
+    """Says that the block is going on, and adds how long it took, under a name."""
+    going(name)
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
@@ -201,22 +206,21 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
-    say = since_now()
     command = parse(sys.argv[1:] if argv is None else argv)
     try:
         plan = make_plan(command)
     except ValueError as error:
         fail(str(error))
     if command.dry_run:
-        return conduct(lambda: describe_costs(plan), root=command.root, say=say)
+        return conduct(lambda say: describe_costs(plan), root=command.root)
 
-    def work() -> str:
+    def work(say: Say) -> str:
         say(f"{plan.data.name}: {len(plan.data.train)} training images; run {plan.run}")
         results = run(plan, say)
         write_results(plan.run, "results.json", results)
         return f"\n{table(results)}"
 
-    return conduct(work, root=command.root, say=say)
+    return conduct(work, root=command.root)
 
 
 if __name__ == "__main__":

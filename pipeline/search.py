@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cluster.pool import Ref, put
 from pipeline.artifacts import Store, scratch
 from pipeline.recipe import Recipe
+from pipeline.saying import Say
 from pipeline.workers import Workers
 from stages.fingerprint import canonical, fingerprint
 from stages.randomness import permutation
@@ -72,9 +73,7 @@ def search_fingerprint(setup: Setup, recipe: Recipe) -> str:
     )
 
 
-def search_attack(
-    setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Callable[[str], None]
-) -> tuple[AttackConfig, dict]:
+def search_attack(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say) -> tuple[AttackConfig, dict]:
     """The attack whose short loop the judge liked best, and the record of every trial.
 
     Without trials, the recipe's own.
@@ -108,9 +107,7 @@ def search_attack(
     return chosen, {"trials": trials, "chosen": best["trial"]}
 
 
-def _tune(
-    setup: Setup, recipe: Recipe, tried: list[AttackConfig], name: str, place: Workers, say: Callable[[str], None]
-) -> list[dict]:
+def _tune(setup: Setup, recipe: Recipe, tried: list[AttackConfig], name: str, place: Workers, say: Say) -> list[dict]:
     """Every trial as it stands in results: its attack, how far it came, and the judge's verdicts."""
     from cluster.tuner import search as tune  # takes seconds, and a worker that reads a plan searches nothing
 
@@ -154,7 +151,7 @@ def _trial(shared: list[Ref], name: str, config: dict, report: Callable[[dict], 
     )
 
 
-def _announce(tried: list[AttackConfig], say: Callable[[str], None], config: dict, rung: dict | None) -> None:
+def _announce(tried: list[AttackConfig], say: Say, config: dict, rung: dict | None) -> None:
     attack = describe(tried[config["trial"]])
     if rung is None:
         say(f"trial {config['trial']} ({attack}) failed")

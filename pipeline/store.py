@@ -4,7 +4,7 @@ Nothing here attacks or trains. `TrajectoryDataset` (stages/trajectories/dataset
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,9 +16,10 @@ from tyro.conf import Positional, arg, subcommand
 
 from pipeline.artifacts import ArtifactError
 from pipeline.command import NUMBERS, check_flags
-from pipeline.ending import ClaimedError, conduct, fail, settings_called, since_now
+from pipeline.ending import ClaimedError, conduct, fail, settings_called
 from pipeline.inventory import Inventory, Kept
 from pipeline.results import Totals
+from pipeline.saying import Say
 from stages.lease import TakenError, lease
 from stages.paths import local_path
 from stages.storage import Entry, Storage
@@ -128,7 +129,7 @@ def _about(inventory: Inventory, run: Kept) -> str:
     )
 
 
-def verify(inventory: Inventory, say: Callable[[str], None]) -> str:
+def verify(inventory: Inventory, say: Say) -> str:
     """Look at everything. Raises ArtifactError with all that is wrong."""
     count, wrong = 0, []
     for place, damage in inventory.looked_at():
@@ -168,7 +169,7 @@ def _unknown(inventory: Inventory) -> Iterator[str]:
         yield f"receipts all count as needed, since these are not finished: {', '.join(unfinished)}"
 
 
-def prune(inventory: Inventory, config: Prune, say: Callable[[str], None]) -> str:
+def prune(inventory: Inventory, config: Prune, say: Say) -> str:
     """Delete, or say, what is not needed. Raises ClaimedError where a run is at work."""
     unknown = [folder for folder in config.drop if folder not in inventory.kept]
     if unknown:
@@ -192,14 +193,14 @@ def prune(inventory: Inventory, config: Prune, say: Callable[[str], None]) -> st
     return "\n".join([f"{count:,} objects of {_size(size)} {done}", *_unknown(inventory)])
 
 
-def rebuild(inventory: Inventory, say: Callable[[str], None]) -> str:
+def rebuild(inventory: Inventory, say: Say) -> str:
     """Write all ledgers again."""
     for folder in inventory.runs:
         say(f"{folder}: {inventory.rebuild_ledger(folder)} rounds")
     return "the ledgers are written again"
 
 
-def export_run(inventory: Inventory, config: Export, say: Callable[[str], None]) -> str:
+def export_run(inventory: Inventory, config: Export, say: Say) -> str:
     """Write a run's trajectories elsewhere. Raises ValueError for what there is not."""
     last = inventory.ledger(config.run).rounds - 1 if config.last_round is None else config.last_round
     try:
@@ -238,7 +239,6 @@ def parse(argv: list[str]) -> StoreCommand:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
-    say = since_now()
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
         root = Storage.at(command.root)
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error))
     inventory, action = Inventory(root), command.action
 
-    def work() -> str:
+    def work(say: Say) -> str:
         match action:
             case List():
                 return listed(inventory)
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
             case Export():
                 return export_run(inventory, action, say)
 
-    return conduct(work, root=command.root, say=say)
+    return conduct(work, root=command.root)
 
 
 if __name__ == "__main__":

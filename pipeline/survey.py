@@ -78,7 +78,7 @@ def _go_through(plan: Plan, found: Survey) -> None:
     groups = chunks_of(subjects, test, measurements, root=plan.root).values()
     found.chunks = tuple(chunk for group in groups for chunk in group)
     found.missing = tuple(chunk for chunk in found.chunks if store.get(chunk.kind, chunk.fingerprint) is None)
-    evaluated = evaluate(subjects, test, measurements, root=plan.root, workers=_no_workers, progress=_say_nothing)
+    evaluated = evaluate(subjects, test, measurements, root=plan.root, workers=_no_workers, say=_say_nothing)
     found.built.append("evaluation")
     auto, modules = evaluated["robust"][plan.autoattack.name], [other for other, _ in others]
     examine_trained(plan, setup, subjects, modules, auto=auto, workers=_no_workers, say=_say_nothing)

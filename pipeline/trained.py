@@ -8,6 +8,7 @@ from torch import nn
 from pipeline.evaluation import Evaluation, Subject, subject_of
 from pipeline.examination import Checked, Origin, examine
 from pipeline.plan import Plan
+from pipeline.saying import Say
 from pipeline.workers import Place
 from stages.evaluation.checks.explanations import SelectionFacts
 from stages.rap.robust import RobustClassifier
@@ -36,7 +37,7 @@ def examine_trained(
     *,
     auto: Evaluation,
     workers: Callable[[], Place],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Checked:
     """All 20 checks on a run's robust classifier; ``others`` are the classifiers of other seeds."""
     return examine(

@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -83,10 +83,12 @@ def attack_chunk(
     *,
     config: AutoAttackConfig,
     kept: Kept | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> ChunkVerdict:
     """The official AutoAttack on one chunk, verified; the same bits for the same seed, device and threads.
 
-    ``kept`` is given the verdict after each attack, and asked where to go on. Leaves the model's mode and gradients,
+    ``kept`` is given the verdict after each attack, and asked where to go on; ``progress`` gets a line before each.
+    Leaves the model's mode and gradients,
     the random state of PyTorch and the logger as they were.
     Raises ValueError as `lineup` does, and AttackError where an attack itself fails.
     """
@@ -105,6 +107,7 @@ def attack_chunk(
         for attack in plan.attacks[len(verdict.seconds) :]:
             if not verdict.robust.any():
                 break
+            progress(f"{attack}, {verdict.robust.sum()} of {len(labels)} images are left")
             verdict = _attack_standing(official, attack, verdict, clean, labels, threat, config)
             if attacked.met:
                 flags.take(NOT_FINITE)

@@ -7,7 +7,7 @@
 import functools
 import inspect
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -127,15 +127,20 @@ def attack_images(
     *,
     function: Attack | None = None,
     kept: Kept | None = None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> ChunkVerdict:
     """What an attack does to each image, verified. ``rows``, in the data set, key the random starts.
 
-    ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found. The model is asked
+    ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found, and ``progress``
+    gets a line for each of them. The model is asked
     for the images once more at the end, and where it is not the one that was attacked, AttackError is raised, or for
     so few images that rounding may do it a flag says so; not of one that is attacked as randomised, which may answer
     otherwise.
     """
-    verdict = _attacked(attack, model, images, labels, rows, threat, function=function, kept=kept)
+    if isinstance(attack, AutoAttackConfig):
+        verdict = attack_chunk(model, images, labels, threat, config=attack, kept=kept, progress=progress)
+    else:
+        verdict = _attacked(attack, model, images, labels, rows, threat, function=function)
     if isinstance(attack, AutoAttackConfig) and attack.version == "rand":
         return verdict
     right = ~ask(model, to_float(images), labels.cpu(), batch=attack.batch)
@@ -146,7 +151,7 @@ def attack_images(
 
 
 def _attacked(
-    attack: AttackConfig,
+    attack: PGDConfig | BPDAConfig | ClassicalConfig | FunctionConfig,
     model: nn.Module,
     images: UInt8[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],
@@ -154,10 +159,7 @@ def _attacked(
     threat: ThreatModel,
     *,
     function: Attack | None,
-    kept: Kept | None,
 ) -> ChunkVerdict:
-    if isinstance(attack, AutoAttackConfig):
-        return attack_chunk(model, images, labels, threat, config=attack, kept=kept)
     if isinstance(attack, FunctionConfig):
         if function is None:
             raise ValueError(f"{attack.path} was named but not given: pass the function that function_attacks found")

@@ -117,7 +117,7 @@ def on_workers(plan: Plan) -> tuple[float, list[bool]]:
         place = place_for_tasks(cluster, WorkersConfig(device="cpu"))
         subjects, began = {"model": subject_of(model, test.images)}, time.perf_counter()
         found = evaluate(
-            subjects, test, [plan.measurement], root=Path(root), workers=lambda: place, progress=lambda line: None
+            subjects, test, [plan.measurement], root=Path(root), workers=lambda: place, say=lambda line: None
         )
         return time.perf_counter() - began, found["model"]["autoattack"].robust_mask.tolist()
 

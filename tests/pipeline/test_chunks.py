@@ -64,7 +64,7 @@ def chunk_of(root: Path, model: nn.Module, test: Split, config: AutoAttackConfig
 
 
 def commit(chunk: Chunk, model: nn.Module):
-    return commit_chunk(chunk, model, device="cpu", functions={})
+    return commit_chunk(chunk, model, device="cpu", functions={}, tell=lambda line: None)
 
 
 def test_what_was_attacked_before_an_attack_failed_is_there_when_it_is_called_again(
@@ -175,7 +175,7 @@ def test_a_receipt_counts_what_was_refused_and_its_verdict_comes_back(
 ) -> None:
     ((config, attack),) = function_attacks([leave])
     chunk = replace(chunk_of(tmp_path, model, test, AutoAttackConfig()), attack=config)
-    receipt = commit_chunk(chunk, model, device="cpu", functions={config.path: attack})
+    receipt = commit_chunk(chunk, model, device="cpu", functions={config.path: attack}, tell=lambda line: None)
     assert receipt.metrics["refused"] == {config.path: 6}
     assert receipt.metrics["robust"] == 6
     verdict = load_verdict(io.BytesIO(receipt.read("verdict.npz")))

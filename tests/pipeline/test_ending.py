@@ -15,6 +15,7 @@ from cluster.session import Interrupted, PlacementError, SessionLostError
 from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
 from pipeline.ending import ClaimedError, conduct
+from pipeline.saying import Say
 from stages.evaluation.verdict import AttackError
 from stages.lease import LeaseLostError
 from stages.numerics import DeviceMemoryError
@@ -26,10 +27,10 @@ from stages.trajectories.shards import AlteredShardError, MissingShardError
 
 
 def conducted(error: BaseException, root: Path) -> int:
-    def work() -> str:
+    def work(say: Say) -> str:
         raise error
 
-    return conduct(work, root=str(root), say=print)
+    return conduct(work, root=str(root))
 
 
 STOPPED = [
