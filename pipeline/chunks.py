@@ -30,7 +30,7 @@ from stages.storage import Storage
 
 FORMAT = 4
 SPOKEN = {"robust": "the robust classifier", "undefended": "the undefended classifier", "model": "the model"}
-BATCH = "the evaluation's batch (--evaluation.batch of a run, --chunk of an evaluation)"
+BATCH = "the evaluation's batch (--evaluation.batch of a run, --chunk of an evaluation, chunk of evaluate_model)"
 
 
 @dataclass(frozen=True, kw_only=True)

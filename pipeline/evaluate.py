@@ -64,6 +64,7 @@ def evaluate_model(
     norm: Norm,
     radius: float,
     images: int = IMAGES_UNSET,
+    chunk: int = 64,
     version: str = "standard",
     attacks: Sequence[str | Attack] = (),
     autoattack: Sequence[str] = (),
@@ -79,7 +80,8 @@ def evaluate_model(
 
     ``data`` is a data set that the project knows, of which the test images are taken, or (images, labels): uint8 or
     floats in [0, 1] that were 8-bit images. Where the first is absent, ``data_download`` fetches it to ``data_root``
-    (by default RAP_DATA_ROOT, or ~/datasets). ``attacks`` are functions (model, images, labels, threat) -> images, or
+    (by default RAP_DATA_ROOT, or ~/datasets). ``chunk`` images are attacked together, recorded and resumed as a whole:
+    fewer take less memory. ``attacks`` are functions (model, images, labels, threat) -> images, or
     "module:function", ``autoattack`` those of AutoAttack that its version "custom" runs. With ``quick`` only a
     screening is made, without Ray. ``checks`` is the size of the checks that
     follow, None for none of them (nor are there any in L1).
@@ -104,7 +106,14 @@ def evaluate_model(
         raise ValueError(f"say is {say!r}; pass a function that takes a line, such as print")  # noqa: TRY004 - as above
     with settings_called(SETTINGS):
         threat = ThreatModel(norm=norm, radius=radius)
-        config = EvaluationConfig(version=version, attacks=tuple(autoattack), images=images, pgd_images=images)  # pyright: ignore[reportArgumentType]
+        config = EvaluationConfig(
+            version=version,  # pyright: ignore[reportArgumentType]
+            attacks=tuple(autoattack),
+            images=images,
+            pgd_images=images,
+            chunk=chunk,
+            batch=chunk,
+        )
     storage = usable_root(root, "root")
     named = data if isinstance(data, str) else "own images"
     if isinstance(data, str):

@@ -146,7 +146,7 @@ def measurements_on(
 
     Raises ValueError for attacks of AutoAttack that do not exist for the model, and for own ones that fail on an image.
     """
-    images, labels = torch.from_numpy(test.images[:1]), torch.from_numpy(test.labels[:1])
+    images, labels = torch.from_numpy(test.images[:2]), torch.from_numpy(test.labels[:2])
     auto = lineup_on(model, to_float(images), threat, config)
     for own, attack in given:
         try_attack(own.path, attack, model, images, labels, threat)

@@ -50,13 +50,15 @@ def try_attack(
     labels: Int64[Tensor, " image"],
     threat: ThreatModel,
 ) -> None:
-    """Raises ValueError where an attack of one's own fails on the first image, or does not return an image for it."""
-    clean, device = to_float(images[:1]), device_of(model)
+    """Raises ValueError where an attack of one's own fails on the first two images, alone or together, or does not
+    return an image for each."""
+    clean, labels, device = to_float(images[:2]), labels[:2], device_of(model)
     try:
         with evaluating(model):
-            isolated(name, attack)(model, clean.to(device), labels[:1].to(device), threat)
+            for count in range(1, len(clean) + 1):
+                isolated(name, attack)(model, clean[:count].to(device), labels[:count].to(device), threat)
     except AttackError as error:
-        raise ValueError(f"{error} (tried on one image before the work)") from error
+        raise ValueError(f"{error} (tried on {len(clean)} images before the work)") from error
 
 
 @contextmanager

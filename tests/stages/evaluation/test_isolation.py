@@ -105,26 +105,27 @@ FAILS = {
     "an error": (lambda model, images, labels, threat: 1 / 0, "raised ZeroDivisionError on 1 images"),
     "no such attribute": (lambda model, images, labels, threat: images.nothing, "raised AttributeError"),
     "an exit": (lambda model, images, labels, threat: sys.exit(0), "raised SystemExit on 1 images"),
+    "two images": (lambda model, images, labels, threat: images.reshape(1, 1, 8, 8), "raised RuntimeError on 2 images"),
     "a GPU": (lambda model, images, labels, threat: images.to("cuda:7"), "attack mine raised"),
 }
 
 
 @pytest.mark.parametrize("case", FAILS)
-def test_an_attack_that_cannot_work_is_refused_by_one_image_before_the_work(digits: Digits, case: str) -> None:
+def test_an_attack_that_cannot_work_is_refused_by_two_images_before_the_work(digits: Digits, case: str) -> None:
     attack, message = FAILS[case]
-    with pytest.raises(ValueError, match=message + ".*tried on one image before the work"):
+    with pytest.raises(ValueError, match=message + ".*tried on 2 images before the work"):
         try_attack("mine", attack, fresh_model(), *digits, THREAT)
 
 
 def test_an_attack_that_fails_later_is_named_with_its_error(digits: Digits) -> None:
     def few(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-        if len(images) > 1:
-            raise IndexError("one image at a time")
+        if len(images) > 2:
+            raise IndexError("two images at a time")
         return images
 
     model = fresh_model()
     try_attack("few", few, model, *digits, THREAT)
-    with pytest.raises(AttackError, match=r"attack few raised IndexError on 12 images.*one image at a time"):
+    with pytest.raises(AttackError, match=r"attack few raised IndexError on 12 images.*two images at a time"):
         run_attack("few", isolated("few", few), model, *digits, THREAT)
 
 
