@@ -18,15 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artifacts import usable_root
-from pipeline.command import WorkersConfig
-from pipeline.ending import conduct, fail, settings_called
-from pipeline.evaluate_command import EvaluateCommand, parse
-from pipeline.findings import Findings, common_ball, compare_with, read_results, write_findings
-from pipeline.measuring import find, measurements_on, quick_findings
-from pipeline.recipe import EvaluationConfig
-from pipeline.reporting import model_contents
-from pipeline.saying import Say
-from pipeline.subjects import (
+from pipeline.evaluate_flags import EvaluateCommand, parse
+from pipeline.exits import conduct, fail, settings_called
+from pipeline.flags import WorkersConfig
+from pipeline.measure.measuring import find, measurements_on, quick_findings
+from pipeline.measure.paper_tables import IMAGES, measurements_of, speed_table, with_our_rows
+from pipeline.measure.subjects import (
     behind,
     check_subject,
     classifier_name,
@@ -36,8 +33,11 @@ from pipeline.subjects import (
     own_data,
     with_adapter,
 )
-from pipeline.tables import IMAGES, measurements_of, speed_table, with_our_rows
-from pipeline.workers import demanded_device, own_device
+from pipeline.placement import demanded_device, own_device
+from pipeline.progress import Say
+from pipeline.recipe import EvaluationConfig
+from pipeline.tell.findings import Findings, common_ball, compare_with, read_results, write_findings
+from pipeline.tell.report_contents import model_contents
 from stages.data.datasets import DataConfig, ImageData
 from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack

@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import chain
 
 from pipeline.artifacts import Store
-from pipeline.ending import DAMAGE
+from pipeline.exits import DAMAGE
 from stages.storage import Entry, Storage
 from stages.training.journal import Journal
 from stages.training.versions import Versions

@@ -7,7 +7,7 @@ from stages.data.datasets import DataConfig
 from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.judge import JudgeConfig
-from stages.nets.classifiers import ClassifierConfig
+from stages.nets.architectures import ClassifierConfig
 from stages.nets.unet import UNET_SIZES, UNetConfig
 from stages.rap.attack import AttackConfig
 from stages.rap.objective import ObjectiveConfig

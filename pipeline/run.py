@@ -11,22 +11,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 
-from pipeline.cached import weights_from_cache
-from pipeline.classifier import classifiers_of
-from pipeline.command import parse
-from pipeline.costs import describe_costs
-from pipeline.ending import conduct, fail
-from pipeline.evaluation import Evaluation, evaluate, worst_of
-from pipeline.examination import Checked, headline
-from pipeline.plan import Plan, claimed, make_plan
-from pipeline.reporting import run_contents
-from pipeline.results import Totals, shard_summary, table, work_seconds, write_results
-from pipeline.rounds import run_loop
-from pipeline.saying import Passing, Say, passing
-from pipeline.search import search_attack
-from pipeline.sending import check_arrival
-from pipeline.trained import examine_trained, shipped_model, subjects_of
-from pipeline.workers import Session, own_device
+from pipeline.defend.borrowed import weights_from_cache
+from pipeline.defend.classifiers import classifiers_of
+from pipeline.defend.dry_run import describe_costs
+from pipeline.defend.loop import run_loop
+from pipeline.defend.plan import Plan, claimed, make_plan
+from pipeline.defend.trained import examine_trained, shipped_model, subjects_of
+from pipeline.defend.trials import search_attack
+from pipeline.delivery import check_arrival
+from pipeline.exits import conduct, fail
+from pipeline.flags import parse
+from pipeline.measure.checks import Checked, headline
+from pipeline.measure.evaluation import Evaluation, evaluate, worst_of
+from pipeline.placement import Session, own_device
+from pipeline.progress import Passing, Say, passing
+from pipeline.tell.report_contents import run_contents
+from pipeline.tell.results import Totals, shard_summary, table, work_seconds, write_results
 from stages.evaluation.accuracy import on_device
 from stages.fingerprint import canonical
 from stages.lease import Lease

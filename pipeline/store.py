@@ -15,11 +15,11 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from pipeline.artifacts import ArtifactError
-from pipeline.command import NUMBERS, check_flags
-from pipeline.ending import ClaimedError, conduct, fail, settings_called
+from pipeline.exits import ClaimedError, conduct, fail, settings_called
+from pipeline.flags import NUMBERS, check_flags
 from pipeline.inventory import Inventory, Kept
-from pipeline.results import Totals
-from pipeline.saying import Say
+from pipeline.progress import Say
+from pipeline.tell.results import Totals
 from stages.lease import TakenError, lease
 from stages.paths import local_path
 from stages.storage import Entry, Storage

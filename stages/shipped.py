@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.nets.architectures import ClassifierConfig, build_classifier
 from stages.nets.normalisation import check_normalisation
 from stages.nets.unet import UNet, UNetConfig
 from stages.paths import local_path

@@ -22,7 +22,7 @@ from jaxtyping import Float, Integer
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Check, Curve, Table, Verdict
 from stages.rap.threat import Norm, ThreatModel
-from stages.report.images import amplification
+from stages.report.png import amplification
 
 # Shapes that belong together are compared in __post_init__, with a message that says which image is the odd one.
 Images = Float[np.ndarray, "_image _channel _height _width"]

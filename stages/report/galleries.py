@@ -6,7 +6,7 @@ from dataclasses import replace
 from stages.report import words
 from stages.report.contents import Contents
 from stages.report.document import Gallery, Strip, Tile
-from stages.report.images import amplified, png
+from stages.report.png import amplified, png
 
 ROWS = {"clean": "clean", "adversarial": "adversarial", "restored": "restored"}  # Fig. 4-6
 ROWS_CLEAN = {"clean": "clean", "restored_clean": "restored"}  # Fig. 7

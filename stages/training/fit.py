@@ -7,11 +7,11 @@ attack more than once.
 >>> import torch
 >>> from torch.utils.data import DataLoader, TensorDataset
 >>> from stages.data.datasets import DataConfig, load_data
->>> from stages.nets.classifiers import ClassifierConfig
+>>> from stages.nets.architectures import ClassifierConfig
 >>> from stages.nets.cnn import CNN
 >>> from stages.nets.unet import UNET_SIZES, UNet
 >>> from stages.rap.threat import ThreatModel
->>> from stages.training.classifier import train_classifier
+>>> from stages.training.base_classifier import train_classifier
 >>> digits = load_data(DataConfig(name="digits", train_images=256))
 >>> classifier = CNN(1, digits.size, 10, digits.mean, digits.std)  # or any network of yours that is trained
 >>> classifier.load_state_dict(

@@ -1,7 +1,7 @@
 """The loop: generate against one version, train to the next, judge now and then.
 
 It is written once. `run_rounds` trains; where the shards come from is a `Source`: `run_serially` makes them on the
-spot, the loop on Ray (pipeline/rounds.py) waits until its generators have. Both publish the same bytes.
+spot, the loop on Ray (pipeline/defend/loop.py) waits until its generators have. Both publish the same bytes.
 """
 
 import copy

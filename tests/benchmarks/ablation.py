@@ -29,9 +29,9 @@ from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import QUANTILE, Accuracy
 from stages.evaluation.judge import JudgeConfig
 from stages.fingerprint import canonical, fingerprint
-from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.nets.architectures import ClassifierConfig, build_classifier
 from stages.storage import Storage
-from stages.training.classifier import train_classifier
+from stages.training.base_classifier import train_classifier
 from stages.training.rounds import judge_on_holdout, run_serially
 from stages.training.schedule import Schedule
 from stages.training.setup import Setup, load_trained

@@ -26,17 +26,17 @@ from torch import nn
 
 from cluster.session import session
 from pipeline.artifacts import provenance
-from pipeline.command import WorkersConfig
-from pipeline.evaluation import evaluate, parts, subject_of
-from pipeline.workers import place_for_tasks
+from pipeline.flags import WorkersConfig
+from pipeline.measure.evaluation import evaluate, parts, subject_of
+from pipeline.placement import place_for_tasks
 from stages.data.datasets import DataConfig, load_data
 from stages.evaluation.accuracy import QUANTILE, to_float
 from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.measurement import Measurement
-from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.nets.architectures import ClassifierConfig, build_classifier
 from stages.rap.threat import ThreatModel
 from stages.shipped import load_model
-from stages.training.classifier import train_classifier
+from stages.training.base_classifier import train_classifier
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = 0.9  # of the ceiling

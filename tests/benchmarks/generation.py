@@ -22,9 +22,9 @@ from loop_cost import setup_of
 
 from cluster.pool import Pool, put
 from cluster.session import session
-from pipeline.generators import AT_ONCE, GeneratorWorker
-from pipeline.rounds import run_loop
-from pipeline.workers import LoopWorkers
+from pipeline.defend.generators import AT_ONCE, GeneratorWorker
+from pipeline.defend.loop import run_loop
+from pipeline.placement import LoopWorkers
 from stages.rap.attack import attack, draw_start
 from stages.training.setup import Setup
 from stages.training.versions import Version

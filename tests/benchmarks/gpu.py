@@ -117,7 +117,7 @@ def part(name: str) -> Callable[..., dict[str, Any]]:
         from gpu_parts.fast import COMPILED, fast
 
         return partial(fast, ways=COMPILED)
-    from gpu_parts.robust import robust
+    from gpu_parts.robustness import robust
 
     return partial(robust, what="classifier" if name == "classifier" else "adapter")
 

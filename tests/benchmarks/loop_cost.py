@@ -25,7 +25,7 @@ import torch
 from pipeline.recipe import PRESETS
 from stages import randomness
 from stages.data.datasets import load_data
-from stages.nets.classifiers import build_classifier
+from stages.nets.architectures import build_classifier
 from stages.rap.attack import attack, draw_start
 from stages.storage import Storage
 from stages.training.batches import TrainingBatch

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.fingerprint import canonical_json
-from stages.nets.classifiers import ClassifierConfig
+from stages.nets.architectures import ClassifierConfig
 from stages.nets.cnn import CNN
 from stages.nets.resnet import ResNet18
 from stages.rap.attack import AttackConfig, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 from stages.storage import Storage
-from stages.training.classifier import train_classifier
+from stages.training.base_classifier import train_classifier
 from stages.trajectories.codec import Segments, encode
 from stages.trajectories.shards import LedgerRow, Shard, pack_shard, read_shard, write_shard
 

@@ -1,6 +1,6 @@
 """A loop small enough to run many times, and what is compared of it."""
 
-from pipeline.workers import LoopWorkers
+from pipeline.placement import LoopWorkers
 from stages.evaluation.judge import JudgeConfig
 from stages.nets.unet import UNetConfig
 from stages.rap.attack import AttackConfig

@@ -1,6 +1,6 @@
 """Places loops on the logical GPUs of a Ray of its own, and waits until every actor has started.
 
-Run as a program by test_workers.py: Ray counts GPUs without looking for any.
+Run as a program by test_placement.py: Ray counts GPUs without looking for any.
 """
 
 import sys
@@ -11,9 +11,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from cluster.pool import Pool
 from cluster.session import describe, session
-from pipeline.command import WorkersConfig
+from pipeline.flags import WorkersConfig
+from pipeline.placement import divide
 from pipeline.recipe import PRESETS
-from pipeline.workers import divide
 
 
 class Placed:

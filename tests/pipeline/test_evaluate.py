@@ -14,13 +14,13 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from pipeline.command import WorkersConfig
 from pipeline.evaluate import evaluate_model, main
-from pipeline.evaluation import parts, worst_of
-from pipeline.findings import Findings
-from pipeline.measuring import find, own_measurements
+from pipeline.flags import WorkersConfig
+from pipeline.measure.evaluation import parts, worst_of
+from pipeline.measure.measuring import find, own_measurements
+from pipeline.measure.subjects import split_of
 from pipeline.recipe import EvaluationConfig
-from pipeline.subjects import split_of
+from pipeline.tell.findings import Findings
 from stages import numerics
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split

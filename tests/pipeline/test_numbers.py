@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command import Command, WorkersConfig, parse
-from pipeline.evaluate_command import EvaluateCommand
-from pipeline.evaluate_command import parse as parse_evaluation
-from pipeline.plan import make_plan
+from pipeline.defend.plan import make_plan
+from pipeline.evaluate_flags import EvaluateCommand
+from pipeline.evaluate_flags import parse as parse_evaluation
+from pipeline.flags import Command, WorkersConfig, parse
 from pipeline.recipe import PRESETS, Recipe
 
 Path_ = tuple[str, ...]

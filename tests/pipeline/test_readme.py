@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import command, evaluate_command, store
+from pipeline import evaluate_flags, flags, store
 
 README = (Path(__file__).parents[2] / "README.md").read_text().replace("\\\n", " ")
 COMMANDS = sorted(
@@ -28,8 +28,8 @@ def test_a_command_of_the_readme_is_understood(text):
     program, *argv = shlex.split(text)
     argv = ["3" if each == "N" else each for each in argv]  # of `--table N`
     if program == "run":
-        assert command.parse(argv).recipe
+        assert flags.parse(argv).recipe
     elif program == "evaluate":
-        assert evaluate_command.parse(argv or ["--model", "m:b"]).model
+        assert evaluate_flags.parse(argv or ["--model", "m:b"]).model
     else:
         assert store.parse(argv).root == "rap-runs"

@@ -14,7 +14,7 @@ from commands import BRIEFLY, TINY, command, flags_of, last_version, results_of,
 from heads import running_head, submit
 
 from pipeline.evaluate import prepare
-from pipeline.evaluate_command import EvaluateCommand
+from pipeline.evaluate_flags import EvaluateCommand
 from pipeline.run import main
 from stages.data.datasets import DataConfig, load_data
 from stages.shipped import load_model

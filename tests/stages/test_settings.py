@@ -11,7 +11,7 @@ import pytest
 import torch
 from unchecked import unchecked_types
 
-from pipeline.command import WorkersConfig
+from pipeline.flags import WorkersConfig
 from pipeline.recipe import Recipe
 from stages import settings
 from stages.evaluation.bpda import BPDAConfig

@@ -14,7 +14,7 @@ from torch import nn
 from unchecked import unchecked_types
 
 from stages.data.datasets import DataConfig, load_data
-from stages.nets.classifiers import ClassifierConfig, build_classifier
+from stages.nets.architectures import ClassifierConfig, build_classifier
 from stages.nets.unet import UNet, UNetConfig
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel

@@ -1,6 +1,6 @@
 """The checks that tell real robustness from masked gradients, on one model: pass, warn, fail or not applicable.
 
->>> from stages.evaluation.checks.run import run_checks  # doctest: +SKIP
+>>> from stages.evaluation.checks.all_checks import run_checks  # doctest: +SKIP
 >>> run_checks(Examined(model=model, images=images, labels=labels, rows=rows, threat=threat))  # doctest: +SKIP
 
 Three kinds: is the attack sound (2 to 13), does the training explain the robustness (17 to 19), and plain reporting

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.recipe import Recipe, cifar10, cifar10_small
 from stages.data.datasets import ImageData, load_data
 from stages.data.splits import Split
-from stages.nets.classifiers import build_classifier
+from stages.nets.architectures import build_classifier
 from stages.nets.unet import UNetConfig
 from stages.storage import Storage
 from stages.training.setup import LoopConfig, Setup

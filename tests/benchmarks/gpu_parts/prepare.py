@@ -15,7 +15,7 @@ from .packed import pack_cifar10
 
 LIMIT = 64 * 2**20  # bytes; what tools for borrowed machines carry
 THERE = ("torch", "numpy", "scipy")
-PARTS = ("bench", "right", "fast", "robust", "packed")
+PARTS = ("bench", "right", "fast", "robustness", "packed")
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27, 24, 17, 12, 5)]
 PLATFORMS += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
 

@@ -8,8 +8,8 @@ from torch import nn
 from stages.evaluation.accuracy import Accuracy, NonFiniteLogits, clean_mask, evaluating, finite_logits, to_float
 from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.bpda import BPDAConfig
+from stages.evaluation.checks.all_checks import run_checks
 from stages.evaluation.checks.examined import CheckSize, Examined
-from stages.evaluation.checks.run import run_checks
 from stages.evaluation.classical import ClassicalConfig
 from stages.evaluation.measurement import attack_images
 from stages.evaluation.pgd import PGDConfig

@@ -11,14 +11,14 @@ from example_contents import HOSTILE, everything, hostile, least, pictures
 from PIL import Image
 
 import stages.report.contents
-import stages.report.images
 import stages.report.page
+import stages.report.png
 import stages.report.words
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Check
 from stages.rap.threat import ThreatModel
 from stages.report import words, write_report
-from stages.report.images import SIDE, amplification, png
+from stages.report.png import SIDE, amplification, png
 from stages.report.record import as_json
 
 
@@ -42,7 +42,7 @@ def full(tmp_path_factory):
     return write_report(everything(), tmp_path_factory.mktemp("report"))
 
 
-@pytest.mark.parametrize("module", ["contents", "images", "page", "words"])
+@pytest.mark.parametrize("module", ["contents", "page", "png", "words"])
 def test_examples_in_docstrings_run(module):
     found = doctest.testmod(getattr(stages.report, module))
     assert found.attempted

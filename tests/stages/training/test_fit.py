@@ -15,7 +15,7 @@ from unchecked import unchecked_types
 
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.evaluation.judge import JudgeConfig, Judgement, judge
-from stages.nets.classifiers import ClassifierConfig
+from stages.nets.architectures import ClassifierConfig
 from stages.nets.cnn import CNN
 from stages.nets.unet import UNET_SIZES, UNet
 from stages.rap.attack import AttackConfig, AttackProcess
@@ -23,7 +23,7 @@ from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 from stages.training import fit as fit_module
 from stages.training.adapter import Learner, TrainConfig
-from stages.training.classifier import train_classifier
+from stages.training.base_classifier import train_classifier
 from stages.training.diverged import DivergedError
 from stages.training.fit import attacked, fit
 

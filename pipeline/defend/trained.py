@@ -1,0 +1,74 @@
+"""What a run trained: the robust classifier that is shipped, the one without its defence, and the checks on it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from pipeline.defend.plan import Plan
+from pipeline.measure.checks import Checked, Origin, examine
+from pipeline.measure.evaluation import Evaluation, Subject, subject_of
+from pipeline.placement import Place
+from pipeline.progress import Say
+from stages.evaluation.checks.explanations import SelectionFacts
+from stages.rap.robust import RobustClassifier
+from stages.training.setup import Setup, load_trained
+
+
+def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
+    """The robust classifier with the weights that the judge liked best, and which those are."""
+    weights, version = setup.journal.best_weights()
+    robust = load_trained(setup.build(), weights)
+    line = next(setup.journal.read(version - 1), {}) if version else {}
+    return robust, {"version": version, "of": setup.config.schedule.rounds, "judge": line.get("judge")}
+
+
+def subjects_of(plan: Plan, robust: RobustClassifier, classifier: nn.Module) -> dict[str, Subject]:
+    """The models that a run evaluates, by name."""
+    images = plan.data.test.images
+    return {"robust": subject_of(robust, images), "undefended": subject_of(classifier, images)}
+
+
+def examine_trained(
+    plan: Plan,
+    setup: Setup,
+    subjects: Mapping[str, Subject],
+    others: Sequence[nn.Module],
+    *,
+    auto: Evaluation,
+    workers: Callable[[], Place],
+    say: Say,
+) -> Checked:
+    """All 20 checks on a run's robust classifier; ``others`` are the classifiers of other seeds."""
+    return examine(
+        subjects["robust"],
+        plan.data.test,
+        plan.recipe.threat,
+        plan.recipe.checks,
+        auto=auto,
+        origin=_origin(plan, setup, subjects["undefended"], others),
+        root=plan.root,
+        workers=workers,
+        say=say,
+    )
+
+
+def _origin(plan: Plan, setup: Setup, undefended: Subject, others: Sequence[nn.Module]) -> Origin:
+    """What the checks may know of how the robust classifier came about."""
+    data = plan.data
+    trained = (data.train, plan.classifier_split) if plan.external is None else (data.train,)
+    rows = np.concatenate([split.rows for split in trained])
+    selection = SelectionFacts(
+        selection=data.holdout.fingerprint,
+        trained=tuple(split.fingerprint for split in trained),
+        test=data.test.fingerprint,
+        shared_images=int(np.isin(data.holdout.rows, rows).sum()),
+        images=len(data.holdout),
+        external_weights=plan.external is not None,
+    )
+    return Origin(
+        undefended=undefended,
+        others=tuple(subject_of(other, data.test.images) for other in others),
+        selection=selection,
+        setup=setup,
+    )

@@ -1,0 +1,168 @@
+"""The command line of an evaluation, and what is refused before any work is done."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import tyro
+
+from pipeline.artifacts import check_name
+from pipeline.exits import fail, settings_called
+from pipeline.flags import NUMBERS, WorkersConfig, check_flags
+from pipeline.measure.paper_tables import DATA, TableName
+from pipeline.recipe import EvaluationConfig
+from stages.data.datasets import DataConfig, DataName
+from stages.evaluation.autoattack import Version
+from stages.evaluation.checks.examined import CheckSize
+from stages.evaluation.claim import ClaimConfig
+from stages.evaluation.screening import ScreeningConfig
+from stages.rap.threat import Norm, ThreatModel
+
+USAGE = "python -m pipeline.evaluate --model RUN/model|my_package.models:build [--flags]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Measure how robust a model is, whoever trained it."""
+
+    model: str
+    """A saved model's directory (RUN/model), or "my_package.models:build", called without arguments, which returns a
+    torch.nn.Module that takes images in [0, 1], normalises inside and returns logits."""
+    weights: str | None = None
+    """A safetensors file, or a file of torch.save with a state dict, for a model that a function builds."""
+    data: DataName | None = None
+    """Data set whose test images are attacked: digits, mnist or cifar10; unset: the table's, else digits."""
+    data_root: str | None = None
+    """Folder where torchvision leaves data sets; unset: RAP_DATA_ROOT, else ~/datasets."""
+    data_download: bool = False
+    """Fetch the data set to that folder where it is absent."""
+    norm: Norm | None = None
+    """Norm of the ball: Linf, L2 or L1; unset: that in which a saved model was trained."""
+    radius: float | None = None
+    """Radius of the ball in pixels of [0, 1], such as 8/255; unset: that in which a saved model was trained."""
+    images: int | None = None
+    """Test images attacked, of one fixed random order; unset: 1,000 (512 for a table of the paper)."""
+    version: Version = "standard"
+    """AutoAttack's version: standard (claims), plus, rand (for models that draw random numbers), custom."""
+    attacks: tuple[str, ...] = ()
+    """The attacks of version custom: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square."""
+    attack: tuple[str, ...] = ()
+    """Attacks of one's own, my_package:function, that join the headline: (model, images, labels, threat) -> images."""
+    pgd_steps: int = 40
+    """Steps of PGD, which runs beside AutoAttack."""
+    table: TableName | None = None
+    """A table of the paper by number (4.5: images a second), with its attacks and radii, and its row beside ours."""
+    behind: str | None = None
+    """Another model, as --model, whose classifier is also put behind the adapter of the first (the paper's Table 6)."""
+    quick: bool = False
+    """Screen only: APGD-CE and targeted APGD, until the interval is narrow enough; a minute, without Ray."""
+    screening: ScreeningConfig = field(default_factory=ScreeningConfig)
+    checks: CheckSize = field(default_factory=CheckSize)
+    skip_checks: bool = False
+    """Leave out the checks, and the report with them."""
+    compare: str | None = None
+    """Another evaluation's directory, or its results.json, to compare with image by image."""
+    chunk: int = 64
+    """Images of an evaluation chunk, which is attacked, recorded and resumed as a whole."""
+    seed: int = 0
+    """Seed of every attack."""
+    claim: ClaimConfig = field(default_factory=ClaimConfig)
+    cpus: int | None = None
+    """CPUs of a local session; unset: all of this machine's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models run; auto: on GPUs where the cluster has any."""
+    root: str = "rap-runs"
+    """Folder of receipts and results. On a cluster, one that every node sees."""
+    name: str | None = None
+    """Name of the evaluation's directory below ROOT/evaluations; unset: the data set and a hash."""
+
+    def __post_init__(self) -> None:
+        if self.table:
+            own = {"norm": None, "radius": None, "attack": (), "attacks": (), "quick": False, "version": "standard"}
+            given = [flag for flag, unset in own.items() if getattr(self, flag) != unset]
+            if given:
+                raise ValueError(
+                    f"--table {self.table} has its own attacks and radii; leave out --{', --'.join(given)}"
+                )
+        if (self.table == "6") != bool(self.behind) and self.table:
+            raise ValueError(
+                "Table 6 takes --behind, a model whose (adversarially trained) classifier is put behind the adapter; "
+                "no other table does"
+            )
+        if self.compare and self.table == "4.5":
+            raise ValueError("--table 4.5 attacks nothing, so there is nothing to --compare")
+        if self.quick and (self.attack or self.attacks or self.behind or self.version != "standard"):
+            raise ValueError(
+                "--quick screens one model with AutoAttack's APGD; leave out --attack, --attacks, --version and "
+                "--behind"
+            )
+        if self.name:
+            check_name(self.name, "it is kept in ROOT/evaluations/NAME")
+        with settings_called({"workers.": "--"}):
+            self.workers  # noqa: B018 - refuses what it cannot be
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"--images is {self.images}; it must be at least 1")
+
+    @property
+    def workers(self) -> WorkersConfig:
+        return WorkersConfig(cpus=self.cpus, device=self.device)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """The data set, by default the table's, and where it is looked for."""
+        name = self.data or (DATA.get(self.table, "cifar10") if self.table else "digits")
+        return DataConfig(name=name, root=self.data_root, download=self.data_download)
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """AutoAttack and PGD; the number of images is yet to be filled in."""
+        with settings_called({"evaluation.": "--"}):
+            return EvaluationConfig(
+                version=self.version,
+                attacks=self.attacks,
+                chunk=self.chunk,
+                batch=self.chunk,
+                seed=self.seed,
+                pgd_steps=self.pgd_steps,
+            )
+
+    @property
+    def identity(self) -> "EvaluateCommand":
+        """The command without what does not change a result."""
+        kept = EvaluateCommand(model="")
+        return replace(
+            self,
+            model="",
+            weights=None,
+            compare=None,
+            data_root=None,
+            data_download=False,
+            claim=kept.claim,
+            cpus=None,
+            device=kept.device,
+            root="",
+            name=None,
+        )
+
+    def threat(self, trained: ThreatModel | None) -> ThreatModel:
+        """The ball, for a saved model by default its own. Raises ValueError where nothing names one."""
+        norm, radius = self.norm or (trained.norm if trained else None), self.radius
+        if radius is None and trained is not None and norm == trained.norm:
+            radius = trained.radius
+        if norm is None or radius is None:
+            if self.table:
+                return trained or ThreatModel()  # a table brings its own
+            raise ValueError(
+                f"the ball is not named (norm {norm}, radius {radius}): give --norm Linf, L2 or L1, and --radius in "
+                "pixels of [0, 1], such as 8/255"
+            )
+        with settings_called({"threat.": "--"}):
+            return ThreatModel(norm=norm, radius=radius)
+
+
+def parse(argv: list[str]) -> EvaluateCommand:
+    """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
+    check_flags(argv)
+    try:
+        return tyro.cli(EvaluateCommand, prog=USAGE, args=argv, registry=NUMBERS)
+    except ValueError as error:  # a config's own check, in its own words
+        fail(str(error))

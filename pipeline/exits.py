@@ -1,0 +1,103 @@
+"""How a command ends: its exit code, and one message where something is wrong."""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from cluster.parcels import ParcelError
+from cluster.session import PlacementError, SessionLostError
+from cluster.tasks import PoolError
+from pipeline.artifacts import ArtifactError
+from pipeline.progress import Say, Spoken
+from stages.evaluation.verdict import AttackError
+from stages.lease import LeaseLostError
+from stages.numerics import DeviceMemoryError
+from stages.storage import StorageError
+from stages.training.diverged import DivergedError
+from stages.training.versions import VersionMismatchError
+from stages.trajectories.ledger import LedgerError
+from stages.trajectories.shards import ShardError
+
+DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
+"""What is not what was written, which each message names."""
+FAILED = (StorageError, LeaseLostError, AttackError, DeviceMemoryError, DivergedError, SessionLostError)
+"""What goes wrong in the middle, with what to do in its message."""
+FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
+
+
+class ClaimedError(ValueError):
+    """A run that another process owns, or that was begun with another recipe."""
+
+
+def conduct(work: Callable[[Say], str], *, root: str) -> int:
+    """Do a command's work, which says what it does, and print what it returns; the exit code.
+
+    0; 1 for damaged files, an attack that fails, a training that diverges, a full disk or device, processes that keep
+    dying, or a Ray that is lost; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of these
+    is raised.
+    """
+    try:
+        with Spoken() as say:
+            result = work(say)
+        print(result)
+    except (ClaimedError, ParcelError, PlacementError) as error:
+        fail(str(error))
+    except (*DAMAGE, *FAILED) as error:
+        return _stop(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; nothing committed is lost, and the same command goes on from here")
+        return 130
+    except Exception as error:
+        path = Path(root).expanduser()
+        if _is_full(path, error):
+            return _stop(
+                f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
+                "--root; nothing committed is lost, and the same command goes on from here"
+            )
+        if isinstance(error, PoolError):
+            return _stop(f"{error}; nothing committed is lost, and the same command goes on from here")
+        raise
+    return 0
+
+
+@contextmanager
+def settings_called(names: Mapping[str, str]) -> Iterator[None]:
+    """What a config's own checks find inside of the block, in the names that whoever asks has for its settings."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for setting, name in names.items():
+            said = said.replace(setting, name)
+        raise ValueError(said) from error
+
+
+def fail(message: str) -> NoReturn:
+    """End with exit code 2 and a message: nothing was done."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _stop(message: str) -> int:
+    """Say why a command ended in the middle; its exit code. Nothing committed is lost."""
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
+def _is_full(path: Path, error: BaseException | None) -> bool:
+    """Whether a disk has no room, by what an error or its causes say, or by what is left."""
+    if path.exists() and shutil.disk_usage(path).free < LITTLE:
+        return True
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if any(words in str(error) for words in FULL):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

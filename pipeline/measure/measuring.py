@@ -1,0 +1,163 @@
+"""Measures models, whoever trained them: under every attack on Ray, or by a quick screening without it."""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cluster.session import session
+from pipeline.artifacts import Store
+from pipeline.flags import WorkersConfig
+from pipeline.measure.checks import Origin, examine
+from pipeline.measure.chunks import Chunk, commit_chunk, load_verdict
+from pipeline.measure.evaluation import evaluate, final_measurements, merge, of_kind, parts, subject_of
+from pipeline.measure.subjects import undefended_of
+from pipeline.placement import Place, place_for_tasks
+from pipeline.progress import Say, passing
+from pipeline.recipe import ChecksConfig, EvaluationConfig
+from pipeline.tell.findings import Findings
+from stages.data.splits import Split
+from stages.evaluation.accuracy import on_device, to_float
+from stages.evaluation.attacks import Attack
+from stages.evaluation.autoattack import AutoAttackConfig, lineup_on
+from stages.evaluation.checks.examined import CheckSize
+from stages.evaluation.isolation import try_attack
+from stages.evaluation.measurement import FunctionConfig, Measurement
+from stages.evaluation.screening import Screening, ScreeningConfig, screen
+from stages.rap.threat import ThreatModel
+from stages.storage import Storage
+
+
+def find(
+    models: Mapping[str, nn.Module],
+    test: Split,
+    measurements: Sequence[Measurement],
+    functions: Sequence[tuple[FunctionConfig, Attack]],
+    checks: CheckSize | None,
+    *,
+    root: Storage | Path,
+    workers: WorkersConfig,
+    data: str,
+    say: Say,
+) -> Findings:
+    """Every model under every measurement, on a Ray session that starts only if something is left to attack.
+
+    ``checks`` is the size of the checks on the first model, after AutoAttack; None for none.
+    """
+    subjects = {name: subject_of(model, test.images) for name, model in models.items()}
+    began = time.perf_counter()
+    with ExitStack() as stack:
+
+        @cache
+        def start() -> Place:
+            return place_for_tasks(stack.enter_context(session(cpus=workers.cpus)), workers)
+
+        found = evaluate(
+            subjects,
+            test,
+            measurements,
+            root=root,
+            workers=start,
+            say=say,
+            functions={config.path: function for config, function in functions},
+        )
+        name, first = next(iter(subjects.items()))
+        auto, checked = of_kind(found[name], "autoattack"), None
+        if checks is not None and auto is not None and auto.threat.norm != "L1":
+            checked = examine(
+                first,
+                test,
+                auto.threat,
+                ChecksConfig(size=checks),
+                auto=auto,
+                origin=Origin(undefended=undefended_of(first.model, test)),
+                root=root,
+                workers=start,
+                say=say,
+            )
+    return Findings(
+        checked=checked,
+        data=data,
+        test=test.fingerprint,
+        evaluations=found,
+        fingerprints={name: subject.fingerprint for name, subject in subjects.items()},
+        seconds=time.perf_counter() - began,
+    )
+
+
+def quick_findings(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    images: int,
+    config: ScreeningConfig,
+    *,
+    root: Storage | Path,
+    device: str,
+    data: str,
+    say: Say,
+) -> Findings:
+    """A screening, batch after batch in this process: the order of the batches must not depend on their verdicts."""
+    began, model = time.perf_counter(), on_device(model, device)
+    subject = subject_of(model, test.images)
+    with torch.no_grad():
+        classes = model(to_float(torch.from_numpy(test.images[:1])).to(device)).shape[1]
+    strongest = "apgd-t" if classes > 3 else "apgd-dlr" if classes == 3 else "fab"
+    attack = AutoAttackConfig(version="custom", attacks=("apgd-ce", strongest))
+    plan = Measurement(name="screening", attack=attack, threat=threat, images=images, chunk=64)
+    chunks = (
+        Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part)
+        for part in parts(test, plan)
+    )
+    receipts, attacked = [], 0
+
+    def verdicts():  # noqa: ANN202 - a generator of ChunkVerdicts, each attacked when it is asked for
+        nonlocal attacked
+        for chunk in chunks:
+            attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
+            receipts.append(commit_chunk(chunk, model, device=device, functions={}, tell=passing(say)))
+            yield load_verdict(io.BytesIO(receipts[-1].read("verdict.npz")))
+
+    screening: Screening = screen(verdicts(), config, progress=say)
+    evaluation = merge(receipts, threat, attacked_now=attacked)
+    return Findings(
+        data=data,
+        test=test.fingerprint,
+        evaluations={"model": {"screening": evaluation}},
+        fingerprints={"model": subject.fingerprint},
+        seconds=time.perf_counter() - began,
+        screening=screening,
+    )
+
+
+def measurements_on(
+    model: nn.Module,
+    test: Split,
+    threat: ThreatModel,
+    config: EvaluationConfig,
+    given: Sequence[tuple[FunctionConfig, Attack]],
+) -> list[Measurement]:
+    """What an evaluation runs on a model: AutoAttack's attacks, PGD, and one's own.
+
+    Raises ValueError for attacks of AutoAttack that do not exist for the model, and for own ones that fail on an image.
+    """
+    images, labels = torch.from_numpy(test.images[:2]), torch.from_numpy(test.labels[:2])
+    auto = lineup_on(model, to_float(images), threat, config)
+    for own, attack in given:
+        try_attack(own.path, attack, model, images, labels, threat)
+    return [*final_measurements(config, threat, auto), *own_measurements(given, threat, config)]
+
+
+def own_measurements(
+    given: Sequence[tuple[FunctionConfig, Attack]], threat: ThreatModel, config: EvaluationConfig
+) -> list[Measurement]:
+    """One's own attacks on the images of AutoAttack, so that they join the headline."""
+    return [
+        Measurement(name=each.path, attack=each, threat=threat, images=config.images, chunk=config.chunk)
+        for each, _ in given
+    ]

@@ -1,0 +1,1 @@
+"""Tells what was found: results, a claim, and what the report says."""

@@ -1,0 +1,87 @@
+"""A plan for few classes has the attacks that exist on them, under their names, or is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.defend.plan import Plan, make_plan
+from pipeline.flags import parse
+from pipeline.measure import subjects
+from stages.data.datasets import DataConfig, ImageData, load_data
+from stages.data.splits import Split
+from stages.nets.architectures import ClassifierConfig
+from stages.nets.cnn import CNN
+from stages.training.base_classifier import train_classifier
+from stages.weights import save_weights
+
+
+def planned(classes: int, root: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> Plan:
+    """The plan of a run on the digits below a number alone."""
+
+    def below(split: Split) -> Split:
+        return split.take(np.flatnonzero(split.labels < classes))
+
+    def load_few(config: DataConfig) -> ImageData:
+        data = load_data(config)
+        parts = {name: below(getattr(data, name)) for name in ("train", "available", "holdout", "test")}
+        return replace(data, classes=data.classes[:classes], **parts)
+
+    monkeypatch.setattr(subjects, "load_data", load_few)
+    return make_plan(parse(["--root", str(root / "root"), "--schedule.round-cohorts", "1", *flags]))
+
+
+@pytest.mark.parametrize("flags", [(), ("--attack.loss", "dlr"), ("--evaluation.version", "plus")])
+def test_one_class_is_refused_before_any_work(flags, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="has 1 class: an attack needs another one, so at least 2"):
+        planned(1, tmp_path, monkeypatch, *flags)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"),
+    [
+        (2, "APGD-CE, FAB, Square"),
+        (3, "APGD-CE, APGD-DLR, FAB-T (2 targets), Square"),
+        (4, "APGD-CE, APGD-T (3 targets), FAB-T (3 targets), Square"),
+    ],
+)
+def test_few_classes_are_attacked_by_what_exists_there_and_it_is_not_called_standard(
+    classes, name, tmp_path, monkeypatch
+):
+    plan = planned(classes, tmp_path, monkeypatch)
+    assert [each.name for each in plan.measurements] == [name, "PGD-40"]
+    assert not plan.autoattack.is_standard
+    assert plan.network["classes"] == classes
+    assert planned(10, tmp_path, monkeypatch).autoattack.is_standard
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "allowed"),
+    [
+        (
+            ("--evaluation.version", "custom", "--evaluation.attacks", "apgd-ce", "fab-t"),
+            "FAB-T cannot run on 2 classes",
+            ("--evaluation.version", "custom", "--evaluation.attacks", "apgd-ce", "fab", "square"),
+        ),
+        (("--attack.loss", "dlr"), "there are 2 classes: take margin or", ("--attack.loss", "margin")),
+    ],
+)
+def test_what_does_not_exist_on_two_classes_is_refused_and_what_is_advised_in_its_place_is_taken(
+    flags, said, allowed, tmp_path, monkeypatch
+):
+    with pytest.raises(ValueError, match=said):
+        planned(2, tmp_path, monkeypatch, *flags)
+    assert planned(2, tmp_path, monkeypatch, *allowed).measurements
+
+
+def test_a_classifier_that_comes_with_its_weights_needs_no_epochs(tmp_path):
+    data = load_data(DataConfig(name="digits"))
+    network = CNN(1, data.size, 10, data.mean, data.std)
+    config = ClassifierConfig(epochs=2, batch=32, learning_rate=0.1)
+    trained = train_classifier(config, data.train, seed=0, build=lambda: network, progress=lambda line: None)
+    save_weights(trained, tmp_path / "cnn.safetensors")
+    flags = ["--classifier.weights", str(tmp_path / "cnn.safetensors"), "--root", str(tmp_path / "root")]
+    without, with_them = (make_plan(parse([*flags, f"--classifier.epochs={epochs}"])) for epochs in (0, 3))
+    assert without.classifier_fingerprint == with_them.classifier_fingerprint

@@ -1,0 +1,112 @@
+"""How a command ends: one message, and its exit code."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from evaluated_models import WAITING
+
+from cluster.parcels import ParcelError
+from cluster.session import Interrupted, PlacementError, SessionLostError
+from cluster.tasks import PoolError
+from pipeline.artifacts import ArtifactError
+from pipeline.exits import ClaimedError, conduct
+from pipeline.progress import Say
+from stages.evaluation.verdict import AttackError
+from stages.lease import LeaseLostError
+from stages.numerics import DeviceMemoryError
+from stages.storage import StorageError
+from stages.training.diverged import DivergedError
+from stages.training.versions import VersionMismatchError
+from stages.trajectories.ledger import LedgerError
+from stages.trajectories.shards import AlteredShardError, MissingShardError
+
+
+def conducted(error: BaseException, root: Path) -> int:
+    def work(say: Say) -> str:
+        raise error
+
+    return conduct(work, root=str(root))
+
+
+STOPPED = [
+    SessionLostError,
+    PoolError,
+    ArtifactError,
+    LedgerError,
+    AlteredShardError,
+    MissingShardError,
+    VersionMismatchError,
+    StorageError,
+    LeaseLostError,
+    AttackError,
+    DeviceMemoryError,
+    DivergedError,
+]
+
+
+@pytest.mark.parametrize("kind", STOPPED)
+def test_what_goes_wrong_in_the_middle_is_one_message_and_exit_code_1(
+    kind: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert conducted(kind("what was found, and what to do"), tmp_path) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: what was found, and what to do")
+    assert said.count("\n") == 1
+    assert ("the same command goes on from here" in said) == (kind is PoolError)
+
+
+@pytest.mark.parametrize("kind", [PlacementError, ParcelError, ClaimedError])
+def test_what_is_refused_before_work_is_one_message_and_exit_code_2(
+    kind: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        conducted(kind("what was found, and what to do"), tmp_path)
+    assert capsys.readouterr().err == "error: what was found, and what to do\n"
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interrupted])
+def test_an_interrupt_is_exit_code_130(kind: type[BaseException], tmp_path: Path) -> None:
+    assert conducted(kind(), tmp_path) == 130
+
+
+def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        conducted(ZeroDivisionError(), tmp_path)
+
+
+@pytest.mark.ray
+def test_an_evaluation_whose_ray_dies_in_the_middle_ends_with_one_message(tmp_path: Path) -> None:
+    flags = ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--images", "4", "--chunk", "4"]
+    flags += ["--version", "custom", "--attacks", "apgd-ce", "--attack", "evaluated_models:wait_for_ever"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = os.pathsep.join((str(Path(__file__).parent), str(Path(__file__).parents[2])))
+    with socket.create_server(("127.0.0.1", 0)) as waiting:
+        waiting.settimeout(300)
+        environment[WAITING] = str(waiting.getsockname()[1])
+        command = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.evaluate", *flags, "--root", str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            running, _ = waiting.accept()  # the attack runs, so that the watch alone meets the loss
+            running.close()
+            (head,) = (each for each in psutil.Process(command.pid).children() if "gcs_server" in each.name())
+            head.kill()
+            _, errors = command.communicate(timeout=300)
+        finally:
+            command.kill()
+            command.communicate()
+    assert errors == (
+        "error: Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same "
+        "command goes on from there\n"
+    )
+    assert command.returncode == 1

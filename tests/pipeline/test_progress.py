@@ -1,0 +1,69 @@
+"""What a command says while it works."""
+
+import io
+import re
+import sys
+import threading
+
+import pytest
+
+from pipeline import progress
+from pipeline.progress import Spoken, passing
+
+
+class Watched(io.StringIO):
+    """A log that says when a text has been written."""
+
+    def __init__(self, awaited: str) -> None:
+        super().__init__()
+        self.awaited, self.written = awaited, threading.Event()
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if self.awaited in self.getvalue():
+            self.written.set()
+        return count
+
+
+def test_a_log_is_told_what_is_going_on_where_nothing_else_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    log = Watched("round 3 of 7, for")
+    monkeypatch.setattr(sys, "stdout", log)
+    with Spoken() as say:
+        say("one line")
+        say.passing("round 3 of 7", 3 / 7)
+        assert log.written.wait(60)
+    lines = log.getvalue().splitlines()
+    assert re.fullmatch(r"\[ +\d+\.\d s\] one line", lines[0])
+    assert re.fullmatch(r"\[ +\d+\.\d s\]   round 3 of 7, for \d+ s", lines[1])
+
+
+def test_nothing_is_repeated_before_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with Spoken() as say:
+        say.passing("round 3 of 7")
+        say("one line")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Watched("round 3 of 7")
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with Spoken() as say:
+        say.passing("round 3 of 7", 3 / 7)
+        say("one [line] that stays")
+        assert terminal.written.wait(60)
+    assert "one [line] that stays" in terminal.getvalue()
+    assert "━" in terminal.getvalue()
+
+
+def test_a_plain_function_gets_what_is_going_on_as_lines_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    tell = passing(said.append)
+    for number in range(3):
+        tell(f"round {number}", number / 3)
+    assert said == ["round 0"]
+    monkeypatch.setattr(progress, "PAUSE", 0.0)
+    tell("round 3")
+    assert said == ["round 0", "round 3"]
