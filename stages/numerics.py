@@ -141,7 +141,7 @@ def _restored() -> Iterator[None]:
     threads = torch.get_num_threads()
     cudnn: Any = torch.backends.cudnn
     benchmark, deterministic = cudnn.benchmark, cudnn.deterministic
-    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    algorithms = _algorithms()
     matmul, convolutions = _readable(torch.get_float32_matmul_precision), _readable(lambda: cudnn.allow_tf32)
     newer = [(products, products.fp32_precision) for side in _newer_interface() for products in side]
     try:
@@ -149,7 +149,8 @@ def _restored() -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
-        torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+        if _algorithms() != algorithms:  # the call imports PyTorch's compiler, which takes seconds
+            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
         with _older_interface():
             if matmul is not None:
                 torch.set_float32_matmul_precision(matmul)
@@ -157,6 +158,10 @@ def _restored() -> Iterator[None]:
                 cudnn.allow_tf32 = convolutions
         for products, precision in newer:
             products.fp32_precision = precision
+
+
+def _algorithms() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _readable(setting: Callable[[], Value]) -> Value | None:
