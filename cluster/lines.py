@@ -1,7 +1,7 @@
 """Lines that tasks tell while they work, said by the driver while it waits for them.
 
 >>> lines = Lines(print)  # doctest: +SKIP
->>> ray.get(task.remote(lines.teller))  # which calls teller("epoch 3 of 60")  # doctest: +SKIP
+>>> ray.get(task.remote(lines.sender))  # which calls sender("epoch 3 of 60")  # doctest: +SKIP
 >>> lines.close()  # doctest: +SKIP
 epoch 3 of 60
 """
@@ -23,13 +23,13 @@ PAUSE = 1.0
 """Seconds that a task's line must come after its last one; any other is dropped."""
 
 
-class _Ear:
+class _LineQueue:
     """The actor between them: lines in the order in which they came, None at the end."""
 
     def __init__(self) -> None:
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
 
-    async def hear(self, line: str | None) -> None:
+    async def put(self, line: str | None) -> None:
         await self._lines.put(line)
 
     async def next(self) -> str | None:
@@ -37,25 +37,25 @@ class _Ear:
 
 
 @dataclass
-class Teller:
+class LineSender:
     """Given to a task: called with a line, it has the driver say it, unless it spoke a moment ago."""
 
-    ear: Any
+    queue: Any
     pause: float
-    spoke: float = -math.inf
+    last: float = -math.inf
 
     def __call__(self, line: str) -> None:
         now = time.monotonic()
-        if now - self.spoke < self.pause:
+        if now - self.last < self.pause:
             return
-        self.spoke = now
+        self.last = now
         try:
-            ray.get(self.ear.hear.remote(line))
+            ray.get(self.queue.put.remote(line))
         except RayError:
             self.pause = float("inf")  # nobody listens any more, which is no reason to stop working
 
     def __reduce__(self) -> tuple:
-        return Teller, (self.ear, self.pause)  # another task's is its own
+        return LineSender, (self.queue, self.pause)  # another task's is its own
 
 
 class Lines:
@@ -63,24 +63,24 @@ class Lines:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._ear: Any = ray.remote(num_cpus=0)(_Ear).remote()
-        self.teller = Teller(self._ear, PAUSE)
-        self.awaited: list[ObjectRef] = [self._ear.next.remote()]
+        self._queue: Any = ray.remote(num_cpus=0)(_LineQueue).remote()
+        self.sender = LineSender(self._queue, PAUSE)
+        self.awaited: list[ObjectRef] = [self._queue.next.remote()]
 
     def read(self) -> None:
         """Say the line that was waited for, and wait for the next."""
         line = self._line()
-        self.awaited = [] if line is None else [self._ear.next.remote()]
+        self.awaited = [] if line is None else [self._queue.next.remote()]
         if line is not None:
             self._say(line)
 
     def close(self) -> None:
         """Say what is left and end."""
         if self.awaited and is_open():
-            self._ear.hear.remote(None)
+            self._queue.put.remote(None)
             while self.awaited:
                 self.read()
-            ray.kill(self._ear)
+            ray.kill(self._queue)
 
     def _line(self) -> str | None:
         try:

@@ -65,7 +65,7 @@ class Server:
         """What is to be said once it is lost."""
         return (
             f"Ray was lost: {self.name} no longer answers. What was committed is kept; once Ray runs again, the same "
-            "command goes on from there"
+            "command resumes from there"
         )
 
     def lives(self) -> bool | None:

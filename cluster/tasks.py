@@ -12,7 +12,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.lines import Lines, Teller
+from cluster.lines import Lines, LineSender
 from cluster.session import check_room, is_open
 
 Item = TypeVar("Item")
@@ -61,7 +61,7 @@ def run_tasks(
     source = iter(items)
     running: dict[ObjectRef, Item] = {}
     lines = Lines(say) if say else None
-    telling = [lines.teller] if lines else []
+    telling = [lines.sender] if lines else []
     try:
         while True:
             for item in islice(source, in_flight - len(running)):
@@ -85,7 +85,7 @@ def run_tasks(
             lines.close()
 
 
-def _call(function: Callable[..., Result], item: object, *tell: Teller) -> Result:
+def _call(function: Callable[..., Result], item: object, *tell: LineSender) -> Result:
     return function(item, *tell)
 
 

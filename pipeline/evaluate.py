@@ -4,7 +4,7 @@
 >>> found = evaluate_model(model, data="mnist", norm="Linf", radius=0.3)  # doctest: +SKIP
 >>> print(found)  # doctest: +SKIP
 
-The same evaluation again attacks nothing; a killed one goes on from its receipts.
+The same evaluation again attacks nothing; a killed one resumes.
 """
 
 import sys
@@ -150,7 +150,7 @@ class Prepared:
     data: ImageData
     model: nn.Module
     models: Mapping[str, nn.Module]
-    """All that are attacked: the model, in a table beside its classifier alone, with --behind beside two others."""
+    """All that are attacked: the model, in a table beside the undefended one, with --behind beside two others."""
     threat: ThreatModel
     images: int
     planned: Sequence[Measurement]
@@ -171,7 +171,7 @@ def prepare(command: EvaluateCommand) -> Prepared:
     if command.table == "4.5":
         with_adapter(model, SPEED)
     elif command.table in BESIDE and has_adapter(model):
-        models["classifier alone"] = model.classifier
+        models["undefended classifier"] = model.classifier
     functions = function_attacks(command.attack)
     images = command.images or (IMAGES if command.table else IMAGES_UNSET)
     config = replace(command.evaluation, images=images, pgd_images=images)

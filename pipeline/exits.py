@@ -51,17 +51,17 @@ def conduct(work: Callable[[Say], str], *, root: str) -> int:
     except (*DAMAGE, *FAILED) as error:
         return _stop(str(error))
     except KeyboardInterrupt:
-        print("interrupted; nothing committed is lost, and the same command goes on from here")
+        print("interrupted; nothing committed is lost, and the same command resumes from here")
         return 130
     except Exception as error:
         path = Path(root).expanduser()
         if _is_full(path, error):
             return _stop(
                 f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
-                "--root; nothing committed is lost, and the same command goes on from here"
+                "--root; nothing committed is lost, and the same command resumes from here"
             )
         if isinstance(error, PoolError):
-            return _stop(f"{error}; nothing committed is lost, and the same command goes on from here")
+            return _stop(f"{error}; nothing committed is lost, and the same command resumes from here")
         raise
     return 0
 

@@ -25,7 +25,7 @@ SUFFIX = shards.shard_key("").rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class Folder:
     """A run or an evaluation."""
 
     folder: str
@@ -48,7 +48,7 @@ class Inventory:
         self.root = root
 
     @cached_property
-    def kept(self) -> dict[str, Kept]:
+    def kept(self) -> dict[str, Folder]:
         """Runs, then evaluations, by folder."""
         runs = [_run(self.root, name) for name in self.root.names("runs")]
         evaluations = [_evaluation(self.root, name) for name in self.root.names("evaluations")]
@@ -173,10 +173,10 @@ def _looked(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]
         yield place, ""
 
 
-def _run(root: Storage, name: str) -> Kept:
+def _run(root: Storage, name: str) -> Folder:
     run = root.below(f"runs/{name}")
     recipe, results = _json(run, "recipe.json"), _json(run, "results.json")
-    return Kept(
+    return Folder(
         folder=f"runs/{name}",
         finished=bool(results),
         artifacts=frozenset(results.get("artifacts", ())),
@@ -187,9 +187,9 @@ def _run(root: Storage, name: str) -> Kept:
     )
 
 
-def _evaluation(root: Storage, name: str) -> Kept:
+def _evaluation(root: Storage, name: str) -> Folder:
     results = _json(root.below(f"evaluations/{name}"), "results.json")
-    return Kept(
+    return Folder(
         folder=f"evaluations/{name}",
         finished=bool(results),
         artifacts=frozenset(results.get("artifacts", ())),

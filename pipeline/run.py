@@ -1,6 +1,6 @@
 """python -m pipeline.run: the whole experiment, stage by stage, on one page.
 
-The same command again goes on from what is there: finished stages are not repeated, committed shards are not
+The same command again resumes: finished stages are not repeated, committed shards are not
 generated again, and what is complete starts no Ray.
 """
 

@@ -17,7 +17,7 @@ from tyro.conf import Positional, arg, subcommand
 from pipeline.artifacts import ArtifactError
 from pipeline.exits import ClaimedError, conduct, fail, settings_called
 from pipeline.flags import NUMBERS, check_flags
-from pipeline.inventory import Inventory, Kept
+from pipeline.inventory import Folder, Inventory
 from pipeline.progress import Say
 from pipeline.tell.results import Totals
 from stages.lease import TakenError, lease
@@ -120,7 +120,7 @@ def listed(inventory: Inventory) -> str:
     return "\n".join(lines if len(lines) > 1 else [*lines, "  nothing is there"])
 
 
-def _about(inventory: Inventory, run: Kept) -> str:
+def _about(inventory: Inventory, run: Folder) -> str:
     totals = Totals.of(inventory.ledger(run.folder))
     done = run.headline or ("trained" if run.trained == run.rounds else "begun")
     return (

@@ -117,7 +117,7 @@ def within_memory(setting: str, value: int) -> Iterator[None]:
             raise
         raise DeviceMemoryError(
             f"the device has no room for {setting} = {value} ({str(error).splitlines()[0]}): lower it, and what it "
-            "decides on begins anew, or leave the device to fewer processes, and the same command goes on from here; "
+            "decides on begins anew, or leave the device to fewer processes, and the same command resumes from here; "
             "nothing committed is lost"
         ) from error
 

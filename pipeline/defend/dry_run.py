@@ -30,7 +30,7 @@ PASSES = {"fab": 2.0, "fab-t": 2.0, "square": 1 / 3}
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """A line of the dry run; a stage that is built costs nothing."""
 
     name: str
@@ -39,28 +39,28 @@ class Stage:
     cost: str = ""
 
 
-def stages(plan: Plan) -> list[Stage]:
+def stages(plan: Plan) -> list[StageCost]:
     """The stages of a plan in order, with what they have and what the rest would cost."""
     recipe, found = plan.recipe, survey(plan)
     # a run whose evaluation is there has nothing left that is timed
     step, update = (
         (0.0, 0.0) if "evaluation" in found.built else calibrate(found.setup, own_device(plan.command.workers))
     )
-    lines = [Stage("classifier", plan.classifier_fingerprint, "to do", f"{recipe.classifier.epochs} epochs")]
+    lines = [StageCost("classifier", plan.classifier_fingerprint, "to do", f"{recipe.classifier.epochs} epochs")]
     if recipe.search.trials:
         lines.append(_search(plan, found.setup))
     lines += [_rounds(plan, found, step, update), _evaluation(plan, found, step), _checks(plan, found)]
     return [replace(line, state="built", cost="") if line.name in found.built else line for line in lines]
 
 
-def _search(plan: Plan, setup: Setup) -> Stage:
+def _search(plan: Plan, setup: Setup) -> StageCost:
     recipe, trials = plan.recipe, len(candidates(plan.recipe))
     short = replace(setup, config=recipe.loop(rounds=recipe.search.rounds)).schedule
     cost = f"{trials} trials of up to {short.attack_steps:,} attack steps and {short.updates:,} updates"
-    return Stage("search", search_fingerprint(plan.setup(setup.classifier), recipe), "to do", cost)
+    return StageCost("search", search_fingerprint(plan.setup(setup.classifier), recipe), "to do", cost)
 
 
-def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
+def _rounds(plan: Plan, found: Survey, step: float, update: float) -> StageCost:
     schedule, rounds = found.setup.schedule, found.setup.schedule.config.rounds
     done = found.setup.journal.checkpointed
     left = (rounds - done) / max(1, rounds)
@@ -74,10 +74,10 @@ def _rounds(plan: Plan, found: Survey, step: float, update: float) -> Stage:
     before = "search" if plan.recipe.search.trials else "classifier"
     pending = "pending on v_0" if before in found.built else f"pending on the {before}"
     begun = next((line["attacked"] for line in found.setup.journal.read()), pending)
-    return Stage("rounds", begun, f"round {done} of {rounds}", cost)
+    return StageCost("rounds", begun, f"round {done} of {rounds}", cost)
 
 
-def _evaluation(plan: Plan, found: Survey, step: float) -> Stage:
+def _evaluation(plan: Plan, found: Survey, step: float) -> StageCost:
     images, state = plan.recipe.evaluation.images, "to do"
     if found.chunks:
         state = f"{len(found.chunks) - len(found.missing)} of {len(found.chunks)} chunks"
@@ -85,7 +85,7 @@ def _evaluation(plan: Plan, found: Survey, step: float) -> Stage:
         images = sum(len(chunk.split) for chunk in ours)
     took = duration(images * passes(plan.autoattack) * step)
     cost = f"{images} images under {plan.autoattack.name}, {took} of attack if every one survives"
-    return Stage("evaluation", _model(plan, found), state, cost)
+    return StageCost("evaluation", _model(plan, found), state, cost)
 
 
 def passes(lineup: Lineup) -> float:
@@ -99,11 +99,11 @@ def passes(lineup: Lineup) -> float:
     return sum(PASSES.get(attack, 1.0) * math.prod(settings.values()) for attack, settings in found)
 
 
-def _checks(plan: Plan, found: Survey) -> Stage:
+def _checks(plan: Plan, found: Survey) -> StageCost:
     config = plan.recipe.checks
     rounds = round(config.budget * plan.recipe.schedule.rounds)
     trainings = f"{len(PARTS)} trainings of {rounds} rounds" if rounds else "no trainings"
-    return Stage("checks", _model(plan, found), "to do", f"20 checks on {config.size.images} images, {trainings}")
+    return StageCost("checks", _model(plan, found), "to do", f"20 checks on {config.size.images} images, {trainings}")
 
 
 def _model(plan: Plan, found: Survey) -> str:

@@ -16,7 +16,7 @@ from stages.training.setup import Setup, load_trained
 
 
 def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
-    """The robust classifier with the weights that the judge liked best, and which those are."""
+    """The robust classifier with the weights of the selected checkpoint, and which those are."""
     weights, version = setup.journal.best_weights()
     robust = load_trained(setup.build(), weights)
     line = next(setup.journal.read(version - 1), {}) if version else {}

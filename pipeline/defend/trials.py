@@ -74,7 +74,7 @@ def search_fingerprint(setup: Setup, recipe: Recipe) -> str:
 
 
 def search_attack(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say) -> tuple[AttackConfig, dict]:
-    """The attack whose short loop the judge liked best, and the record of every trial.
+    """The attack whose short loop has the best robust accuracy, and the record of every trial.
 
     Without trials, the recipe's own.
     """

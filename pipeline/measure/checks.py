@@ -43,7 +43,7 @@ from stages.training.setup import Setup
 
 ABLATION_ATTACK = PGDConfig(steps=20)
 UNTRAINED = "untrained adapter"
-ALONE = "classifier alone"
+ALONE = "undefended classifier"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +56,7 @@ class Checked:
     """Robust accuracy under each attack that the checks ran in the model's own ball."""
     rows: np.ndarray
     robust: np.ndarray
-    """True where the image stood all of them, and what AutoAttack did before."""
+    """True where the image remains robust to all of them, and to what AutoAttack did before."""
     receipts: tuple[str, ...]
     seconds: float
     """What all of it took, whichever call did it."""
@@ -221,10 +221,10 @@ def _line(receipt: Artifact) -> str:
 
 
 def headline(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
-    """The images that stood every attack of the evaluations, and everything that the checks tried."""
+    """The images that remain robust to every attack of the evaluations, and to everything that the checks tried."""
     worst = worst_of(evaluations)
-    stood = dict(zip(checked.rows.tolist(), checked.robust.tolist(), strict=True))
-    return Accuracy.from_mask(worst.robust_mask & np.array([stood.get(row, True) for row in worst.rows.tolist()]))
+    robust = dict(zip(checked.rows.tolist(), checked.robust.tolist(), strict=True))
+    return Accuracy.from_mask(worst.robust_mask & np.array([robust.get(row, True) for row in worst.rows.tolist()]))
 
 
 def _trainings(setup: Setup | None, test: Split, config: ChecksConfig) -> Iterator[_Training]:
@@ -243,7 +243,7 @@ def _told(receipts: list[Artifact], origin: Origin, config: ChecksConfig) -> dic
         known: dict[str, Any] = {"attack": "PGD-20", "budget": config.budget, "defence": accuracy["defence"]}
         ablations = Ablations(
             **known,
-            classifier_alone=accuracy[ALONE],
+            undefended=accuracy[ALONE],
             untrained_adapter=accuracy[UNTRAINED],
             denoising_only=accuracy["denoising only"],
             adversarial_training=accuracy["adversarial training"],

@@ -21,7 +21,7 @@ from pipeline.artifacts import Artifact, Store
 from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.attacks import Attack
-from stages.evaluation.measurement import AttackConfig, attack_images, described, identity, kind_of
+from stages.evaluation.measurement import MeasuredAttack, attack_images, described, identity, kind_of
 from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.verdict import ChunkVerdict
 from stages.fingerprint import fingerprint
@@ -40,7 +40,7 @@ class Chunk:
     root: str
     model: str
     threat: ThreatModel
-    attack: AttackConfig
+    attack: MeasuredAttack
     split: Split
 
     @property

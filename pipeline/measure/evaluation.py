@@ -58,7 +58,7 @@ class Evaluation:
     """The merged receipts of a model under one attack: what happened to each image, and what was noticed.
 
     ``verdicts`` holds, for each of ``rows`` of the data set, the attack that broke the image, "clean" where the image
-    itself is misclassified, and None where it stood.
+    itself is misclassified, and None where it remains robust.
     """
 
     attack: Mapping[str, Any]
@@ -126,8 +126,8 @@ def evaluate(
     expensive measurements first, so that workers end together.
     """
     chunks = chunks_of(subjects, test, measurements, root=root)
-    board = _Board(Store(root), chunks)
-    if board.missing:
+    found = _Receipts(Store(root), chunks)
+    if found.missing:
         # Before Ray starts, so that what cannot be sent to workers is refused without a wait.
         parcels, attacks = _packed(subjects), _packed_attacks(functions or {})
         place = workers()
@@ -136,12 +136,12 @@ def evaluate(
             (group, chunk, place.device, (models[group[0]], own))
             for group, members in chunks.items()
             for chunk in members
-            if chunk.fingerprint in board.missing
+            if chunk.fingerprint in found.missing
         ]
         for line in _doubts(subjects, measurements):
             say(line)
         say(f"attacking test images in {len(work)} chunks")
-        board.begin(max(1, describe().room(cpus=place.cpus, gpus=place.gpus)))
+        found.begin(max(1, describe().room(cpus=place.cpus, gpus=place.gpus)))
         done = run_tasks(
             attack_to_receipt,
             work,
@@ -151,9 +151,9 @@ def evaluate(
             say=passing(say),
         )
         for (group, chunk, *_), receipt in done:
-            say(board.take(group, chunk, receipt))
+            say(found.take(group, chunk, receipt))
     return {
-        name: {measurement.name: board.merge((name, measurement.name)) for measurement in measurements}
+        name: {measurement.name: found.merge((name, measurement.name)) for measurement in measurements}
         for name in subjects
     }
 
@@ -299,7 +299,7 @@ def merge(receipts: Sequence[Artifact], threat: ThreatModel, *, attacked_now: in
     )
 
 
-class _Board:
+class _Receipts:
     """The receipts of all chunks as they come in, and what can be said of the rest."""
 
     def __init__(self, store: Store, chunks: dict[tuple[str, str], list[Chunk]]) -> None:

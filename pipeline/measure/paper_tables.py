@@ -17,7 +17,7 @@ from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.bpda import BPDAConfig
 from stages.evaluation.classical import ClassicalConfig
 from stages.evaluation.evidence import Row, Table
-from stages.evaluation.measurement import AttackConfig, Measurement
+from stages.evaluation.measurement import MeasuredAttack, Measurement
 from stages.evaluation.published import PAPER, Setting, beside
 from stages.evaluation.throughput import images_per_second
 from stages.rap.robust import RobustClassifier
@@ -47,7 +47,7 @@ def measurements_of(table: str, *, images: int, chunk: int, seed: int) -> list[M
     """What a table takes; Section 4.5 takes no attack."""
     auto = AutoAttackConfig(batch=chunk, seed=seed)
     if table == "3":
-        named: dict[str, tuple[AttackConfig, ThreatModel]] = {**TABLE_3}
+        named: dict[str, tuple[MeasuredAttack, ThreatModel]] = {**TABLE_3}
     elif table == "4":
         named = {"AutoAttack Linf": (auto, CIFAR_LINF), "AutoAttack L2": (auto, CIFAR_L2)}
     elif table == "5":

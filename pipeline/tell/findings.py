@@ -20,6 +20,8 @@ from stages.rap.threat import ThreatModel
 from stages.report import Contents, write_report
 from stages.storage import Storage
 
+WORST_CASE = "robust accuracy (per-image worst case)"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Findings:
@@ -138,10 +140,10 @@ class Findings:
                 lines += [_line(f"{key}, {ball_text(each.threat)}", each.robust) for key, each in evaluations.items()]
             for ball, worst in self.headlines(name).items():
                 if not self.screening:
-                    lines.append(_line(f"worst of all in {ball_text(ball)}", worst.robust))
+                    lines.append(_line(f"{WORST_CASE}, {ball_text(ball)}", worst.robust))
                 lines += [f"  warning: {flag}" for flag in worst.flags]
         if self.checked:
-            lines += ["", _line("worst of all, the checks' attacks included", self.headline)]
+            lines += ["", _line(f"{WORST_CASE}, with the checks", self.headline)]
             lines += ["", checks_text([asdict(check) for check in self.checked.checks])]
         if self.screening:
             ((ball, evaluation),) = self.headlines().items()
@@ -196,9 +198,9 @@ def common_ball(balls: Sequence[ThreatModel], other: Mapping[str, Any]) -> tuple
 
 
 def _paired(ours: Evaluation, theirs: dict[str, list]) -> Comparison:
-    stood = {row: by is None for row, by in zip(theirs["rows"], theirs["broken_by"], strict=True)}
+    robust = {row: by is None for row, by in zip(theirs["rows"], theirs["broken_by"], strict=True)}
     mine = zip(ours.rows.tolist(), ours.verdicts, strict=True)
-    both = [(by is None, stood[row]) for row, by in mine if row in stood]
+    both = [(by is None, robust[row]) for row, by in mine if row in robust]
     if not both:
         raise ValueError("the other evaluation has no image in common with this one: use as many --images")
     first, second = np.array(both).T
@@ -247,7 +249,7 @@ def _cell(value: Accuracy | float | str | None) -> str:
 
 
 def _line(name: str, accuracy: Accuracy) -> str:
-    return f"{name:43} {accuracy}"
+    return f"{name:54} {accuracy}"
 
 
 def _as_json(each: Evaluation, *, images: bool = False) -> dict[str, object]:

@@ -23,7 +23,7 @@ from stages.fingerprint import canonical
 from stages.rap.attack import AttackProcess, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
-from stages.report import Artifact, Attacked, Broken, Contents, Pictures, TrajectoryPictures
+from stages.report import Attacked, Broken, Contents, LineageEntry, Pictures, TrajectoryPictures
 from stages.training.setup import Setup
 
 GALLERY = 8  # images in the pictures
@@ -68,7 +68,7 @@ def run_contents(
         notes=(*notes_on(plan.data.name, auto), *_repeated(results["set_aside"])),
         broken=(
             Broken(model="robust classifier", images=len(auto.rows), by=auto.broken_by),
-            Broken(model="classifier alone", images=len(alone[auto.name].rows), by=alone[auto.name].broken_by),
+            Broken(model="undefended classifier", images=len(alone[auto.name].rows), by=alone[auto.name].broken_by),
         ),
         curves=checked.curves,
         tables=field_tables(plan.data.name, threat, auto, results["classifier"]["architecture"]),
@@ -227,12 +227,12 @@ def gallery(
     return pictures, stepwise
 
 
-def lineage(paths: Iterable[str]) -> Iterable[Artifact]:
+def lineage(paths: Iterable[str]) -> Iterable[LineageEntry]:
     """The artifacts behind the figures, as their manifests name them."""
     for path in dict.fromkeys(paths):
         manifest = manifest_at(path)
         origin = manifest["provenance"]
-        yield Artifact(
+        yield LineageEntry(
             kind=manifest["kind"],
             fingerprint=manifest["fingerprint"],
             commit=origin["commit"] or "",

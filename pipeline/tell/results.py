@@ -114,10 +114,10 @@ def table(results: dict) -> str:
     lines = [
         f"{results['data']}, {ball}, {describe_model(results)}",
         "",
-        f"{'':34}{'robust classifier':>28}{'classifier alone':>28}",
+        f"{'':40}{'robust classifier':>28}{'undefended classifier':>28}",
         _row("clean", robust["clean"], undefended["clean"]),
         *(_row(name, robust["attacks"][name], undefended["attacks"][name]) for name in reversed(robust["attacks"])),
-        _row("worst of everything, per image", robust["headline"], undefended["headline"]),
+        _row("robust accuracy (per-image worst case)", robust["headline"], undefended["headline"]),
         "",
         "percent of test images, with 95 % interval and number of images",
     ]
@@ -134,9 +134,9 @@ def table(results: dict) -> str:
             f"{shards['float32_ratio']:.0f}x smaller than float32",
         ]
     lines += [
-        f"work          {_times(results['seconds'])}; of all workers, in this call or before",
+        f"work          {_times(results['seconds'])}; total worker time",
         f"this call     {_times(results['seconds_now'])}",
-        f"shipped       v_{shipped['version']} of {shipped['of']}, which the judge liked best",
+        f"selected      v_{shipped['version']} of {shipped['of']}: best robust accuracy on the hold-out",
         f"model         {results['paths']['model']}",
     ]
     lines += [f"results       {results['paths']['results']}", f"report        {results['paths']['report']}"]
@@ -162,7 +162,7 @@ def checks_text(checks: list[dict]) -> str:
 
 
 def _row(name: str, robust: dict, undefended: dict) -> str:
-    return f"{name:34}{_cell(robust):>28}{_cell(undefended):>28}"
+    return f"{name:40}{_cell(robust):>28}{_cell(undefended):>28}"
 
 
 def _cell(accuracy: dict) -> str:

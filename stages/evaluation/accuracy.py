@@ -123,7 +123,7 @@ def to_float(images: UInt8[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def finite_logits(
     model: nn.Module, images: Float[Tensor, "image channel height width"]
-) -> Float[Tensor, "image klass"]:
+) -> Float[Tensor, "image class"]:
     """The model's logits. Raises NonFiniteLogits where one of them is NaN or infinite."""
     logits = model(images)
     finite = torch.isfinite(logits).all(1)

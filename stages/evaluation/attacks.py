@@ -49,7 +49,7 @@ class AttackResult:
         """The same as a verdict, in which this attack's name stands for what it broke."""
         named = zip(self.robust, self.clean, strict=True)
         return ChunkVerdict(
-            broken_by=tuple(None if stood else self.name if right else "clean" for stood, right in named),
+            broken_by=tuple(None if robust else self.name if right else "clean" for robust, right in named),
             adversarial=self.adversarial,
             distance=self.distance,
             flags=(),
@@ -120,7 +120,7 @@ def refusal_flag(attack: str, images: int) -> str:
 
 
 def worst_case(masks: Sequence[Bool[np.ndarray, " image"]]) -> Bool[np.ndarray, " image"]:
-    """True where an image stood everything; the headline of an honest report.
+    """True where an image remains robust to everything; the headline of an honest report.
 
     Raises ValueError where there is nothing to combine, or the masks are of different images.
     """

@@ -108,7 +108,7 @@ def attack_chunk(
             if not verdict.robust.any():
                 break
             progress(f"{attack}, {verdict.robust.sum()} of {len(labels)} images are left")
-            verdict = _attack_standing(official, attack, verdict, clean, labels, threat, config)
+            verdict = _attack_remaining(official, attack, verdict, clean, labels, threat, config)
             if attacked.met:
                 flags.take(NOT_FINITE)
             verdict = replace(verdict, flags=flags.messages)
@@ -144,7 +144,7 @@ def _unattacked(
     )
 
 
-def _attack_standing(
+def _attack_remaining(
     official: AutoAttack,
     attack: str,
     verdict: ChunkVerdict,

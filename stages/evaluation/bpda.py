@@ -72,7 +72,7 @@ class Surrogate(nn.Module):
         super().__init__()
         self.model, self.backward_pass, self.samples = model, backward, samples
 
-    def forward(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image klass"]:
+    def forward(self, images: Float[Tensor, "image channel height width"]) -> Float[Tensor, "image class"]:
         return torch.stack([self._once(images) for _ in range(self.samples)]).mean(0)
 
     def _once(self, images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 >>> import numpy as np
 >>> str(Comparison.of(np.array([True, True, False, True]), np.array([True, False, False, False])))
-'+50.0 points [-13.5, +78.9] of 4 images (2 stand in the first only, 0 in the second only; McNemar p = 0.5)'
+'+50.0 points [-13.5, +78.9] of 4 images (2 remain robust in the first only, 0 in the second only; McNemar p = 0.5)'
 """
 
 import math
@@ -19,7 +19,7 @@ class Comparison:
     """The paired counts of two masks over the same images."""
 
     both: int
-    """Images that stand in both."""
+    """Images that remain robust in both."""
     first_only: int
     second_only: int
     neither: int
@@ -30,7 +30,7 @@ class Comparison:
 
     @classmethod
     def of(cls, first: Bool[np.ndarray, " image"], second: Bool[np.ndarray, " image"]) -> "Comparison":
-        """Of two masks that are True where an image stands. Raises ValueError for masks of different lengths."""
+        """Of two masks, True where an image remains robust. Raises ValueError for masks of different lengths."""
         if len(first) != len(second):
             raise ValueError(f"masks of {len(first)} and {len(second)} images cannot be paired: take the same images")
         return cls(
@@ -85,12 +85,12 @@ class Comparison:
         low, high = self.interval
         return (
             f"{100 * self.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] of {self.images} images "
-            f"({self.first_only} stand in the first only, {self.second_only} in the second only; "
+            f"({self.first_only} remain robust in the first only, {self.second_only} in the second only; "
             f"McNemar p = {self.p_value:.2g})"
         )
 
     def as_json(self) -> dict[str, object]:
-        """The counts and what follows from them, as they stand in results."""
+        """The counts and what follows from them, as results have them."""
         return {
             "images": self.images,
             "both": self.both,

@@ -134,7 +134,7 @@ def _remedy(model: nn.Module) -> str:
     return "resize or convert them inside its forward"
 
 
-def _logits(model: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "image klass"]:
+def _logits(model: nn.Module, pixels: Tensor, classes: int) -> Float[Tensor, "image class"]:
     """The model's answer, if it is logits. Raises ValueError for anything else."""
     logits, images = answer_of(model, pixels), len(pixels)
     expected = f"expected logits [{images}, {classes}], one row an image and one column for each class of the data"
@@ -173,7 +173,7 @@ def _described(answer: object) -> str:
     return f"{kind} with .logits" if hasattr(answer, "logits") else kind
 
 
-def _check_probabilities(logits: Float[Tensor, "image klass"]) -> None:
+def _check_probabilities(logits: Float[Tensor, "image class"]) -> None:
     coarse = any(torch.equal(logits, logits.to(kind).to(logits)) for kind in (torch.bfloat16, torch.float16))
     # What rows of probabilities and of log-probabilities differ by from 1, by rounding, in bfloat16 and in float32
     tolerance = 2**-6 if coarse else 1e-5

@@ -32,7 +32,7 @@ class FiniteGradients(nn.Module):
         self.met = False
         """Whether one of them was not."""
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         if images.requires_grad:
             images.register_hook(self._finite)
         return self.model(images)

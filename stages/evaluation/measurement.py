@@ -55,7 +55,7 @@ CHANGED = (
     "draws anew"
 )
 TIED = 0.05  # of a chunk's images, or one of them: more are not of two classes so equal that rounding decides
-AttackConfig = AutoAttackConfig | PGDConfig | ClassicalConfig | BPDAConfig | FunctionConfig
+MeasuredAttack = AutoAttackConfig | PGDConfig | ClassicalConfig | BPDAConfig | FunctionConfig
 KINDS: dict[type, str] = {
     AutoAttackConfig: "autoattack",
     PGDConfig: "pgd",
@@ -70,7 +70,7 @@ class Measurement:
     """An attack, the ball in which it counts, and how many images of the fixed random order it gets."""
 
     name: str
-    attack: AttackConfig
+    attack: MeasuredAttack
     threat: ThreatModel
     images: int
     chunk: int
@@ -87,12 +87,12 @@ class Measurement:
         return kind_of(self.attack)
 
 
-def kind_of(attack: AttackConfig) -> str:
+def kind_of(attack: MeasuredAttack) -> str:
     """The kind of an attack, such as "autoattack"."""
     return next(kind for config, kind in KINDS.items() if isinstance(attack, config))
 
 
-def identity(attack: AttackConfig) -> dict[str, object]:
+def identity(attack: MeasuredAttack) -> dict[str, object]:
     """What of an attack decides a chunk's verdict: not how many other chunks there are."""
     if isinstance(attack, AutoAttackConfig):
         return {
@@ -108,7 +108,7 @@ def identity(attack: AttackConfig) -> dict[str, object]:
 
 
 def described(
-    attack: AttackConfig, model: nn.Module, images: UInt8[Tensor, "image channel height width"], threat: ThreatModel
+    attack: MeasuredAttack, model: nn.Module, images: UInt8[Tensor, "image channel height width"], threat: ThreatModel
 ) -> dict[str, object]:
     """The attack that a model gets, with all that decides what may be said of its result, as JSON with its name."""
     if isinstance(attack, AutoAttackConfig):
@@ -118,7 +118,7 @@ def described(
 
 
 def attack_images(
-    attack: AttackConfig,
+    attack: MeasuredAttack,
     model: nn.Module,
     images: UInt8[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],

@@ -181,7 +181,7 @@ def _starts(
     return start
 
 
-def _likeliest(logits: Float[Tensor, "image klass"], labels: Int64[Tensor, " image"]) -> Int64[Tensor, "image wrong"]:
+def _likeliest(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]) -> Int64[Tensor, "image wrong"]:
     """The wrong classes of each image, the likeliest first."""
     return logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
 
@@ -206,17 +206,19 @@ def _climb(
 ) -> tuple[Float[Tensor, "image channel height width"], Bool[Tensor, " image"]]:
     """One run each; an image stops where it is first misclassified, and costs nothing from then on."""
     states, broken = start.clone(), torch.zeros_like(labels, dtype=torch.bool)
-    standing = torch.arange(len(labels), device=labels.device)
+    remaining = torch.arange(len(labels), device=labels.device)
     for number in range(config.steps):
-        gradient, wrong = _gradient(model, states[standing], labels[standing], targets[standing], LOSSES[config.loss])
-        broken[standing] = wrong
-        standing, gradient = standing[~wrong], gradient[~wrong]
-        if not len(standing):
+        gradient, wrong = _gradient(
+            model, states[remaining], labels[remaining], targets[remaining], LOSSES[config.loss]
+        )
+        broken[remaining] = wrong
+        remaining, gradient = remaining[~wrong], gradient[~wrong]
+        if not len(remaining):
             return states, broken
-        moved = states[standing] + config.step(threat, number) * direction(gradient, threat)
-        states[standing] = project(moved, clean[standing], threat)
+        moved = states[remaining] + config.step(threat, number) * direction(gradient, threat)
+        states[remaining] = project(moved, clean[remaining], threat)
     with torch.no_grad():
-        broken[standing] = misclassified(model(states[standing]), labels[standing])
+        broken[remaining] = misclassified(model(states[remaining]), labels[remaining])
     return states, broken
 
 

@@ -22,7 +22,7 @@ class ChunkVerdict:
     """What attacks found on a chunk, image by image.
 
     ``broken_by`` names the first attack that broke an image, "clean" where the image itself is
-    misclassified (which counts as not robust), None where it stood. ``adversarial`` holds the broken
+    misclassified (which counts as not robust), None where it remains robust. ``adversarial`` holds the broken
     images' adversaries and the other images as they are, ``distance`` how far they are from the images
     in the threat's norm. ``flags`` are AutoAttack's own warnings, and say when not to trust it. ``refused``
     counts, by attack, the images that came back as adversaries and are none, by `verify`: they count as not
@@ -110,7 +110,7 @@ def unanswered(model: nn.Module, images: Float32[Tensor, "image channel height w
         return not all(bool(model(part.to(device_of(model))).isfinite().all()) for part in images.split(batch))
 
 
-def misclassified(logits: Float[Tensor, "image klass"], labels: Int64[Tensor, " image"]) -> Bool[Tensor, " image"]:
+def misclassified(logits: Float[Tensor, "image class"], labels: Int64[Tensor, " image"]) -> Bool[Tensor, " image"]:
     """True where the largest logit is not the label's, or one is NaN: that is no answer to an image that is allowed."""
     return (logits.argmax(1) != labels) | logits.isnan().any(1)
 

@@ -29,7 +29,7 @@ class CNN(nn.Module):
         self.dropout2 = nn.Dropout(0.5)
         self.fc2 = nn.Linear(128, classes)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         features = functional.relu(self.conv1(self.normalise(images)))
         features = functional.max_pool2d(functional.relu(self.conv2(features)), 2)
         hidden = functional.relu(self.fc1(self.dropout1(features).flatten(1)))

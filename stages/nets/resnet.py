@@ -60,7 +60,7 @@ class ResNet18(nn.Module):
         )
         self.linear = nn.Linear(8 * width, classes)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         features = functional.relu(self.bn1(self.conv1(self.normalise(images))))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         return self.linear(features.mean((2, 3)))

@@ -81,7 +81,7 @@ class WideResNet(nn.Module):
         self.fc = nn.Linear(widths[-1], classes)
         self.apply(_initialise)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         features = self.block3(self.block2(self.block1(self.conv1(self.normalise(images)))))
         return self.fc(functional.relu(self.bn1(features)).mean((2, 3)))
 

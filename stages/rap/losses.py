@@ -17,7 +17,7 @@ LossName = Literal["cross-entropy", "dlr", "margin", "cross-entropy+reconstructi
 DLR_CLASSES = 3  # fewer have no third largest logit
 AttackLoss = Callable[
     [
-        Float[Tensor, "batch klass"],
+        Float[Tensor, "batch class"],
         Int64[Tensor, " batch"],
         Float[Tensor, "batch channel height width"],
         Float[Tensor, "batch channel height width"],
@@ -26,12 +26,12 @@ AttackLoss = Callable[
 ]
 
 
-def cross_entropy(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def cross_entropy(logits: Float[Tensor, "batch class"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Cross-entropy of each image."""
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
-def margin(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def margin(logits: Float[Tensor, "batch class"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """The best wrong logit minus the right one; positive when misclassified (Carlini & Wagner 2017)."""
     right = logits.gather(1, labels[:, None])
     wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
@@ -39,13 +39,13 @@ def margin(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]
 
 
 def targeted_margin(
-    logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"], targets: Int64[Tensor, " batch"]
+    logits: Float[Tensor, "batch class"], labels: Int64[Tensor, " batch"], targets: Int64[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """The logit of a target class minus the right one; positive only where the image is misclassified."""
     return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
 
 
-def dlr(logits: Float[Tensor, "batch klass"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def dlr(logits: Float[Tensor, "batch class"], labels: Int64[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Difference of logits ratio (Croce & Hein 2020, Eq. 6). Raises ValueError for fewer than three classes."""
     check_loss("dlr", classes=logits.shape[1])
     ordered = logits.sort(dim=1).values

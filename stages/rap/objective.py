@@ -43,9 +43,9 @@ def objective(
     *,
     restored: Float[Tensor, "batch channel height width"],
     clean: Float[Tensor, "batch channel height width"],
-    logits: Float[Tensor, "batch klass"],
+    logits: Float[Tensor, "batch class"],
     labels: Int64[Tensor, " batch"],
-    clean_logits: Float[Tensor, "batch klass"] | None = None,
+    clean_logits: Float[Tensor, "batch class"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The loss of Alg. 3 on restored states, and its terms without weights.
 

@@ -43,7 +43,7 @@ def reverse_process(
 
 
 def attack_again(
-    logits: Callable[[Images], Float[Tensor, "batch klass"]],
+    logits: Callable[[Images], Float[Tensor, "batch class"]],
     restored: Float[Tensor, "batch channel height width"],
     labels: Int64[Tensor, " batch"],
     *,

@@ -57,7 +57,7 @@ class RobustClassifier(nn.Module):
             raise ValueError(f"step_size is {step_size}; it must be greater than 0 pixels of [0, 1], or None")
         self.times = self._times(reverse_steps)
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         return self.classify(self.purify(images))
 
     def purify(
@@ -89,7 +89,7 @@ class RobustClassifier(nn.Module):
         other._modules = {**self._modules, "classifier": classifier}
         return other
 
-    def classify(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def classify(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         """The classifier's logits, without the adapter."""
         return self.classifier(images)
 

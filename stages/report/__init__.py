@@ -3,14 +3,14 @@
 `Contents` says what there is to report, `write_report` writes it.
 """
 
-from stages.report.contents import Artifact, Attacked, Broken, Contents, Pictures, TrajectoryPictures
+from stages.report.contents import Attacked, Broken, Contents, LineageEntry, Pictures, TrajectoryPictures
 from stages.report.page import ReportFiles, write_report
 
 __all__ = [
-    "Artifact",
     "Attacked",
     "Broken",
     "Contents",
+    "LineageEntry",
     "Pictures",
     "ReportFiles",
     "TrajectoryPictures",

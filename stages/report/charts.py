@@ -27,11 +27,11 @@ from stages.report.drawing import (
 )
 
 SMOOTHED = 15  # rounds of the running median; one round's loss says little
-WITHSTOOD = "withstood"
+ROBUST = "remains robust"
 
 
 def glance(rows: Sequence[tuple[str, Accuracy | None, Accuracy | None]], undefended: bool) -> str:
-    """Accuracy of the robust classifier and of the classifier alone in each row, with intervals."""
+    """Accuracy of the robust classifier and of the undefended classifier in each row, with intervals."""
 
     def draw(axes: Axes) -> None:
         for place, (_, robust, alone) in enumerate(rows):
@@ -49,7 +49,7 @@ def glance(rows: Sequence[tuple[str, Accuracy | None, Accuracy | None]], undefen
         axes.grid(axis="y", visible=False)
         if undefended:
             legend_above(
-                axes, [_mark("robust classifier", BLUE, "o"), _mark("classifier alone", VERMILLION, "s", "none")]
+                axes, [_mark("robust classifier", BLUE, "o"), _mark("undefended classifier", VERMILLION, "s", "none")]
             )
 
     return svg("glance", draw, height=0.95 + 0.4 * len(rows))
@@ -81,14 +81,14 @@ def accuracy_curves(x: str, curves: Sequence[Curve], mark: float | None) -> str:
 
 
 def broken_by(models: Sequence[tuple[str, int, Mapping[str, int]]]) -> str:
-    """A bar of 100 % for each model: what withstood, then the images by what broke them first."""
+    """A bar of 100 % for each model: what remains robust, then the images by what broke them first."""
     names = list(dict.fromkeys(name for _, _, by in models for name in by))
-    looks = {WITHSTOOD: (BLUE, ""), **dict(zip(names, fills(), strict=False))}
+    looks = {ROBUST: (BLUE, ""), **dict(zip(names, fills(), strict=False))}
 
     def draw(axes: Axes) -> None:
         for place, (_, images, by) in enumerate(models):
             left = 0.0
-            for name, count in {WITHSTOOD: images - sum(by.values()), **by}.items():
+            for name, count in {ROBUST: images - sum(by.values()), **by}.items():
                 colour, hatch = looks[name]
                 share = 100 * count / images
                 axes.barh(place, share, left=left, height=0.6, color=colour, hatch=hatch, edgecolor="#ffffff")

@@ -37,7 +37,7 @@ class Attacked:
     robust: Accuracy | None = None
     """Of the robust classifier, or of the only model that there is."""
     undefended: Accuracy | None = None
-    """Of the classifier alone, under the same attack."""
+    """Of the undefended classifier, under the same attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Broken:
     images: int
     by: Mapping[str, int]
     """Images by attack, in the order in which the attacks ran; "clean" counts images that needed no attack.
-    Images that withstood all of them are those that are left."""
+    Images that remain robust to all of them are those that are left."""
 
     def __post_init__(self) -> None:
         counted = sum(self.by.values())
@@ -138,7 +138,7 @@ class TrajectoryPictures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifact:
+class LineageEntry:
     """Something that was made on the way, as its manifest names it; what is not known is empty or None."""
 
     kind: str
@@ -164,15 +164,15 @@ class Contents:
     clean: Accuracy
     """Of the test images without an attack."""
     headline: Accuracy
-    """The images that withstood everything in ``worst_of``."""
+    """The images that remain robust to everything in ``worst_of``."""
     worst_of: tuple[str, ...]
     """The attacks of which the headline is the worst case for each image."""
     description: str = ""
     """The model in a few words."""
     undefended_clean: Accuracy | None = None
-    """Of the classifier alone, without an attack."""
+    """Of the undefended classifier, without an attack."""
     undefended_headline: Accuracy | None = None
-    """Of the classifier alone, under everything in ``worst_of``."""
+    """Of the undefended classifier, under everything in ``worst_of``."""
     attacks: tuple[Attacked, ...] = ()
     checks: tuple[Check, ...] = ()
     flags: tuple[str, ...] = ()
@@ -196,7 +196,7 @@ class Contents:
     search: Mapping[str, object] = field(default_factory=dict)
     """``trials`` and ``chosen``, as in results.json."""
     recipe: Mapping[str, object] = field(default_factory=dict)
-    lineage: tuple[Artifact, ...] = ()
+    lineage: tuple[LineageEntry, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Work of each stage, added up over its workers."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from stages.evaluation.accuracy import Accuracy
 from stages.report import charts, words
-from stages.report.contents import Artifact, Contents
+from stages.report.contents import Contents, LineageEntry
 from stages.report.document import Block, Bullets, Chart, Fold, Grid
 
 LOSSES = ("loss", "cross_entropy", "reconstruction", "kl")
@@ -156,7 +156,7 @@ def lineage_blocks(contents: Contents) -> tuple[Block, ...]:
     """Every artifact with its fingerprint, commit, device and time, a row a kind; and the versions of the packages."""
     if not contents.lineage:
         return ()
-    kinds: dict[str, list[Artifact]] = defaultdict(list)
+    kinds: dict[str, list[LineageEntry]] = defaultdict(list)
     for artifact in contents.lineage:
         kinds[artifact.kind].append(artifact)
     rows = tuple(

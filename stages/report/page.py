@@ -52,7 +52,7 @@ def write_report(contents: Contents, directory: str | Path) -> ReportFiles:
         "overview": overview,
         "headline": words.headline(contents.headline),
         "verdict": words.verdict(contents.checks),
-        "standing": words.standing(contents.checks),
+        "worst": words.worst_verdict(contents.checks),
         "ball": words.ball(contents.threat),
         "percent": words.percent,
         "interval": words.interval,

@@ -10,7 +10,7 @@ was not measured, and what is NaN or infinite, is null. The keys, all always the
 | headline, worst_of, says | the accuracy, the attacks that it is the worst case of, the sentence |
 | clean, undefended_clean, undefended_headline | accuracies |
 | attacks | [{name, robust, undefended}], accuracies |
-| verdict {standing, says}, checks | [{number, name, verdict, figure, images, says, evidence}] |
+| verdict {worst, says}, checks | [{number, name, verdict, figure, images, says, evidence}] |
 | flags, notes, alarms | sentences |
 | broken | [{model, images, by: {attack: images}}]: each image under the first attack that broke it |
 | curves | [{name, x, points: [[x, accuracy]]}] |
@@ -41,7 +41,7 @@ def as_json(contents: Contents, files: Mapping[str, Mapping[str, Sequence[str]]]
     """The numbers of a report as JSON can hold them; ``files`` are the pictures' paths by gallery and kind, the
     galleries being "pictures", "trajectory-0", "trajectory-1" ...
 
-    Raises ValueError for what has no place in JSON, naming where it stands.
+    Raises ValueError for what has no place in JSON, naming where it is.
     """
     pictures = contents.pictures
     everything = {
@@ -57,7 +57,7 @@ def as_json(contents: Contents, files: Mapping[str, Mapping[str, Sequence[str]]]
         "undefended_clean": contents.undefended_clean,
         "undefended_headline": contents.undefended_headline,
         "attacks": [vars(each) for each in contents.attacks],
-        "verdict": {"standing": words.standing(contents.checks), "says": words.verdict(contents.checks)},
+        "verdict": {"worst": words.worst_verdict(contents.checks), "says": words.verdict(contents.checks)},
         "checks": [vars(check) for check in contents.checks],
         "flags": contents.flags,
         "notes": contents.notes,

@@ -42,7 +42,7 @@ AT_A_GLANCE = 4  # attacks in the overview
 
 
 def glance(contents: Contents) -> Chart:
-    """The headline, the clean accuracy and the first attacks, beside the classifier alone; the table has them all."""
+    """The clean and the robust accuracy and the first attacks, beside the undefended classifier; the table has all."""
     first, *attacks, last = _accuracies(contents)
     rows = [first, *attacks[:AT_A_GLANCE], last]
     undefended = any(alone for _, _, alone in rows)
@@ -54,21 +54,21 @@ def _accuracies(contents: Contents) -> list[tuple[str, Accuracy | None, Accuracy
     return [
         ("no attack", contents.clean, contents.undefended_clean),
         *((each.name, each.robust, each.undefended) for each in contents.attacks),
-        ("worst case of all", contents.headline, contents.undefended_headline),
+        ("robust accuracy (per-image worst case)", contents.headline, contents.undefended_headline),
     ]
 
 
 def _pair(robust: Accuracy | None, alone: Accuracy | None) -> str:
-    return words.cell(robust) if alone is None else f"{words.cell(robust)}, classifier alone {words.cell(alone)}"
+    return words.cell(robust) if alone is None else f"{words.cell(robust)}, undefended classifier {words.cell(alone)}"
 
 
 def _results(contents: Contents) -> list[Block]:
     rows = _accuracies(contents)
     both = any(alone for _, _, alone in rows)
-    columns = ("", "robust classifier", "classifier alone") if both else ("", "accuracy")
+    columns = ("", "robust classifier", "undefended classifier") if both else ("", "accuracy")
     cells = [(name, words.cell(robust), words.cell(alone))[: len(columns)] for name, robust, alone in rows]
     worst = (
-        "The worst case counts an image only if it withstood all that was run on it, of these (rows say on how many): "
+        "An image counts as robust only if it remains so under all that was run on it (rows say on how many): "
         f"{', '.join(contents.worst_of)}."
     )
     grid = Grid(columns=columns, rows=tuple(cells), ours=frozenset({len(cells) - 1}))
@@ -146,11 +146,11 @@ def _broken(contents: Contents) -> list[Block]:
     names = list(dict.fromkeys(name for _, _, by in models for name in by))
     rows = (
         ("images", *(words.cell(images) for _, images, _ in models)),
-        (charts.WITHSTOOD, *(words.cell(images - sum(by.values())) for _, images, by in models)),
+        (charts.ROBUST, *(words.cell(images - sum(by.values())) for _, images, by in models)),
         *((name, *(words.cell(by.get(name, 0)) for _, _, by in models)) for name in names),
     )
     says = "; ".join(
-        f"{model}: {images - sum(by.values())} of {images} withstood, "
+        f"{model}: {images - sum(by.values())} of {images} remain robust, "
         + ", ".join(f"{count} {name}" for name, count in by.items())
         for model, images, by in models
     )

@@ -89,10 +89,10 @@ def ball(threat: ThreatModel) -> str:
 def headline(accuracy: Accuracy) -> str:
     """
     >>> headline(Accuracy(54, 128))
-    'Of 128 test images, 54 withstood everything that was run on them: 42.2 % [34.0, 50.8].'
+    'Of 128 test images, 54 remain robust to everything that was run on them: 42.2 % [34.0, 50.8].'
     """
     return (
-        f"Of {accuracy.images:,} test images, {accuracy.correct:,} withstood everything that was run on them: "
+        f"Of {accuracy.images:,} test images, {accuracy.correct:,} remain robust to everything that was run on them: "
         f"{percent(accuracy.value)} {interval(accuracy)}."
     )
 
@@ -118,7 +118,7 @@ def verdict(checks: Sequence[Check]) -> str:
     return f"{text} The headline cannot be relied on before what failed is explained." if failed else text
 
 
-def standing(checks: Sequence[Check]) -> str:
+def worst_verdict(checks: Sequence[Check]) -> str:
     """The worst verdict: "fail", "warn", "pass", or "none" where no check says anything."""
     found = {check.verdict for check in checks}
     return next((each for each in ("fail", "warn", "pass") if each in found), "none")

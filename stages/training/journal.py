@@ -197,7 +197,7 @@ class Journal:
         self.run.delete([*superseded, *beaten])
 
     def best_weights(self) -> tuple[dict[str, Tensor], int]:
-        """The weights that the judge liked best up to the last checkpoint, and their version.
+        """The weights with the best robust accuracy on the hold-out up to the last checkpoint, and their version.
 
         Raises LookupError before any verdict, and VersionMismatchError where the file was damaged.
         """

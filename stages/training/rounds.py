@@ -1,6 +1,6 @@
 """The loop: generate against one version, train to the next, judge now and then.
 
-It is written once. `run_rounds` trains; where the shards come from is a `Source`: `run_serially` makes them on the
+It is written once. `run_rounds` trains; where the shards come from is a `RoundSource`: `run_serially` makes them on the
 spot, the loop on Ray (pipeline/defend/loop.py) waits until its generators have. Both publish the same bytes.
 """
 
@@ -49,7 +49,7 @@ class Round:
 
 
 @runtime_checkable
-class Source(Protocol):
+class RoundSource(Protocol):
     """Where rounds come from."""
 
     def begin(self, start: Start) -> None:
@@ -128,7 +128,7 @@ def run_serially(
     return source.made
 
 
-def run_rounds(setup: Setup, source: Source, *, report: Callable[[dict], None]) -> None:
+def run_rounds(setup: Setup, source: RoundSource, *, report: Callable[[dict], None]) -> None:
     """Train from the last checkpoint (or the start) to the last round, publishing every version on the way.
 
     With several workers (torch.distributed) each takes its slice of every batch, and rank 0 writes. ``report`` gets a
@@ -143,7 +143,7 @@ def run_rounds(setup: Setup, source: Source, *, report: Callable[[dict], None]) 
 class _Rounds:
     """One pass of `run_rounds`, from where it goes on."""
 
-    def __init__(self, setup: Setup, source: Source, behind: Behind, report: Callable[[dict], None]) -> None:
+    def __init__(self, setup: Setup, source: RoundSource, behind: Behind, report: Callable[[dict], None]) -> None:
         self.setup, self.source, self.behind, self.report = setup, source, behind, report
         self.rank, self.world = workers()
         self.journal, self.schedule = setup.journal, setup.schedule

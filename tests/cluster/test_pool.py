@@ -8,7 +8,7 @@ import pytest
 import ray
 
 import cluster.lines
-from cluster.lines import Teller
+from cluster.lines import LineSender
 from cluster.pool import Pool, PoolError, Ref, put, run_tasks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -93,8 +93,8 @@ def test_a_task_tells_little_in_a_moment():
     assert said == ["2 begun"]
 
 
-def kill_the_listener(number: int, tell: Teller) -> int:
-    ray.kill(tell.ear)
+def kill_the_listener(number: int, tell: LineSender) -> int:
+    ray.kill(tell.queue)
     tell("nobody hears this")
     return number
 

@@ -160,6 +160,6 @@ def test_a_main_thread_that_does_not_come_back_ends_with_its_process() -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
     assert done.stderr == (
         "error: Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same "
-        "command goes on from there\n"
+        "command resumes from there\n"
     )
     assert done.returncode == 1

@@ -208,6 +208,6 @@ def test_a_ray_that_dies_ends_the_work_with_one_message_and_another_session_may_
     )
     assert done.stdout == (
         "Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same command "
-        "goes on from there\n1.0\n"
+        "resumes from there\n1.0\n"
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -342,7 +342,7 @@ def test_the_command_prints_and_writes_what_it_found_and_compares(
     assert {check["verdict"] for check in results["checks"] if check["number"] in (17, 18, 19)} == {"not applicable"}
     page = (tmp_path / "evaluations/one/report/index.html").read_text()
     assert f"{100 * results['headline']['value']:.1f} %" in page
-    assert "worst of all in Linf 0.1" in capsys.readouterr().out
+    assert "robust accuracy (per-image worst case), Linf 0.1" in capsys.readouterr().out
     results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
     (worst,) = results["models"]["model"]["headlines"]
     assert len(worst["images"]["rows"]) == worst["robust"]["images"] == 12

@@ -57,7 +57,7 @@ def test_what_goes_wrong_in_the_middle_is_one_message_and_exit_code_1(
     said = capsys.readouterr().err
     assert said.startswith("error: what was found, and what to do")
     assert said.count("\n") == 1
-    assert ("the same command goes on from here" in said) == (kind is PoolError)
+    assert ("the same command resumes from here" in said) == (kind is PoolError)
 
 
 @pytest.mark.parametrize("kind", [PlacementError, ParcelError, ClaimedError])
@@ -107,6 +107,6 @@ def test_an_evaluation_whose_ray_dies_in_the_middle_ends_with_one_message(tmp_pa
             command.communicate()
     assert errors == (
         "error: Ray was lost: the head no longer answers. What was committed is kept; once Ray runs again, the same "
-        "command goes on from there\n"
+        "command resumes from there\n"
     )
     assert command.returncode == 1

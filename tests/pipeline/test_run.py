@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tuple[Path, str]) -> None:
     root, printed = finished
     results = results_of(root)
-    for word in ("AutoAttack standard", "PGD-40", "clean", "classifier alone", results["paths"]["model"]):
+    for word in ("AutoAttack standard", "PGD-40", "clean", "undefended classifier", results["paths"]["model"]):
         assert word in printed
     model, data = load_model(results["paths"]["model"]), load_data(DataConfig(name="digits"))
     test = torch.from_numpy(data.test.images)
@@ -58,8 +58,8 @@ def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]
 def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Path, str]) -> None:
     model = results_of(finished[0])["paths"]["model"]
     prepared = prepare(EvaluateCommand(model=model, table="3", data="digits"))
-    assert list(prepared.models) == ["model", "classifier alone"]
-    assert prepared.models["classifier alone"] is prepared.model.classifier
+    assert list(prepared.models) == ["model", "undefended classifier"]
+    assert prepared.models["undefended classifier"] is prepared.model.classifier
 
 
 def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

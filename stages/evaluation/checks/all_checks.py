@@ -58,7 +58,7 @@ class Examination:
     results: tuple[AttackResult, ...]
     """The attacks of the checks on the model in its own ball, on the first `CheckSize.images` images."""
     robust: Bool[np.ndarray, " image"]
-    """True where an image, of all those given, stood everything that was run."""
+    """True where an image, of all those given, remains robust to everything that was run."""
 
     @property
     def headline(self) -> Accuracy:

@@ -132,7 +132,7 @@ def climb(
         if config.random_start:
             state = draw_starts(images, threat, rows=rows, restart=restart, seed=config.seed)
         for _ in range(config.steps):
-            step = config.step(threat) * direction(loss_gradient(model, state, labels), threat)
+            step = config.step(threat) * direction(cross_entropy_gradient(model, state, labels), threat)
             state = project(state + step, images, threat)
         states = torch.where(fooled[:, None, None, None], states, state)
         with torch.no_grad():
@@ -162,7 +162,7 @@ def submit(
     )
 
 
-def loss_gradient(
+def cross_entropy_gradient(
     model: nn.Module, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
 ) -> Float[Tensor, "image channel height width"]:
     """The gradient of the cross-entropy by each image, `finite`; of a model on which it does not depend, zero."""

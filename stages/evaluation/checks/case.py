@@ -63,7 +63,7 @@ class Case:
     """AutoAttack's verdicts, also on images beyond those that are attacked here."""
     again: AttackResult | None = None
     """Of a randomised model: the long attack a second time, from other starts; what luck alone breaks."""
-    standing: Bool[np.ndarray, " image"] = field(init=False)
+    remaining: Bool[np.ndarray, " image"] = field(init=False)
     """True where no attack through the model's own gradient broke the image, nor one that was run before."""
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Case:
         before = [_padded(result.robust, count) for result in self.examined.earlier]
         own = [by is None or by == "square" for by in self.examined.broken_by]
         masks = [self.clean, *(result.robust for result in self.white_box.results), *before]
-        object.__setattr__(self, "standing", worst_case([*masks, _padded(np.array(own, dtype=bool), count)]))
+        object.__setattr__(self, "remaining", worst_case([*masks, _padded(np.array(own, dtype=bool), count)]))
 
     @property
     def images(self) -> int:
@@ -79,8 +79,8 @@ class Case:
 
     @property
     def square_alone(self) -> tuple[int, int]:
-        """How many images stood every gradient and fell to Square, here or in AutoAttack; of how many."""
-        here = set() if self.square is None else set(np.flatnonzero(self.standing & ~self.square.robust).tolist())
+        """How many images Square breaks and no gradient does, here or in AutoAttack; of how many."""
+        here = set() if self.square is None else set(np.flatnonzero(self.remaining & ~self.square.robust).tolist())
         there = {place for place, by in enumerate(self.broken_by) if by == "square"}
         return len(here | there), max(self.images, len(self.broken_by))
 
@@ -105,5 +105,5 @@ class Case:
 
 
 def _padded(mask: Bool[np.ndarray, " covered"], count: int) -> Bool[np.ndarray, " image"]:
-    """The mask on all images: what was not covered stood."""
+    """The mask on all images: what was not covered remains robust."""
     return np.concatenate([mask, np.ones(count - len(mask), dtype=bool)])

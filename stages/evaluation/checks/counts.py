@@ -46,5 +46,5 @@ def judge_zero(hits: int, images: int) -> Verdict:
 
 
 def alone(first: Bool[np.ndarray, " image"], second: Bool[np.ndarray, " image"]) -> int:
-    """How many images the first attack broke and the second did not, from their masks of what stood."""
+    """How many images the first attack broke and the second did not, from their masks of what remains robust."""
     return int((second & ~first).sum())

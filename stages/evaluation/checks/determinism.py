@@ -35,7 +35,7 @@ class Averaged(nn.Module):
         self.model = model
         self.samples = samples
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         return torch.stack([self.model(images).log_softmax(1) for _ in range(self.samples)]).mean(0)
 
 
@@ -47,7 +47,7 @@ class Seeded(nn.Module):
         self.model = model
         self.seed = seed
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         with fixed_seed(self.seed, images.device):
             return self.model(images)
 

@@ -83,7 +83,7 @@ class Examined:
     earlier: tuple[AttackResult, ...] = ()
     """What other attacks did to the first images, as many as each covers. They count in the headline."""
     broken_by: tuple[str | None, ...] = ()
-    """AutoAttack's verdicts on the first images: the attack that broke each, "clean", or None where it stood."""
+    """AutoAttack's verdicts on the first images: what broke each, "clean", or None where it remains robust."""
     autoattack: str = "AutoAttack"
     """What of AutoAttack that was, by its name."""
     flags: tuple[str, ...] = ()

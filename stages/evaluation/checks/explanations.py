@@ -13,8 +13,7 @@ ABLATIONS = "ablations"
 VANILLA = "adapter trained on the vanilla classifier's adversaries"
 SELECTION = "selection on unseen images"
 NOTHING_TO_EXPLAIN = (
-    "Nothing here withstands anything after this much training, so there is no robustness to explain: raise "
-    "checks.budget."
+    "No image here remains robust after this much training, so there is no robustness to explain: raise checks.budget."
 )
 
 
@@ -28,7 +27,7 @@ class Ablations:
     """Share of the real training's budget that each training had, in (0, 1]."""
     defence: Accuracy
     """The defence itself, trained with this budget."""
-    classifier_alone: Accuracy | None = None
+    undefended: Accuracy | None = None
     untrained_adapter: Accuracy | None = None
     denoising_only: Accuracy | None = None
     """The adapter trained on images with noise in place of adversaries."""
@@ -76,16 +75,16 @@ class SelectionFacts:
 
 
 def check_ablations(ablations: Ablations | None) -> Check:
-    """Check 17: the defence must beat the classifier alone, an untrained adapter and mere denoising.
+    """Check 17: the defence must beat the undefended classifier, an untrained adapter and mere denoising.
 
     Passes where the 95 % intervals are apart, warns where they overlap, and fails where one of the three is as good.
-    That is stricter than a test of the difference. Where none of them withstands anything there is no robustness to
-    explain, and the check does not apply. Adversarial training of the composite is reported: it may be better.
+    That is stricter than a test of the difference. Where no image remains robust under any of them, there is nothing
+    to explain, and the check does not apply. Adversarial training of the composite is reported: it may be better.
     """
     if ablations is None:
         return _missing(17, ABLATIONS, "no ablation was trained")
     parts = {
-        "classifier alone": ablations.classifier_alone,
+        "undefended classifier": ablations.undefended,
         "untrained adapter": ablations.untrained_adapter,
         "denoising only": ablations.denoising_only,
     }
@@ -128,7 +127,7 @@ def check_vanilla_training(facts: VanillaTraining | None) -> Check:
 
     Otherwise the defence only hides the classifier's gradient. It need not be near 0: on MNIST thresholding alone
     helps. Passes where the 95 % intervals are apart, warns where they overlap, and fails where it is as good; where
-    neither withstands anything there is no robustness to explain.
+    neither is robust on any image there is no robustness to explain.
     """
     if facts is None:
         return _missing(18, VANILLA, "no such adapter was trained")

@@ -10,7 +10,7 @@ from torch import Tensor
 from stages import randomness
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.autoattack import SQUARE_ALONE
-from stages.evaluation.checks.attacking import fixed_seed, loss_gradient
+from stages.evaluation.checks.attacking import cross_entropy_gradient, fixed_seed
 from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import exceeds
 from stages.evaluation.checks.examined import Examined, on_device
@@ -29,7 +29,7 @@ PROBABILITIES = 1e-5  # as in AutoAttack's check_range_output
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
+class GradientComparison:
     """For each image, whether gradient and differences agree; at a random point of the ball, in float64."""
 
     agrees: Bool[np.ndarray, " image"]
@@ -90,7 +90,7 @@ def check_gradient(case: Case) -> Outcome:
     return Outcome(check=check)
 
 
-def compare_gradients(examined: Examined, *, directions: int, seed: int) -> Comparison:
+def compare_gradients(examined: Examined, *, directions: int, seed: int) -> GradientComparison:
     """Gradient against differences at a random point of each image's ball.
 
     Raises RuntimeError where the model cannot be run in float64, and CopyError where it cannot be copied.
@@ -126,7 +126,7 @@ def compare_gradients(examined: Examined, *, directions: int, seed: int) -> Comp
             said = GREY_LEVEL * (gradient * way).flatten(1).sum(1)
             found = margins(points + GREY_LEVEL * way) - margin.detach()
             near = (found <= NEAR * said + floor * TINY) & (found >= said / NEAR - floor * TINY)
-    return Comparison(
+    return GradientComparison(
         agrees=agrees.numpy(force=True),
         agrees_at_grey_level=near.numpy(force=True),
         zero=zero.numpy(force=True),
@@ -140,7 +140,7 @@ def zero_gradients(examined: Examined, seed: int) -> Bool[np.ndarray, " image"]:
     near = draw_starts(images, examined.threat, rows=examined.rows, restart=0, seed=seed)
     with evaluating(examined.model):
         found = [
-            (loss_gradient(examined.model, states[part], labels[part]) == 0).flatten(1).all(1)
+            (cross_entropy_gradient(examined.model, states[part], labels[part]) == 0).flatten(1).all(1)
             for part in torch.arange(len(images)).split(128)
             for states in (images, near)
         ]

@@ -43,7 +43,7 @@ def check_clean(case: Case) -> Outcome:
 def check_headline(
     examined: Examined, clean: Bool[np.ndarray, " image"], results: Sequence[AttackResult], *, covered: int
 ) -> tuple[Check, Bool[np.ndarray, " image"]]:
-    """Check 14: the headline, which images stand everything that was run on them.
+    """Check 14: the headline, the share of images that remain robust to everything that was run on them.
 
     ``clean`` and the headline cover all images, ``results`` the first of them, each as many as it has; ``covered`` is
     the number that all checks attacked. An image is only as well tested as the attacks that it met.
@@ -59,7 +59,7 @@ def check_headline(
         name: int((~mask & worst_case([clean, *(other for key, other in padded.items() if key != name)])).sum())
         for name, mask in padded.items()
     }
-    says = f"The share of images that stood each of {len(masks)} attacks: the robust accuracy to quote."
+    says = f"The share of images that remain robust to each of {len(masks)} attacks: the robust accuracy to quote."
     if covered < count:
         says += f" The attacks of the checks were run on the first {covered} of the {count} images."
     check = Check(

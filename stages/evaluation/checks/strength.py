@@ -22,7 +22,9 @@ from stages.evaluation.verdict import misclassified
 from stages.rap.threat import ThreatModel
 
 RADIUS = "radius (pixels in [0, 1])"
-UNDEFENDED = 0.05  # what "about 0" allows: digits have strokes as dark as the ball is wide, and some images stand
+UNDEFENDED = (
+    0.05  # what "about 0" allows: digits have strokes as dark as the ball is wide, and some images remain robust
+)
 FEWEST = 5  # discordant images from which on a sign test can tell two attacks apart at 5 %
 
 
@@ -97,7 +99,7 @@ def check_radius(case: Case) -> Outcome:
     """Check 5: accuracy falls with the radius, to nothing where the ball holds every image.
 
     The largest radius is 1 for L-inf and sqrt(pixels) / 2, the distance to grey at most, for L2. Fails where more than
-    the tolerated share of images stand there, or where a larger ball breaks fewer images beyond chance.
+    the tolerated share of images remain robust there, or where a larger ball breaks fewer images beyond chance.
     """
     examined, size = case.examined, case.size
     norm, radius = examined.threat.norm, examined.threat.radius
@@ -119,12 +121,12 @@ def check_radius(case: Case) -> Outcome:
         5,
         "accuracy against radius",
         verdict,
-        f"{left} of {case.images} images stand at radius {radii[-1]:.3g}",
+        f"{left} of {case.images} images remain robust at radius {radii[-1]:.3g}",
         images=case.images,
         says={
             "pass": "Accuracy falls to nothing as the ball grows.",
-            "warn": "A few images stand in a ball that holds every image: the attack misses some.",
-            "fail": "Images stand where anything is allowed: the attack fails, not the images.",
+            "warn": "A few images remain robust in a ball that holds every image: the attack misses some.",
+            "fail": "Images remain robust where anything is allowed: the attack fails, not the images.",
         }[verdict],
         evidence={"radius": radii, "accuracy": [result.accuracy.as_json() for result in results]},
     )
@@ -148,10 +150,10 @@ def check_unbounded(case: Case) -> Outcome:
         images=case.images,
         says={
             "pass": "With no bound, every image is broken.",
-            "warn": "With no bound, a few images stand: the attack misses some.",
-            "fail": "With no bound, images stand: the attack cannot follow the gradients of this model.",
+            "warn": "With no bound, a few images remain robust: the attack misses some.",
+            "fail": "With no bound, images remain robust: the attack cannot follow the gradients of this model.",
         }[verdict],
-        evidence={"standing": left, "radius": whole.radius, "accuracy": result.accuracy.as_json()},
+        evidence={"remaining": left, "radius": whole.radius, "accuracy": result.accuracy.as_json()},
     )
     return Outcome(check=check)
 
@@ -169,7 +171,7 @@ def check_noise(case: Case) -> Outcome:
     pgd = case.white_box.restarted
     by_noise, by_pgd = (int((case.clean & ~result.robust).sum()) for result in (noise, pgd))
     only_noise, only_pgd = alone(noise.robust, pgd.robust), alone(pgd.robust, noise.robust)
-    missed = int((case.standing & ~noise.robust).sum())
+    missed = int((case.remaining & ~noise.robust).sum())
     verdict: Verdict = "pass"
     if outnumbers(only_noise, only_pgd):
         verdict = "fail"
@@ -218,12 +220,12 @@ def check_undefended(case: Case) -> Outcome:
         12,
         "undefended classifier",
         verdict,
-        f"{left} of {case.images} images stand",
+        f"{left} of {case.images} images remain robust",
         images=case.images,
         says={
             "pass": "The attacks break the classifier without its defence.",
-            "warn": "The classifier alone stands some of it: read the defence's accuracy against that.",
-            "fail": "The classifier alone stands most of it: these attacks show nothing about the defence.",
+            "warn": "The undefended classifier is robust on some images: read the defence's accuracy against that.",
+            "fail": "The undefended classifier is robust on most images: these attacks show nothing about the defence.",
         }[verdict],
         evidence={
             **{result.name: result.accuracy.as_json() for result in attack.results},

@@ -63,7 +63,7 @@ class StraightThrough(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         with OtherBackward(STEPS, lambda values: values):
             return self.model(images)
 
@@ -75,7 +75,7 @@ class LeakyBackward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         with OtherBackward(RELUS, lambda values: functional.leaky_relu(values, SLOPE)):
             return self.model(images)
 
@@ -87,7 +87,7 @@ class Rescaled(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         logits = self.model(images)
         tiny = torch.finfo(logits.dtype).tiny  # avoids 0/0 for equal logits
         return logits / logits.detach().std(1, keepdim=True).clamp(min=tiny)
@@ -100,7 +100,7 @@ class OtherClamp(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch klass"]:
+    def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         with straight_through(self.model, lambda before: not before):
             return self.model(images)
 

@@ -77,7 +77,7 @@ def check_square(case: Case) -> Outcome:
 
 
 def check_transfer(case: Case) -> Outcome:
-    """Check 8: adversaries of the undefended classifier and of other seeds break no image that stands.
+    """Check 8: adversaries of the undefended classifier and of other seeds break no image that remains robust.
 
     None passes, up to the tolerated share warns, more fails; of a randomised model, more than PGD run again fails.
     """
@@ -109,7 +109,7 @@ def check_transfer(case: Case) -> Outcome:
 
 
 def check_surrogates(case: Case) -> Outcome:
-    """Check 9: gradients of models with the same answers and another backward pass break no image that stands.
+    """Check 9: gradients of models with the same answers and another backward pass break no image that remains robust.
 
     The long PGD from the same starts, through straight-through clamps and rounding, leaky ReLUs and rescaled logits,
     each where the model has such a part. Judged as check 8.
@@ -139,15 +139,15 @@ def check_surrogates(case: Case) -> Outcome:
 
 def _judge_new(case: Case, results: tuple[AttackResult, ...]) -> tuple[Verdict, int, dict[str, int]]:
     """The verdict on attacks that should break nothing new, how many images they do, and each attack."""
-    each = {result.name: int((case.standing & ~result.robust).sum()) for result in results}
+    each = {result.name: int((case.remaining & ~result.robust).sum()) for result in results}
     robust = np.logical_and.reduce([result.robust for result in results])
-    new = int((case.standing & ~robust).sum())
+    new = int((case.remaining & ~robust).sum())
     if not case.behaviour.random:
         return judge_zero(new, case.images), new, each
     return ("fail" if _beyond_luck(case, max(each.values())) else "pass"), new, each
 
 
 def _beyond_luck(case: Case, new: int) -> bool:
-    """Of a randomised model: whether an attack breaks more of what stands than the same PGD does once more."""
-    again = int((case.standing & ~case.again.robust).sum()) if case.again else 0
+    """Of a randomised model: whether an attack breaks more of what remains robust than the same PGD does once more."""
+    again = int((case.remaining & ~case.again.robust).sum()) if case.again else 0
     return exceeds(new, case.images) and outnumbers(new, again)

@@ -68,9 +68,9 @@ def test_all_checks_are_answered_once_and_from_receipts_again(
     assert found.check(19).verdict == "pass"
     assert sum("PGD-20" in line for line in said) == len(PARTS) + 2
     # AutoAttack's verdicts belong to their rows, whatever order they came in
-    stood = dict(zip(found.rows.tolist(), found.robust.tolist(), strict=True))
-    assert not stood[test.rows[5]]
-    assert not stood[test.rows[3]]
+    robust = dict(zip(found.rows.tolist(), found.robust.tolist(), strict=True))
+    assert not robust[test.rows[5]]
+    assert not robust[test.rows[3]]
     worst = headline([evaluation(test)], found)
     assert (worst.correct, worst.images) == (int(found.robust.sum()), 12)
 

@@ -135,7 +135,9 @@ class Flipping(nn.Module):
 def test_a_model_whose_answers_change_while_it_is_attacked_has_no_verdict(
     attack: AutoAttackConfig | PGDConfig, model: nn.Module, test: Split, tmp_path: Path
 ) -> None:
-    small = ThreatModel(norm="Linf", radius=1e-3)  # in which the model itself stands, so that it is attacked to the end
+    small = ThreatModel(
+        norm="Linf", radius=1e-3
+    )  # in which the model itself is robust, so that it is attacked to the end
     chunk = replace(chunk_of(tmp_path, model, test, AutoAttackConfig()), attack=attack, threat=small)
     with pytest.raises(AttackError, match=rf"{KINDS[type(attack)]}, \d of 6 images: {CHANGED[:60]}"):
         commit(chunk, Flipping(model).eval())

@@ -19,9 +19,9 @@ from stages.rap.threat import ThreatModel
 IMAGES = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
 
 
-def evaluation(measurement: Measurement, stood: int) -> Evaluation:
-    """An evaluation of 10 images, of which 9 are classified correctly and some stood."""
-    verdicts = ("clean", *["broken"] * (9 - stood), *[None] * stood)
+def evaluation(measurement: Measurement, robust: int) -> Evaluation:
+    """An evaluation of 10 images, of which 9 are classified correctly and some remain robust."""
+    verdicts = ("clean", *["broken"] * (9 - robust), *[None] * robust)
     return Evaluation(
         attack=described(
             measurement.attack, nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), IMAGES, measurement.threat
@@ -42,7 +42,7 @@ def test_our_rows_fill_the_papers_columns(table: str) -> None:
     plan = measurements_of(table, images=10, chunk=5, seed=0)
     subjects = PAPER["6"].table.columns if table == "6" else ("model",)
     found = {
-        name: {each.name: evaluation(each, stood) for stood, each in enumerate(plan, first)}
+        name: {each.name: evaluation(each, robust) for robust, each in enumerate(plan, first)}
         for first, name in enumerate(subjects)
     }
     filled = with_our_rows(table, found, data="CIFAR-10 (JPEG q75)", classifier="ResNet18")

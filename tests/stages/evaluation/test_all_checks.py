@@ -203,30 +203,30 @@ def case():
     return make_case(digits(64), replace(TINY, images=64))
 
 
-def with_results(case, **standing):
-    """The case with other verdicts for some of its attacks: the first so many images stand."""
+def with_results(case, **remaining):
+    """The case with other verdicts for some of its attacks: the first so many images remain robust."""
     changed = {
-        name: replace(getattr(case.white_box, name), robust=np.arange(64) < count) for name, count in standing.items()
+        name: replace(getattr(case.white_box, name), robust=np.arange(64) < count) for name, count in remaining.items()
     }
     return replace(case, clean=np.ones(64, bool), white_box=replace(case.white_box, **changed))
 
 
 def test_a_stronger_attack_that_breaks_less_fails(case):
-    standing = {"fgsm": 30, "short": 20, "long": 20, "restarted": 20}
-    assert check_order(with_results(case, **standing)).check.verdict == "pass"
-    assert check_order(with_results(case, **standing | {"fgsm": 18})).check.verdict == "pass"
-    assert check_order(with_results(case, **standing | {"fgsm": 17})).check.verdict == "warn"
-    assert check_order(with_results(case, **standing | {"fgsm": 15})).check.verdict == "fail"
+    remaining = {"fgsm": 30, "short": 20, "long": 20, "restarted": 20}
+    assert check_order(with_results(case, **remaining)).check.verdict == "pass"
+    assert check_order(with_results(case, **remaining | {"fgsm": 18})).check.verdict == "pass"
+    assert check_order(with_results(case, **remaining | {"fgsm": 17})).check.verdict == "warn"
+    assert check_order(with_results(case, **remaining | {"fgsm": 15})).check.verdict == "fail"
 
 
 def test_autoattack_that_misses_what_pgd_finds_fails(case):
     attacked = with_results(case, fgsm=30, short=20, long=20, restarted=20)
 
-    def judged(standing: int):
-        verdicts = tuple(None if place < standing else "apgd-ce" for place in range(64))
+    def judged(remaining: int):
+        verdicts = tuple(None if place < remaining else "apgd-ce" for place in range(64))
         return check_order(replace(attacked, examined=replace(attacked.examined, broken_by=verdicts))).check
 
-    assert [judged(standing).verdict for standing in (18, 22, 23, 25)] == ["pass", "pass", "warn", "fail"]
+    assert [judged(remaining).verdict for remaining in (18, 22, 23, 25)] == ["pass", "pass", "warn", "fail"]
     assert judged(18).figure.endswith("PGD-4 x 2 31.2 %, AutoAttack 28.1 %")
 
 

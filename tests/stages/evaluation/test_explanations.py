@@ -18,7 +18,7 @@ def of(correct: int) -> Accuracy:
 @pytest.mark.parametrize(("denoising", "verdict"), [(10, "pass"), (90, "warn"), (100, "fail"), (120, "fail")])
 def test_an_ablation_that_costs_nothing_fails(denoising, verdict):
     check = check_ablations(
-        Ablations(attack="PGD-20", budget=0.1, defence=of(100), classifier_alone=of(0), denoising_only=of(denoising))
+        Ablations(attack="PGD-20", budget=0.1, defence=of(100), undefended=of(0), denoising_only=of(denoising))
     )
     assert check.verdict == verdict
     assert "10 % of the budget" in check.figure
@@ -28,7 +28,7 @@ def test_an_ablation_that_costs_nothing_fails(denoising, verdict):
 def test_where_nothing_withstands_anything_there_is_nothing_to_explain():
     nothing = {"attack": "PGD-20", "budget": 0.1, "defence": of(0)}
     checks = [
-        check_ablations(Ablations(**nothing, classifier_alone=of(0), denoising_only=of(0))),
+        check_ablations(Ablations(**nothing, undefended=of(0), denoising_only=of(0))),
         check_vanilla_training(VanillaTraining(**nothing, vanilla=of(0))),
     ]
     assert [check.verdict for check in checks] == ["not applicable", "not applicable"]
@@ -37,9 +37,7 @@ def test_where_nothing_withstands_anything_there_is_nothing_to_explain():
 
 
 def test_adversarial_training_may_be_better():
-    ablations = Ablations(
-        attack="PGD-20", budget=1.0, defence=of(100), classifier_alone=of(0), adversarial_training=of(150)
-    )
+    ablations = Ablations(attack="PGD-20", budget=1.0, defence=of(100), undefended=of(0), adversarial_training=of(150))
     assert check_ablations(ablations).verdict == "pass"
     assert "full budget" in check_ablations(ablations).figure
 

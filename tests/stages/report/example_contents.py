@@ -5,7 +5,7 @@ import numpy as np
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Check, Curve, Row, Table
 from stages.rap.threat import ThreatModel
-from stages.report import Artifact, Attacked, Broken, Contents, Pictures, TrajectoryPictures
+from stages.report import Attacked, Broken, Contents, LineageEntry, Pictures, TrajectoryPictures
 
 HOSTILE = (
     "</svg></style><script>alert(1)</script> \"'&{{ 7 * 7 }} | [x](javascript:y) <img src=x onerror=z> $\\frac$ 😀\x00"
@@ -41,7 +41,7 @@ def everything(**changes) -> Contents:
         "notes": ("The data are a degraded copy.",),
         "broken": (
             Broken(model="robust classifier", images=128, by={"apgd-ce": 66, "clean": 5, "apgd-t": 2, "square": 1}),
-            Broken(model="classifier alone", images=128, by={"clean": 2, "apgd-ce": 120, "apgd-t": 2}),
+            Broken(model="undefended classifier", images=128, by={"clean": 2, "apgd-ce": 120, "apgd-t": 2}),
         ),
         "curves": curves(),
         "tables": (table(),),
@@ -54,7 +54,7 @@ def everything(**changes) -> Contents:
         "search": search(),
         "recipe": {"seed": 0, "attack": {"steps": 10, "step_size": None}, "train": {"objective": {"kl": 0.0}}},
         "lineage": tuple(
-            Artifact(
+            LineageEntry(
                 kind=kind,
                 fingerprint=f"{number:032x}",
                 commit="a7475f8ca5315cde8a057d58d5d620f997958824",
@@ -211,6 +211,6 @@ def hostile() -> Contents:
         classes=(HOSTILE,) * 10,
         search={"trials": trials, "chosen": HOSTILE},
         recipe={HOSTILE: {HOSTILE: HOSTILE}},
-        lineage=(Artifact(kind=HOSTILE, fingerprint=HOSTILE, commit=HOSTILE, packages={HOSTILE: HOSTILE}),),
+        lineage=(LineageEntry(kind=HOSTILE, fingerprint=HOSTILE, commit=HOSTILE, packages={HOSTILE: HOSTILE}),),
         seconds={HOSTILE: 1.0},
     )

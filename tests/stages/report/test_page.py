@@ -81,7 +81,7 @@ def test_every_image_has_a_text_and_every_id_is_there_once(full):
 
 
 def test_headline_and_verdict_are_said_in_every_form(full):
-    says = "Of 128 test images, 54 withstood everything that was run on them: 42.2 % [34.0, 50.8]."
+    says = "Of 128 test images, 54 remain robust to everything that was run on them: 42.2 % [34.0, 50.8]."
     verdict = "18 of 19 checks passed; 1 warns: Square against white-box; 1 does not apply."
     assert says in full.page.read_text()
     assert verdict in full.page.read_text()
@@ -139,7 +139,7 @@ def test_sections_without_content_are_left_out(full, tmp_path):
     assert len(re.findall("<h2", full.page.read_text())) == 10
     for text in (files.page.read_text(), files.markdown.read_text()):
         assert "No checks were run" in text
-        assert "classifier alone" not in text
+        assert "undefended classifier" not in text
     assert [path.name for path in tmp_path.glob("report_images/*")] == ["glance.svg"]
 
 
@@ -219,7 +219,7 @@ def verdicts(*kinds: str) -> list[Check]:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "standing", "says"),
+    ("kinds", "worst", "says"),
     [
         ((), "none", "No checks were run"),
         (("pass", "pass"), "pass", "2 of 2 checks passed."),
@@ -232,8 +232,8 @@ def verdicts(*kinds: str) -> list[Check]:
         (("not applicable",), "none", "None of the 1 checks applies."),
     ],
 )
-def test_the_verdict_names_what_did_not_pass(kinds, standing, says):
-    assert words.standing(verdicts(*kinds)) == standing
+def test_the_verdict_names_what_did_not_pass(kinds, worst, says):
+    assert words.worst_verdict(verdicts(*kinds)) == worst
     assert words.verdict(verdicts(*kinds)).startswith(says)
 
 
