@@ -22,7 +22,8 @@ from pipeline.delivery import check_arrival
 from pipeline.exits import conduct, fail
 from pipeline.flags import parse
 from pipeline.measure.checks import Checked, headline
-from pipeline.measure.evaluation import Evaluation, evaluate, worst_of
+from pipeline.measure.evaluation import evaluate
+from pipeline.measure.outcome import Evaluation, worst_of
 from pipeline.placement import Session, own_device
 from pipeline.progress import Passing, Say, passing
 from pipeline.tell.report_contents import run_contents

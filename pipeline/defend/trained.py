@@ -7,7 +7,8 @@ from torch import nn
 
 from pipeline.defend.plan import Plan
 from pipeline.measure.checks import Checked, Origin, examine
-from pipeline.measure.evaluation import Evaluation, Subject, subject_of
+from pipeline.measure.evaluation import Subject, subject_of
+from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
 from pipeline.progress import Say
 from stages.evaluation.checks.explanations import SelectionFacts

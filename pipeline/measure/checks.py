@@ -16,7 +16,8 @@ from torch import nn
 from cluster.pool import Ref, put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.delivery import named
-from pipeline.measure.evaluation import Evaluation, Subject, in_order, worst_of
+from pipeline.measure.evaluation import Subject, in_order
+from pipeline.measure.outcome import Evaluation, worst_of
 from pipeline.placement import Place
 from pipeline.progress import Say, passing
 from pipeline.recipe import ChecksConfig

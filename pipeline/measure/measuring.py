@@ -15,7 +15,8 @@ from pipeline.artifacts import Store
 from pipeline.flags import WorkersConfig
 from pipeline.measure.checks import Origin, examine
 from pipeline.measure.chunks import Chunk, commit_chunk, load_verdict
-from pipeline.measure.evaluation import evaluate, final_measurements, merge, of_kind, parts, subject_of
+from pipeline.measure.evaluation import evaluate, final_measurements, parts, subject_of
+from pipeline.measure.outcome import merge, of_kind
 from pipeline.measure.subjects import undefended_of
 from pipeline.placement import Place, place_for_tasks
 from pipeline.progress import Say, passing

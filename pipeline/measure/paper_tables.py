@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.artifacts import provenance
-from pipeline.measure.evaluation import Evaluation
+from pipeline.measure.outcome import Evaluation
 from stages.evaluation.accuracy import Accuracy, device_of
 from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.bpda import BPDAConfig

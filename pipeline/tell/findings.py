@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.measure.checks import Checked, headline
-from pipeline.measure.evaluation import Evaluation, of_kind, worst_of
+from pipeline.measure.outcome import Evaluation, of_kind, worst_of
 from pipeline.tell.results import checks_text, write_results
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.claim import ClaimConfig, leaderboard, radius_text, robustbench_claim

@@ -10,7 +10,8 @@ from torch import nn
 from pipeline.artifacts import manifest_at
 from pipeline.defend.plan import Plan
 from pipeline.measure.checks import Checked, headline
-from pipeline.measure.evaluation import Evaluation, in_order, of_kind, worst_of
+from pipeline.measure.evaluation import in_order
+from pipeline.measure.outcome import Evaluation, of_kind, worst_of
 from pipeline.tell.findings import Findings, ball_text
 from pipeline.tell.results import describe_model, origins
 from stages import numerics

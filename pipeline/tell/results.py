@@ -9,7 +9,7 @@ from pipeline.defend.borrowed import cached_fingerprint
 from pipeline.defend.plan import Plan
 from pipeline.defend.trials import search_fingerprint
 from pipeline.measure.checks import Checked
-from pipeline.measure.evaluation import Evaluation
+from pipeline.measure.outcome import Evaluation
 from stages.storage import Storage
 from stages.training.setup import Setup
 from stages.trajectories.ledger import Ledger

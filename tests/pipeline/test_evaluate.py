@@ -16,8 +16,9 @@ from torch import nn
 
 from pipeline.evaluate import evaluate_model, main
 from pipeline.flags import WorkersConfig
-from pipeline.measure.evaluation import parts, worst_of
+from pipeline.measure.evaluation import parts
 from pipeline.measure.measuring import find, own_measurements
+from pipeline.measure.outcome import worst_of
 from pipeline.measure.subjects import split_of
 from pipeline.recipe import EvaluationConfig
 from pipeline.tell.findings import Findings

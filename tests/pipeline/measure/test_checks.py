@@ -9,7 +9,8 @@ import torch
 
 from cluster.session import Cluster
 from pipeline.measure.checks import Origin, examine, headline
-from pipeline.measure.evaluation import Evaluation, subject_of
+from pipeline.measure.evaluation import subject_of
+from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
 from pipeline.recipe import ChecksConfig
 from stages.data.datasets import DataConfig, load_data

@@ -15,7 +15,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from pipeline.measure.chunks import Chunk, commit_chunk, load_verdict
-from pipeline.measure.evaluation import merge
+from pipeline.measure.outcome import merge
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
 from stages.evaluation import measurement

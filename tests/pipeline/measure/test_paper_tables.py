@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.measure.evaluation import Evaluation
+from pipeline.measure.outcome import Evaluation
 from pipeline.measure.paper_tables import measurements_of, speed_table, with_our_rows
 from pipeline.tell.findings import table_text
 from stages.evaluation.accuracy import Accuracy

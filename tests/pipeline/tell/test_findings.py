@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.measure.evaluation import Evaluation
+from pipeline.measure.outcome import Evaluation
 from pipeline.tell.findings import Findings, write_findings
 from pipeline.tell.report_contents import field_tables, notes_on
 from stages.evaluation.accuracy import Accuracy
