@@ -5,27 +5,32 @@ attacks and trains nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from cluster.pool import Ref, put, run_tasks
+from cluster.pool import put, run_tasks
 from pipeline.artifacts import Artifact, Store
 from pipeline.delivery import named
+from pipeline.measure.check_tasks import (
+    ALONE,
+    UNTRAINED,
+    ChecksTask,
+    Tasks,
+    TrainingTask,
+    models_of,
+    portable,
+    to_receipt,
+)
 from pipeline.measure.evaluation import Subject, in_order
 from pipeline.measure.outcome import Evaluation, worst_of
 from pipeline.placement import Place
 from pipeline.progress import Say, passing
 from pipeline.recipe import ChecksConfig
-from stages import numerics
 from stages.data.splits import Split
-from stages.evaluation.accuracy import Accuracy, on_device
-from stages.evaluation.checks.all_checks import run_checks
-from stages.evaluation.checks.examined import CheckSize, Examined
+from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.checks.explanations import (
     Ablations,
     SelectionFacts,
@@ -35,16 +40,10 @@ from stages.evaluation.checks.explanations import (
     check_vanilla_training,
 )
 from stages.evaluation.evidence import Check, Curve
-from stages.evaluation.pgd import PGDConfig, pgd_mask
-from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
 from stages.storage import Storage
-from stages.training.ablations import PARTS, train_part
+from stages.training.ablations import PARTS
 from stages.training.setup import Setup
-
-ABLATION_ATTACK = PGDConfig(steps=20)
-UNTRAINED = "untrained adapter"
-ALONE = "undefended classifier"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,70 +79,6 @@ class Origin:
     """The training, from which checks 17 and 18 leave something out."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Examined:
-    """What a task needs of the model, as it is put in the object store."""
-
-    kind: ClassVar[str] = "checks"
-    subject: Subject
-    images: Split
-    threat: ThreatModel
-    size: CheckSize
-    undefended: Subject | None
-    others: tuple[Subject, ...]
-    autoattack: str
-    broken_by: tuple[str | None, ...]
-    flags: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(
-            "checks",
-            3,
-            model=self.subject.fingerprint,
-            images=self.images.fingerprint,
-            threat=self.threat,
-            size=self.size,
-            undefended=self.undefended and self.undefended.fingerprint,
-            others=[other.fingerprint for other in self.others],
-            autoattack=self.autoattack,
-            broken_by=list(self.broken_by),
-            flags=list(self.flags),
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Training:
-    """A training of checks 17 and 18, and the images on which it is measured."""
-
-    kind: ClassVar[str] = "ablation"
-    setup: Setup
-    part: str
-    share: float
-    images: Split
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(
-            "ablation",
-            1,
-            model=self.setup.model,
-            loop=self.setup.config,
-            train=self.setup.train.fingerprint,
-            part=self.part,
-            share=self.share,
-            images=self.images.fingerprint,
-            attack=ABLATION_ATTACK,
-        )
-
-
-@dataclass(frozen=True)
-class _Tasks:
-    root: str
-    works: list[_Examined | _Training]
-    device: str
-
-
 def examine(
     subject: Subject,
     test: Split,
@@ -159,7 +94,7 @@ def examine(
     """All 20 checks on a model. ``auto`` is AutoAttack's evaluation of it, whose images are those of the checks."""
     positions = in_order(test)[: config.size.images] if auto is None else test.positions(auto.rows)
     images = test.take(positions)
-    examined = _Examined(
+    examined = ChecksTask(
         subject=subject,
         images=images,
         threat=threat,
@@ -170,46 +105,25 @@ def examine(
         broken_by=tuple(auto.verdicts[i] for i in np.argsort(auto.rows)) if auto else (),
         flags=auto.flags if auto else (),
     )
-    works: list[_Examined | _Training] = [examined, *_trainings(origin.setup, test, config)]
+    works: list[ChecksTask | TrainingTask] = [examined, *_trainings(origin.setup, test, config)]
     store = Store(root)
     receipts = {work.fingerprint: store.get(work.kind, work.fingerprint) for work in works}
     missing = [work for work in works if receipts[work.fingerprint] is None]
     if missing:
         place = workers()
-        trainings = sum(isinstance(work, _Training) and work.part in PARTS for work in missing)
+        trainings = sum(isinstance(work, TrainingTask) and work.part in PARTS for work in missing)
         say(f"20 checks on the model, {trainings} trainings that explain it")
         # In one object, so that the setup, which holds the data, is in it once.
-        sent = _Tasks(str(root), [_portable(work) for work in missing], place.device)
-        tasks = put(named(sent, "the model", code_of=_models))
+        sent = Tasks(str(root), [portable(work) for work in missing], place.device)
+        tasks = put(named(sent, "the model", code_of=models_of))
         numbered = [(number, [tasks]) for number in range(len(missing))]
         for _, receipt in run_tasks(
-            _to_receipt, numbered, cpus=place.cpus, gpus=place.gpus, fresh=False, say=passing(say)
+            to_receipt, numbered, cpus=place.cpus, gpus=place.gpus, fresh=False, say=passing(say)
         ):
             receipts[receipt.manifest["fingerprint"]] = receipt
             say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]
     return _checked(examined, found, _told(found[1:], origin, config), done_now=len(missing))
-
-
-def _portable(work: "_Examined | _Training") -> "_Examined | _Training":
-    """The work with its models on the CPU, for workers of any kind."""
-    if isinstance(work, _Training):
-        return work
-
-    def moved(subject: Subject) -> Subject:
-        return replace(subject, model=on_device(subject.model, "cpu"))
-
-    undefended = work.undefended and moved(work.undefended)
-    return replace(
-        work, subject=moved(work.subject), undefended=undefended, others=tuple(moved(other) for other in work.others)
-    )
-
-
-def _models(tasks: _Tasks) -> list[nn.Module]:
-    """All that is a user's in the work."""
-    examined = [work for work in tasks.works if isinstance(work, _Examined)]
-    subjects = [each for work in examined for each in (work.subject, work.undefended, *work.others) if each]
-    return [*(each.model for each in subjects), *(w.setup.classifier for w in tasks.works if isinstance(w, _Training))]
 
 
 def _line(receipt: Artifact) -> str:
@@ -228,12 +142,12 @@ def headline(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
     return Accuracy.from_mask(worst.robust_mask & np.array([robust.get(row, True) for row in worst.rows.tolist()]))
 
 
-def _trainings(setup: Setup | None, test: Split, config: ChecksConfig) -> Iterator[_Training]:
+def _trainings(setup: Setup | None, test: Split, config: ChecksConfig) -> Iterator[TrainingTask]:
     if setup is None or not config.budget or setup.config.train.what != "adapter":
         return
     images = test.take(in_order(test)[: config.ablation_images])
     for part in (*PARTS, UNTRAINED, ALONE):
-        yield _Training(setup=setup, part=part, share=config.budget, images=images)
+        yield TrainingTask(setup=setup, part=part, share=config.budget, images=images)
 
 
 def _told(receipts: list[Artifact], origin: Origin, config: ChecksConfig) -> dict[int, Check]:
@@ -254,7 +168,7 @@ def _told(receipts: list[Artifact], origin: Origin, config: ChecksConfig) -> dic
     return {check.number: check for check in checks}
 
 
-def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Check], *, done_now: int) -> Checked:
+def _checked(examined: ChecksTask, receipts: list[Artifact], told: dict[int, Check], *, done_now: int) -> Checked:
     metrics = receipts[0].metrics
     checks = [Check(**found) for found in metrics["checks"]]
     return Checked(
@@ -267,74 +181,3 @@ def _checked(examined: _Examined, receipts: list[Artifact], told: dict[int, Chec
         seconds=sum(receipt.manifest["provenance"]["seconds"] for receipt in receipts),
         done_now=done_now,
     )
-
-
-def _to_receipt(numbered: tuple[int, list[Ref[_Tasks]]], tell: Callable[[str], None]) -> Artifact:
-    number, (reference,) = numbered
-    tasks = reference.get()
-    work, device = tasks.works[number], tasks.device
-    measure = _measure_checks if isinstance(work, _Examined) else _measure_training
-    with numerics.verdict(threads=1):
-        return Store(tasks.root).make(
-            work.kind,
-            work.fingerprint,
-            lambda directory: measure(work, directory, device, tell),  # pyright: ignore[reportArgumentType]
-            config=work.size if isinstance(work, _Examined) else {"part": work.part},
-            inputs={"images": work.images.fingerprint},
-            device=device,
-        )
-
-
-def _measure_checks(work: _Examined, directory: Path, device: str, tell: Callable[[str], None]) -> dict:
-    images = work.images
-    examination = run_checks(
-        Examined(
-            model=work.subject.model.to(device),
-            images=torch.from_numpy(images.images),
-            labels=torch.from_numpy(images.labels),
-            rows=images.rows,
-            threat=work.threat,
-            undefended=work.undefended and work.undefended.model.to(device),
-            others=tuple(other.model.to(device) for other in work.others),
-            autoattack=work.autoattack,
-            broken_by=work.broken_by,
-            flags=work.flags,
-        ),
-        work.size,
-        progress=lambda name: tell(f"checks on the model: {name}"),
-    )
-    adversarial = {f"{number} {result.name}": result.adversarial for number, result in enumerate(examination.results)}
-    np.savez_compressed(directory / "attacks.npz", **adversarial)  # pyright: ignore[reportArgumentType]
-    return {
-        "checks": [asdict(check) for check in examination.checks],
-        "curves": [curve.as_json() for curve in examination.curves],
-        "attacks": {result.name: _counts(result.accuracy) for result in examination.results},
-        "robust": examination.robust.tolist(),
-    }
-
-
-def _measure_training(work: _Training, directory: Path, device: str, tell: Callable[[str], None]) -> dict:
-    images, setup = work.images, work.setup
-    mask = pgd_mask(
-        _trained(work, device, tell),
-        torch.from_numpy(images.images),
-        torch.from_numpy(images.labels),
-        setup.config.threat,
-        config=ABLATION_ATTACK,
-        rows=images.rows,
-    )
-    return {"part": work.part, "share": work.share, "robust": _counts(Accuracy.from_mask(mask))}
-
-
-def _trained(work: _Training, device: str, tell: Callable[[str], None]) -> nn.Module:
-    setup = replace(work.setup, device=device)
-    if work.part == ALONE:
-        return setup.classifier.to(device)
-    if work.part == UNTRAINED:
-        return setup.build()
-    name = f"ablations/{work.fingerprint}"
-    return train_part(work.part, setup, share=work.share, name=name, progress=tell)  # pyright: ignore[reportArgumentType]
-
-
-def _counts(accuracy: Accuracy) -> dict[str, int]:
-    return {"correct": accuracy.correct, "images": accuracy.images}
