@@ -17,7 +17,7 @@ from stages.training.adapter import TrainConfig
 from stages.training.schedule import ScheduleConfig
 from stages.training.setup import LoopConfig
 
-AdapterSize = Literal["tiny", "tiny-half", "small", "4M", "9M", "11M", "36M"]
+AdapterSize = Literal["flat", "tiny", "tiny-half", "small", "4M", "9M", "11M", "36M"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class AdapterConfig:
     """The adapter, a time-conditioned U-Net, and how it meets the classifier."""
 
     size: AdapterSize = "tiny"
-    """Size of the U-Net; tiny has 0.1M parameters, tiny-half, small and 11M work on patches of 2x2 pixels, 9M and 36M
-    are DDPM's for CIFAR-10 at half and full width."""
+    """Size of the U-Net; flat has 26k parameters and full resolution alone, tiny 0.1M and half of it too; tiny-half,
+    small and 11M work on patches of 2x2 pixels, 9M and 36M are DDPM's for CIFAR-10 at half and full width."""
     output: Literal["residual", "sigmoid"] = "sigmoid"
     """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
     straight_through: bool = True
@@ -164,9 +164,10 @@ def digits() -> Recipe:
     return Recipe(
         threat=ThreatModel(norm="Linf", radius=0.2),
         classifier=ClassifierConfig(architecture="cnn", epochs=20, learning_rate=0.1, batch=64),
+        adapter=AdapterConfig(size="flat"),
         attack=AttackConfig(step_size=0.1),
-        schedule=ScheduleConfig(rounds=400, batch=32),
-        train=TrainConfig(learning_rate=2.5e-3),
+        schedule=ScheduleConfig(rounds=400, batch=32, overlap_rounds=0),
+        train=TrainConfig(learning_rate=7e-3),
         judge=JudgeConfig(images=None, every=100),
         search=SearchConfig(trials=0),  # a short one chooses by chance
         checkpoint_rounds=25,

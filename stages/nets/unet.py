@@ -52,6 +52,7 @@ class UNetConfig:
 # 9M and 36M are the U-Net of DDPM for CIFAR-10 (Ho et al. 2020) at half and at full width; 11M has as many parameters
 # and operations as a ResNet-18 (1.12 and 1.11 GFLOP an image of 32x32), in few, wide layers that fill a GPU.
 UNET_SIZES: dict[str, UNetConfig] = {
+    "flat": UNetConfig(width=16, multipliers=(1,), all_skips=False),
     "tiny": UNetConfig(width=16, multipliers=(1, 2), all_skips=False),
     "tiny-half": UNetConfig(width=16, multipliers=(1, 2), all_skips=False, patch=2),
     "small": UNetConfig(width=32, multipliers=(1, 2, 2), patch=2),
