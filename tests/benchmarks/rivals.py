@@ -57,7 +57,7 @@ RIVALS = {
     "N-FGSM": Rival(source="de Jorge et al. 2022", noise=2.0, projection=False),
     "Free, m = 4": Rival(source="Shafahi et al. 2019", replays=4),
     "Free, m = 8": Rival(source="Shafahi et al. 2019", replays=8),
-    "persistent (ATTA)": Rival(source="Zheng et al. 2020", step=0.5, life=40, restart=0.03),
+    "persistent (ATTA)": Rival(source="Zheng et al. 2020", learning_rate=7e-3, step=0.5, life=40, restart=0.03),
     "FGSM-PGI": Rival(source="Jia et al. 2022", life=40, consistency=10.0, ema=0.99),
     "one universal perturbation": Rival(source="FGSM-UAP, Pan et al. 2024", life=10**9, universal=True),
 }
