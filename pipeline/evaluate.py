@@ -21,6 +21,7 @@ from pipeline.artifacts import usable_root
 from pipeline.evaluate_flags import EvaluateCommand, parse
 from pipeline.exits import conduct, fail, settings_called
 from pipeline.flags import WorkersConfig
+from pipeline.measure.findings import Findings
 from pipeline.measure.measuring import find, measurements_on, quick_findings
 from pipeline.measure.paper_tables import IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.measure.subjects import (
@@ -36,8 +37,9 @@ from pipeline.measure.subjects import (
 from pipeline.placement import demanded_device, own_device
 from pipeline.progress import Say
 from pipeline.recipe import EvaluationConfig
-from pipeline.tell.findings import Findings, common_ball, compare_with, read_results, write_findings
-from pipeline.tell.report_contents import model_contents
+from pipeline.tell.other_results import common_ball, compare_with, read_results
+from pipeline.tell.report_contents import contents_of, pictures_of
+from pipeline.tell.results import Results, ending, write_results
 from stages.data.datasets import DataConfig, ImageData
 from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack
@@ -47,6 +49,7 @@ from stages.evaluation.screening import ScreeningConfig
 from stages.fingerprint import fingerprint
 from stages.paths import local_path
 from stages.rap.threat import Norm, ThreatModel
+from stages.report import Contents
 from stages.storage import Storage
 
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
@@ -75,7 +78,7 @@ def evaluate_model(
     data_download: bool = False,
     workers: WorkersConfig | None = None,
     say: Say = print,
-) -> Findings:
+) -> Results:
     """Evaluate a model in eval mode that takes images in [0, 1] and returns logits: AutoAttack, PGD-40, own attacks.
 
     ``data`` is a data set that the project knows, of which the test images are taken, or (images, labels): uint8 or
@@ -127,7 +130,7 @@ def evaluate_model(
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
     if quick:
-        return quick_findings(
+        found = quick_findings(
             model,
             test,
             threat,
@@ -138,8 +141,10 @@ def evaluate_model(
             data=named,
             say=say,
         )
-    measurements = measurements_on(model, test, threat, config, given)
-    return find({"model": model}, test, measurements, given, checks, root=storage, workers=place, data=named, say=say)
+    else:
+        measured = measurements_on(model, test, threat, config, given)
+        found = find({"model": model}, test, measured, given, checks, root=storage, workers=place, data=named, say=say)
+    return Results.of(found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -198,18 +203,17 @@ def prepare(command: EvaluateCommand) -> Prepared:
     )
 
 
-def run(prepared: Prepared, say: Say) -> tuple[Findings, Storage]:
-    """The evaluation from what is there to the end, and the directory where it belongs."""
+def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage]:
+    """The evaluation from what is there to the end, what its report says, and the directory where it belongs."""
     command, data, test = prepared.command, prepared.data, prepared.data.test
     root, known = usable_root(command.root), classifier_name(prepared.model)
+    tables = []
     if command.table == "4.5":
         pixels = to_float(torch.from_numpy(test.images[:64]))
         say("images a second without the adapter and with 1 to T reverse steps, in turn")
         model = with_adapter(on_device(prepared.model, demanded_device(command.workers)), SPEED)
-        table = speed_table(model, pixels, data=data.name, classifier=known, say=say)
-        found = Findings(
-            data=data.name, test=test.fingerprint, evaluations={}, fingerprints={}, seconds=0, tables=(table,)
-        )
+        tables = [speed_table(model, pixels, data=data.name, classifier=known, say=say)]
+        found = Findings(data=data.name, test=test.fingerprint, evaluations={}, fingerprints={}, seconds=0)
     elif command.quick:
         found = quick_findings(
             prepared.model,
@@ -235,23 +239,20 @@ def run(prepared: Prepared, say: Say) -> tuple[Findings, Storage]:
             say=say,
         )
         if command.table:
-            table = with_our_rows(command.table, found.evaluations, data=data.name, classifier=known)
-            found = replace(found, tables=(table,))
+            tables = [with_our_rows(command.table, found.evaluations, data=data.name, classifier=known)]
+    results = Results.of(found, tables=tables)
     if prepared.other is not None:
-        found = replace(found, comparison=compare_with(found, prepared.other))
+        results = replace(results, comparison=compare_with(found, prepared.other))
     key = fingerprint("evaluation", 1, models=found.fingerprints, test=found.test, command=asdict(command.identity))
     directory = root.below(f"evaluations/{command.name or f'{command.data_config.name}-{key[:8]}'}")
+    contents = None
     if found.checked is not None:
-        contents = model_contents(
-            on_device(prepared.model, own_device(command.workers)),
-            found,
-            test,
-            title=directory.name,
-            classes=data.classes,
-            classifier=known,
+        model = on_device(prepared.model, own_device(command.workers))
+        pictures = pictures_of(model, test, prepared.threat)
+        contents = contents_of(
+            results, pictures, title=directory.name, classes=data.classes, description=known, classifier=known
         )
-        found = replace(found, contents=contents)
-    return found, directory
+    return results, contents, directory
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -263,9 +264,8 @@ def main(argv: list[str] | None = None) -> int:
         fail(str(error))
 
     def work(say: Say) -> str:
-        found, directory = run(prepared, say)
-        paths = write_findings(found, directory, command.claim)
-        return f"\n{found}\n" + "".join(f"\n{name:14}{path}" for name, path in paths.items())
+        found, contents, directory = run(prepared, say)
+        return ending(found, write_results(found, directory, claim=command.claim, contents=contents))
 
     return conduct(work, root=command.root)
 

@@ -34,7 +34,7 @@ class Folder:
     """Whether its results are written; only then is known which artifacts it needs."""
     artifacts: frozenset[str]
     """Of these kinds and fingerprints, below ROOT/store."""
-    headline: str
+    robust_accuracy: str
     preset: str = ""
     trained: int = 0
     """Rounds trained, of `rounds`."""
@@ -180,7 +180,7 @@ def _run(root: Storage, name: str) -> Folder:
         folder=f"runs/{name}",
         finished=bool(results),
         artifacts=frozenset(results.get("artifacts", ())),
-        headline=_percent(results["robust"]["headline"]) if results else "",
+        robust_accuracy=_percent(results["robust_accuracy"]) if results else "",
         preset=recipe.get("preset", ""),
         trained=Journal(run).checkpointed,
         rounds=recipe["recipe"]["schedule"]["rounds"] if recipe else 0,
@@ -193,7 +193,7 @@ def _evaluation(root: Storage, name: str) -> Folder:
         folder=f"evaluations/{name}",
         finished=bool(results),
         artifacts=frozenset(results.get("artifacts", ())),
-        headline=_percent(results["headline"]) if results.get("headline") else "",
+        robust_accuracy=_percent(results["robust_accuracy"]) if results.get("robust_accuracy") else "",
     )
 
 

@@ -19,7 +19,7 @@ from pipeline.exits import ClaimedError, conduct, fail, settings_called
 from pipeline.flags import NUMBERS, check_flags
 from pipeline.inventory import Folder, Inventory
 from pipeline.progress import Say
-from pipeline.tell.results import Totals
+from pipeline.tell.run_facts import Totals
 from stages.lease import TakenError, lease
 from stages.paths import local_path
 from stages.storage import Entry, Storage
@@ -112,7 +112,7 @@ def listed(inventory: Inventory) -> str:
     """What `ls` prints."""
     lines = [f"{inventory.root}"]
     for folder, each in inventory.kept.items():
-        about = _about(inventory, each) if folder.startswith("runs/") else each.headline
+        about = _about(inventory, each) if folder.startswith("runs/") else each.robust_accuracy
         lines.append(f"  {folder:40} {about}")
     for training, entries in sorted(inventory.trainings.items()):
         state = "done" if inventory.is_done(training) else "to go on"
@@ -122,7 +122,7 @@ def listed(inventory: Inventory) -> str:
 
 def _about(inventory: Inventory, run: Folder) -> str:
     totals = Totals.of(inventory.ledger(run.folder))
-    done = run.headline or ("trained" if run.trained == run.rounds else "begun")
+    done = run.robust_accuracy or ("trained" if run.trained == run.rounds else "begun")
     return (
         f"{run.preset}, {run.trained} of {run.rounds} rounds, {totals.shards:,} shards, {totals.segments:,} segments, "
         f"{_size(totals.bytes)}; {done}"

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.artifacts import Store
 from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.plan import Plan
-from pipeline.defend.trained import examine_trained, shipped_model, subjects_of
+from pipeline.defend.trained import examine_trained, selected_model, subjects_of
 from pipeline.defend.trials import search_attack
 from pipeline.measure.chunks import Chunk
 from pipeline.measure.evaluation import chunks_of, evaluate
@@ -72,7 +72,7 @@ def _go_through(plan: Plan, found: Survey) -> None:
     if not setup.is_complete:
         return
     found.built.append("rounds")
-    robust, _ = shipped_model(setup)
+    robust, _ = selected_model(setup)
     subjects = subjects_of(plan, robust, classifier)
     found.model, measurements = subjects["robust"].fingerprint, plan.measurements
     groups = chunks_of(subjects, test, measurements, root=plan.root).values()

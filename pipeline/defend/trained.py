@@ -1,6 +1,7 @@
-"""What a run trained: the robust classifier that is shipped, the one without its defence, and the checks on it."""
+"""What a run trained: the robust classifier of the selected checkpoint, the undefended one, and the checks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
@@ -12,11 +13,30 @@ from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
 from pipeline.progress import Say
 from stages.evaluation.checks.explanations import SelectionFacts
+from stages.rap.attack import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.training.setup import Setup, load_trained
 
 
-def shipped_model(setup: Setup) -> tuple[RobustClassifier, dict]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """A robust classifier, and how it came about."""
+
+    setup: Setup
+    robust: RobustClassifier
+    selected: Mapping[str, object]
+    """The selected checkpoint: its version, of how many rounds, and the judge's verdict."""
+    attack: AttackConfig
+    """As the search chose it, or the recipe's own."""
+    search: Mapping[str, object]
+    """The record of every trial."""
+    from_cache: Mapping[str, object] | None
+    """What is to be said of first weights from another run's shards."""
+    generated_now: int
+    """Shards that this call made."""
+
+
+def selected_model(setup: Setup) -> tuple[RobustClassifier, dict]:
     """The robust classifier with the weights of the selected checkpoint, and which those are."""
     weights, version = setup.journal.best_weights()
     robust = load_trained(setup.build(), weights)

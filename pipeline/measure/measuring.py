@@ -16,12 +16,12 @@ from pipeline.flags import WorkersConfig
 from pipeline.measure.checks import Origin, examine
 from pipeline.measure.chunks import Chunk, commit_chunk, load_verdict
 from pipeline.measure.evaluation import evaluate, final_measurements, parts, subject_of
+from pipeline.measure.findings import Findings
 from pipeline.measure.outcome import merge, of_kind
 from pipeline.measure.subjects import undefended_of
 from pipeline.placement import Place, place_for_tasks
 from pipeline.progress import Say, passing
 from pipeline.recipe import ChecksConfig, EvaluationConfig
-from pipeline.tell.findings import Findings
 from stages.data.splits import Split
 from stages.evaluation.accuracy import on_device, to_float
 from stages.evaluation.attacks import Attack

@@ -2,88 +2,98 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline.artifacts import manifest_at
-from pipeline.defend.plan import Plan
-from pipeline.measure.checks import Checked, headline
+from pipeline.measure.chunks import SPOKEN
 from pipeline.measure.evaluation import in_order
-from pipeline.measure.outcome import Evaluation, of_kind, worst_of
-from pipeline.tell.findings import Findings, ball_text
-from pipeline.tell.results import describe_model, origins
+from pipeline.measure.outcome import Evaluation
+from pipeline.tell.results import Results
+from pipeline.tell.run_facts import RunFacts
+from pipeline.tell.text import ball_text
 from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.accuracy import device_of, evaluating, predict, to_float
 from stages.evaluation.evidence import Row, Table
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.published import FIELD, PAPER, Setting, beside
-from stages.fingerprint import canonical
 from stages.rap.attack import AttackProcess, attack, draw_start
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.report import Attacked, Broken, Contents, LineageEntry, Pictures, TrajectoryPictures
-from stages.training.setup import Setup
 
 GALLERY = 8  # images in the pictures
 STEPWISE = 2  # of them, step by step
 
 
-def run_contents(
-    plan: Plan,
-    setup: Setup,
-    models: tuple[RobustClassifier, nn.Module],
-    found: dict[str, dict[str, Evaluation]],
-    checked: Checked,
-    results: dict,
+def contents_of(
+    found: Results,
+    pictures: tuple[Pictures, tuple[TrajectoryPictures, ...]],
+    *,
+    title: str,
+    classes: Sequence[str],
+    description: str,
+    classifier: str | None,
 ) -> Contents:
-    """The contents of a run's report; ``models`` are the robust classifier and the undefended one."""
-    robust, classifier = models
-    test, threat = plan.data.test, plan.recipe.threat
-    evaluations, alone = found["robust"], found["undefended"]
-    auto = evaluations[plan.autoattack.name]
-    made = [artifact.path for artifacts in origins(plan, setup).values() for artifact in artifacts]
-    attacked = [path for each in found.values() for evaluation in each.values() for path in evaluation.receipts]
-    pictures, trajectories = gallery(robust, classifier, test, setup.config.attack)
+    """The contents of the report on the first model that was checked, in the ball of its first evaluation.
+
+    ``classifier`` is its architecture, as the field's tables name it.
+    """
+    auto, checked, run = found.autoattack, found.checked, found.run
+    assert auto is not None
+    assert checked is not None
+    inside = {name: each for name, each in found.first.items() if each.threat == auto.threat}
+    alone, worst = found.evaluations.get("undefended"), found.worst_cases()[auto.threat]
     return Contents(
-        title=plan.name,
-        data=plan.data.name,
-        threat=threat,
-        description=describe_model(results),
-        clean=worst_of(list(evaluations.values())).clean,
-        headline=headline(list(evaluations.values()), checked),
-        worst_of=(*evaluations, *checked.attacks),
-        undefended_clean=worst_of(list(alone.values())).clean,
-        undefended_headline=worst_of(list(alone.values())).robust,
-        attacks=(
-            *(
-                Attacked(name=name, robust=each.robust, undefended=alone[name].robust)
-                for name, each in evaluations.items()
-            ),
-            *(Attacked(name=name, robust=accuracy) for name, accuracy in checked.attacks.items()),
+        title=title,
+        data=found.data,
+        threat=auto.threat,
+        description=description,
+        clean=found.clean(),
+        headline=found.robust_accuracy,
+        worst_of=(*inside, *checked.attacks),
+        undefended_clean=found.clean("undefended") if alone else None,
+        undefended_headline=found.worst_cases("undefended")[auto.threat].robust if alone else None,
+        attacks=tuple(
+            Attacked(name=name, robust=each.robust, undefended=alone[name].robust if alone else None)
+            for name, each in inside.items()
         ),
+        probes=tuple(Attacked(name=name, robust=accuracy) for name, accuracy in checked.attacks.items()),
         checks=checked.checks,
-        flags=worst_of(list(evaluations.values())).flags,
-        notes=(*notes_on(plan.data.name, auto), *_repeated(results["set_aside"])),
-        broken=(
-            Broken(model="robust classifier", images=len(auto.rows), by=auto.broken_by),
-            Broken(model="undefended classifier", images=len(alone[auto.name].rows), by=alone[auto.name].broken_by),
+        flags=worst.flags,
+        notes=(*notes_on(found.data, auto), *(_repeated(run.set_aside) if run else ())),
+        broken=tuple(
+            Broken(model=_spoken(model), images=len(each[auto.name].rows), by=each[auto.name].broken_by)
+            for model, each in found.evaluations.items()
         ),
         curves=checked.curves,
-        tables=field_tables(plan.data.name, threat, auto, results["classifier"]["architecture"]),
-        classes=tuple(plan.data.classes),
-        pictures=pictures,
-        trajectories=trajectories,
-        training=tuple(setup.journal.lines()),
-        shipped_version=results["shipped"]["version"],
-        alarms=tuple(results["alarms"]),
-        search=results["search"] if results["search"]["trials"] else {},
-        recipe=canonical(plan.recipe),  # pyright: ignore[reportArgumentType]
-        lineage=tuple(lineage([*made, *attacked, *checked.receipts])),
-        seconds=results["seconds"],
+        tables=field_tables(found.data, auto.threat, auto, classifier),
+        classes=tuple(classes),
+        pictures=pictures[0],
+        trajectories=pictures[1],
+        lineage=tuple(lineage(found.receipts)),
+        seconds=run.seconds if run else found.seconds_of_work,
+        **(_made(run) if run else {}),
     )
+
+
+def _made(run: RunFacts) -> dict[str, Any]:
+    """What the contents say of how a run's model was made."""
+    return {
+        "training": run.training,
+        "shipped_version": run.selected["version"],
+        "alarms": tuple(run.alarms),
+        "search": run.search if run.search["trials"] else {},
+        "recipe": run.recipe,
+    }
+
+
+def _spoken(model: str) -> str:
+    return SPOKEN.get(model, model).removeprefix("the ")
 
 
 def _repeated(rounds: int) -> tuple[str, ...]:
@@ -93,48 +103,7 @@ def _repeated(rounds: int) -> tuple[str, ...]:
     return (f"The training was interrupted: {rounds} rounds after its checkpoints were set aside and made anew.",)
 
 
-def model_contents(
-    model: nn.Module,
-    found: Findings,
-    test: Split,
-    *,
-    title: str,
-    classes: Sequence[str],
-    classifier: str | None,
-) -> Contents:
-    """The contents of the report on any model that was checked, in the ball of its first evaluation."""
-    assert found.checked is not None
-    evaluations, checked = next(iter(found.evaluations.values())), found.checked
-    auto = of_kind(evaluations, "autoattack")
-    assert auto is not None
-    inside = {name: each for name, each in evaluations.items() if each.threat == auto.threat}
-    worst = worst_of(list(inside.values()))
-    return Contents(
-        title=title,
-        data=found.data,
-        threat=auto.threat,
-        description=classifier or type(model).__name__,
-        clean=worst.clean,
-        headline=found.headline,
-        worst_of=(*inside, *checked.attacks),
-        attacks=(
-            *(Attacked(name=name, robust=each.robust) for name, each in inside.items()),
-            *(Attacked(name=name, robust=accuracy) for name, accuracy in checked.attacks.items()),
-        ),
-        checks=checked.checks,
-        flags=worst.flags,
-        notes=notes_on(found.data, auto),
-        broken=(Broken(model="model", images=len(auto.rows), by=auto.broken_by),),
-        curves=checked.curves,
-        tables=field_tables(found.data, auto.threat, auto, classifier),
-        classes=tuple(classes),
-        pictures=pictures_of(model, test, auto.threat),
-        lineage=tuple(lineage([*(path for each in inside.values() for path in each.receipts), *checked.receipts])),
-        seconds={"evaluation": sum(each.seconds for each in evaluations.values()), "checks": checked.seconds},
-    )
-
-
-def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
+def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> tuple[Pictures, tuple[TrajectoryPictures, ...]]:
     """Test images and what PGD-40 makes of them, for a model of which nothing else is known."""
     chosen = test.take(in_order(test)[:GALLERY])
     device = device_of(model)
@@ -147,7 +116,7 @@ def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
         config=PGDConfig(steps=40),
         rows=chosen.rows,
     )
-    return Pictures(
+    pictures = Pictures(
         attack="PGD-40",
         clean=clean.numpy(force=True),
         adversarial=adversarial.numpy(force=True),
@@ -155,6 +124,7 @@ def pictures_of(model: nn.Module, test: Split, threat: ThreatModel) -> Pictures:
         clean_predictions=_answers(model, clean),
         adversarial_predictions=_answers(model, adversarial),
     )
+    return pictures, ()
 
 
 def _answers(model: nn.Module, images: torch.Tensor) -> np.ndarray:

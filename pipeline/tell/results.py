@@ -1,170 +1,161 @@
-"""The end of a run: results.json, and the same in a short table."""
+"""Results: what both commands tell of what they found, as results.json, as a claim, and as text (`tell.text`)."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from pipeline.artifacts import Artifact, Store
-from pipeline.defend.borrowed import cached_fingerprint
-from pipeline.defend.plan import Plan
-from pipeline.defend.trials import search_fingerprint
-from pipeline.measure.checks import Checked
+from pipeline.measure.findings import Findings
 from pipeline.measure.outcome import Evaluation
+from pipeline.tell.run_facts import RunFacts
+from pipeline.tell.text import ball_text, results_text
+from stages.evaluation.accuracy import Accuracy
+from stages.evaluation.claim import ClaimConfig, leaderboard, robustbench_claim
+from stages.evaluation.comparison import Comparison
+from stages.evaluation.evidence import Table
+from stages.report import Contents, write_report
 from stages.storage import Storage
-from stages.training.setup import Setup
-from stages.trajectories.ledger import Ledger
 
 
-def origins(plan: Plan, setup: Setup) -> dict[str, list[Artifact]]:
-    """What was made before the loop, by stage: the classifiers, the search, the weights from foreign shards."""
-    store, own = Store(plan.root), plan.setup(setup.classifier)
-    names = {"classifier": [("classifier", each.classifier_fingerprint) for each in (plan, *plan.others)]}
-    if plan.recipe.search.trials:
-        names["search"] = [("search", search_fingerprint(own, plan.recipe))]
-    if plan.cached:
-        names["cached training"] = [("cached-training", cached_fingerprint(setup, list(plan.cached)))]
-    return {
-        stage: [artifact for kind, name in each if (artifact := store.get(kind, name))] for stage, each in names.items()
-    }
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Results(Findings):
+    """What was found, beside whom, and for a run how its model was made."""
+
+    tables: tuple[Table, ...] = ()
+    comparison: Comparison | None = None
+    run: RunFacts | None = None
+
+    @classmethod
+    def of(cls, found: Findings, *, tables: Sequence[Table] = (), run: RunFacts | None = None) -> "Results":
+        """The results that findings give."""
+        return cls(**vars(found), tables=tuple(tables), run=run)
+
+    def claim(self, config: ClaimConfig) -> dict[str, object] | None:
+        """RobustBench's claim JSON; None where there is nothing to claim (`unclaimed`)."""
+        auto, dataset = self.autoattack, self._leaderboard
+        if auto is None or dataset is None or not auto.is_standard:
+            return None
+        worst = {ball: each.robust for ball, each in self.worst_cases().items()}
+        worst[next(iter(worst))] = self.robust_accuracy  # which the checks' attacks join
+        return robustbench_claim(
+            config,
+            dataset=dataset,
+            threat=auto.threat,
+            clean=auto.clean,
+            autoattack=auto.robust,
+            worst_case=worst[auto.threat],
+            flags=auto.flags,
+        )
+
+    @property
+    def unclaimed(self) -> str:
+        """Why there is no claim, where one might expect it; "" otherwise."""
+        auto = self.autoattack
+        if auto is None:
+            return ""
+        if not auto.is_standard:
+            return f"no RobustBench claim, which takes AutoAttack standard: {auto.name} was run"
+        where = f"{self.data} within {ball_text(auto.threat)}"
+        return "" if self._leaderboard else f"no RobustBench claim: it has no leaderboard for {where}"
+
+    @property
+    def _leaderboard(self) -> str | None:
+        return self.autoattack and leaderboard(self.data, self.autoattack.threat)
+
+    @property
+    def receipts(self) -> list[str]:
+        """Where the artifacts behind the figures lie: of what was made, attacked and checked."""
+        attacked = [place for found in self.evaluations.values() for each in found.values() for place in each.receipts]
+        made, checked = self.run.origins if self.run else (), self.checked.receipts if self.checked else ()
+        return list(dict.fromkeys([*made, *attacked, *checked]))
+
+    def as_json(self) -> dict[str, object]:
+        """Everything, as results.json holds it."""
+        evaluations = [each for found in self.evaluations.values() for each in found.values()]
+        return {
+            "data": self.data,
+            "test": self.test,
+            "robust_accuracy": self.robust_accuracy.as_json() if self.evaluations else None,
+            "models": {name: self._model_json(name) for name in self.evaluations},
+            "checks": [asdict(check) for check in self.checked.checks] if self.checked else [],
+            "screening": self.screening and self.screening.as_json(),
+            "tables": [_table_json(table) for table in self.tables],
+            "comparison": self.comparison and self.comparison.as_json(),
+            "run": self.run and self.run.as_json(),
+            "chunks_attacked_now": sum(each.attacked_now for each in evaluations),
+            "checks_done_now": self.checked.done_now if self.checked else 0,
+            "seconds_now": round(self.seconds, 1),
+            "artifacts": sorted("/".join(place.split("/")[-2:]) for place in self.receipts),
+        }
+
+    def _model_json(self, name: str) -> dict[str, object]:
+        return {
+            "fingerprint": self.fingerprints[name],
+            "clean": self.clean(name).as_json(),
+            "measurements": {key: _as_json(each) for key, each in self.evaluations[name].items()},
+            "worst_cases": [_as_json(each, images=True) for each in self.worst_cases(name).values()],
+        }
+
+    def __str__(self) -> str:
+        return results_text(self, self.tables, self.comparison, self.run, self.unclaimed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """Sums over the shards that a run trained on."""
-
-    shards: int = 0
-    segments: int = 0
-    attack_steps: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-
-    @staticmethod
-    def of(ledger: Ledger) -> "Totals":
-        """Read from the ledger a batch at a time."""
-        total = Totals()
-        for batch in ledger.query(columns=["n", "k", "bytes", "seconds"]):
-            n, k, size, seconds = (column.to_numpy() for column in batch.columns)
-            total = Totals(
-                shards=total.shards + len(n),
-                segments=total.segments + int(n.sum()),
-                attack_steps=total.attack_steps + int((n * k).sum()),
-                bytes=total.bytes + int(size.sum()),
-                seconds=total.seconds + float(seconds.sum()),
-            )
-        return total
+def write_results(
+    found: Results, directory: Storage, *, claim: ClaimConfig | None = None, contents: Contents | None = None
+) -> dict[str, str]:
+    """Write results.json, with ``claim`` claim.json where there is something to claim, and the report of ``contents``;
+    returns where each is, by name."""
+    written = {"results": _write(directory, "results.json", found.as_json())}
+    claimed = found.claim(claim) if claim else None
+    directory.delete(["claim.json"])  # of an evaluation of the same name, which this one replaces
+    if claimed is not None:
+        written["claim"] = _write(directory, "claim.json", claimed)
+    if contents is not None:
+        with directory.folder("report") as folder:
+            page = write_report(contents, folder).page
+        written["report"] = directory.location(f"report/{page.name}")
+    return written
 
 
-def work_seconds(
-    plan: Plan, setup: Setup, totals: Totals, found: dict[str, dict[str, Evaluation]], checked: Checked
-) -> dict[str, float]:
-    """Seconds of work behind a run's figures, by stage: added up over all workers, whichever call it was that worked.
-
-    They come from receipts, the ledger and metrics.jsonl, so that they are the same when the run is called again. An
-    attempt that was killed is not in them.
-    """
-    seconds: dict[str, float] = {
-        stage: sum(artifact.manifest["provenance"]["seconds"] for artifact in artifacts)
-        for stage, artifacts in origins(plan, setup).items()
-    }
-    seconds["attack"] = totals.seconds
-    seconds["training"] = sum(line["seconds"] * (1 - line["waiting"]) for line in setup.journal.read())
-    seconds["evaluation"] = sum(each.seconds for evaluations in found.values() for each in evaluations.values())
-    seconds["checks"] = checked.seconds
-    return {stage: round(value, 1) for stage, value in seconds.items() if value}
+def ending(found: Results, paths: Mapping[str, str]) -> str:
+    """What a command prints at its end, with where everything is."""
+    return f"\n{found}\n" + "".join(f"\n{name:14}{path}" for name, path in paths.items())
 
 
-def shard_summary(plan: Plan, totals: Totals, made_now: int) -> dict:
-    """Number, size and compression of the shards that a run trained on, of which some were made in this call.
-
-    ``float32_ratio`` compares with the same states as float32 arrays.
-    """
-    if not totals.shards:
-        return {"shards": 0, "generated_now": 0, "bytes": 0}
-    state = 4 * plan.data.channels * plan.data.size**2
-    return {
-        "shards": totals.shards,
-        "generated_now": made_now,
-        "segments": totals.segments,
-        "attack_steps": totals.attack_steps,
-        "bytes": totals.bytes,
-        "bytes_per_segment": totals.bytes / totals.segments,
-        "float32_ratio": state * (totals.attack_steps + totals.segments) / totals.bytes,
-    }
-
-
-def write_results(storage: Storage, name: str, results: Mapping[str, object]) -> str:
-    """Write results as JSON; returns where they are."""
-    storage.put(name, json.dumps(results, indent=1).encode())
+def _write(storage: Storage, name: str, content: Mapping[str, object]) -> str:
+    storage.put(name, json.dumps(content, indent=1).encode())
     return storage.location(name)
 
 
-def describe_model(results: dict) -> str:
-    """The robust classifier in a few words."""
-    trained = results["recipe"]["train"]["what"]
-    classifier = results["classifier"]["architecture"] + (", itself trained on attacks" if trained != "adapter" else "")
-    parameters = results["adapter_parameters"]
-    return f"{classifier}, behind a U-Net of {parameters:,} parameters" if parameters else classifier
+def _as_json(each: Evaluation, *, images: bool = False) -> dict[str, object]:
+    found: dict[str, object] = {
+        "attack": dict(each.attack),
+        "threat": asdict(each.threat),
+        "clean": each.clean.as_json(),
+        "robust": each.robust.as_json(),
+        "broken_by": each.broken_by,
+        "flags": list(each.flags),
+        "unverified": each.unverified,
+        "chunks_attacked_now": each.attacked_now,
+        "attack_seconds": round(each.seconds, 1),
+        "receipts": list(each.receipts),
+    }
+    if images:
+        found["images"] = {"rows": each.rows.tolist(), "broken_by": list(each.verdicts)}
+    return found
 
 
-def table(results: dict) -> str:
-    """The short table that ends a run."""
-    robust, undefended = results["robust"], results["undefended"]
-    threat, shards, shipped = results["threat"], results["trajectories"], results["shipped"]
-    ball = f"{threat['norm']} {threat['radius']:.4g}"
-    lines = [
-        f"{results['data']}, {ball}, {describe_model(results)}",
-        "",
-        f"{'':40}{'robust classifier':>28}{'undefended classifier':>28}",
-        _row("clean", robust["clean"], undefended["clean"]),
-        *(_row(name, robust["attacks"][name], undefended["attacks"][name]) for name in reversed(robust["attacks"])),
-        _row("robust accuracy (per-image worst case)", robust["headline"], undefended["headline"]),
-        "",
-        "percent of test images, with 95 % interval and number of images",
-    ]
-    lines += ["", checks_text(results["checks"])]
-    if robust["flags"]:
-        lines += ["", "warnings:", *(f"  {flag}" for flag in robust["flags"])]
-    if results["alarms"]:
-        lines += ["", "alarms while training:", *(f"  {alarm}" for alarm in results["alarms"])]
-    if shards["shards"]:
-        lines += [
-            "",
-            f"trajectories  {shards['shards']} shards, {shards['generated_now']} generated now; "
-            f"{shards['segments']:,} segments, {shards['bytes'] / 1e6:.1f} MB, "
-            f"{shards['float32_ratio']:.0f}x smaller than float32",
-        ]
-    lines += [
-        f"work          {_times(results['seconds'])}; total worker time",
-        f"this call     {_times(results['seconds_now'])}",
-        f"selected      v_{shipped['version']} of {shipped['of']}: best robust accuracy on the hold-out",
-        f"model         {results['paths']['model']}",
-    ]
-    lines += [f"results       {results['paths']['results']}", f"report        {results['paths']['report']}"]
-    return "\n".join(lines)
-
-
-def _times(seconds: dict[str, float]) -> str:
-    return ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
-
-
-def checks_text(checks: list[dict]) -> str:
-    """How many checks passed, and what the others say."""
-    verdicts = ("pass", "warn", "fail", "not applicable")
-    found = {verdict: [check for check in checks if check["verdict"] == verdict] for verdict in verdicts}
-    spared = len(found["not applicable"])
-    lines = [
-        f"{len(found['pass'])} of {len(checks) - spared} checks passed, {len(found['fail'])} failed, "
-        f"{len(found['warn'])} with a warning; {spared} not applicable"
-    ]
-    for verdict in ("fail", "warn"):
-        lines += [f"  {verdict} {check['number']:2} {check['name']}: {check['figure']}" for check in found[verdict]]
-    return "\n".join(lines)
-
-
-def _row(name: str, robust: dict, undefended: dict) -> str:
-    return f"{name:40}{_cell(robust):>28}{_cell(undefended):>28}"
-
-
-def _cell(accuracy: dict) -> str:
-    low, high = accuracy["interval"]
-    return f"{100 * accuracy['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}] of {accuracy['images']}"
+def _table_json(table: Table) -> dict[str, object]:
+    return {
+        "name": table.name,
+        "caption": table.caption,
+        "columns": list(table.columns),
+        "rows": [
+            {
+                "name": row.name,
+                "values": [value.as_json() if isinstance(value, Accuracy) else value for value in row.values],
+                "setting": row.setting,
+                "source": row.source,
+            }
+            for row in table.rows
+        ],
+    }

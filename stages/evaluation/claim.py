@@ -65,17 +65,17 @@ def robustbench_claim(
     threat: ThreatModel,
     clean: Accuracy,
     autoattack: Accuracy,
-    headline: Accuracy,
+    worst_case: Accuracy,
     flags: tuple[str, ...],
 ) -> dict[str, object]:
     """The claim as RobustBench's JSON has it, of AutoAttack standard on a data set and ball of a `leaderboard`.
 
-    ``reported`` is the headline, the worst case over every attack that was run; ``unreliable`` says that AutoAttack
+    ``reported`` is the per-image worst case over every attack that was run; ``unreliable`` says that AutoAttack
     itself warned, or that images were fewer than the 10,000 of the benchmark.
     """
     few = autoattack.images < 10_000
-    low, high = headline.interval
-    footnote = f"AutoAttack standard on {autoattack.images} images; worst case over all attacks {headline}."
+    low, high = worst_case.interval
+    footnote = f"AutoAttack standard on {autoattack.images} images; worst case over all attacks {worst_case}."
     if few:
         footnote += (
             f" The 95 % interval is [{100 * low:.2f}, {100 * high:.2f}]: fewer than the benchmark's 10,000 images."
@@ -91,7 +91,7 @@ def robustbench_claim(
         "architecture": config.architecture,
         "eps": radius_text(threat.radius),
         "clean_acc": _percent(clean),
-        "reported": _percent(headline),
+        "reported": _percent(worst_case),
         "autoattack_acc": _percent(autoattack),
         "footnote": " ".join((footnote, *flags)),
         "unreliable": bool(flags) or few,

@@ -174,6 +174,9 @@ class Contents:
     undefended_headline: Accuracy | None = None
     """Of the undefended classifier, under everything in ``worst_of``."""
     attacks: tuple[Attacked, ...] = ()
+    """The evaluation's attacks, in the threat model."""
+    probes: tuple[Attacked, ...] = ()
+    """What the checks tried within the ball, attacks at smaller radii among it; it counts in the headline."""
     checks: tuple[Check, ...] = ()
     flags: tuple[str, ...] = ()
     """What should make a reader doubt the headline, such as AutoAttack's own flags."""
@@ -219,9 +222,8 @@ class Contents:
 
     def _check_headline(self) -> None:
         worst = self.headline
-        same = [("clean", self.clean)] + [
-            (each.name, each.robust) for each in self.attacks if each.robust and each.name in self.worst_of
-        ]
+        counted = [each for each in (*self.attacks, *self.probes) if each.name in self.worst_of]
+        same = [("clean", self.clean), *((each.name, each.robust) for each in counted if each.robust)]
         for name, accuracy in same:
             if accuracy.images == worst.images and accuracy.correct < worst.correct:
                 raise ValueError(

@@ -9,7 +9,7 @@ was not measured, and what is NaN or infinite, is null. The keys, all always the
 | title, description, data, threat {norm, radius} | what is reported; the radius in pixels of [0, 1] |
 | headline, worst_of, says | the accuracy, the attacks that it is the worst case of, the sentence |
 | clean, undefended_clean, undefended_headline | accuracies |
-| attacks | [{name, robust, undefended}], accuracies |
+| attacks, probes | [{name, robust, undefended}], accuracies |
 | verdict {worst, says}, checks | [{number, name, verdict, figure, images, says, evidence}] |
 | flags, notes, alarms | sentences |
 | broken | [{model, images, by: {attack: images}}]: each image under the first attack that broke it |
@@ -57,6 +57,7 @@ def as_json(contents: Contents, files: Mapping[str, Mapping[str, Sequence[str]]]
         "undefended_clean": contents.undefended_clean,
         "undefended_headline": contents.undefended_headline,
         "attacks": [vars(each) for each in contents.attacks],
+        "probes": [vars(each) for each in contents.probes],
         "verdict": {"worst": words.worst_verdict(contents.checks), "says": words.verdict(contents.checks)},
         "checks": [vars(check) for check in contents.checks],
         "flags": contents.flags,

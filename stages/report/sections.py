@@ -89,6 +89,11 @@ def _checks(contents: Contents) -> list[Block]:
     )
     columns = ("check", "verdict", "found", "images", "what it means")
     blocks.append(Grid(columns=columns, rows=rows, verdicts=tuple(check.verdict for check in checks)))
+    if contents.probes:
+        rows = tuple((each.name, words.cell(each.robust)) for each in contents.probes)
+        says = Text(text="Attacks at smaller radii and probes among it. All of it counts in the robust accuracy.")
+        probes = Grid(columns=("", "accuracy"), rows=rows)
+        blocks.append(Fold(title="What the checks tried within the ball", blocks=(says, probes)))
     evidence = tuple(
         (f"{check.number}. {check.name}", key, _brief(value))
         for check in checks

@@ -36,8 +36,8 @@ def test_real_cifar10_goes_through_every_stage(ray_session: object, tmp_path: Pa
     run_here(tmp_path, "cifar10-linf", *flags_of(small), *BRIEFLY)
     results = results_of(tmp_path, "cifar10-linf-*")
     assert results["data"] == "CIFAR-10 (JPEG q75)"
-    assert results["trajectories"]["generated_now"] == 6
-    assert results["robust"]["unverified"] == 0
-    assert results["undefended"]["clean"]["value"] > 0.1
-    model = load_model(results["paths"]["model"])
+    assert results["run"]["trajectories"]["generated_now"] == 6
+    assert results["models"]["robust"]["worst_cases"][0]["unverified"] == 0
+    assert results["models"]["undefended"]["clean"]["value"] > 0.1
+    model = load_model(results["run"]["paths"]["model"])
     assert model.purify(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)

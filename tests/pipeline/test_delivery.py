@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_sent_is_refused_before_ray_starts(
 def test_a_model_that_cannot_be_sent_is_screened(no_ray: None, tmp_path: Path) -> None:
     found = evaluate_model(locked(), data="digits", norm="Linf", radius=0.1, quick=True, images=64, root=tmp_path)
     assert found.screening is not None
-    assert 0 < found.headline.value < 1
+    assert 0 < found.robust_accuracy.value < 1
 
 
 def test_an_attack_that_cannot_be_sent_is_refused_before_ray_starts(no_ray: None, tmp_path: Path) -> None:
@@ -214,5 +214,5 @@ found = evaluate_model(
     model, data=(images, labels), norm="Linf", radius=0.6, attacks=[attack], version="custom", autoattack=["apgd-ce"],
     checks=None, root=sys.argv[1], say=lambda line: None,
 )
-print(found.evaluations["model"]["__main__:attack"].robust.value, found.headline)
+print(found.evaluations["model"]["__main__:attack"].robust.value, found.robust_accuracy)
 """

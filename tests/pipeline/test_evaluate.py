@@ -17,11 +17,12 @@ from torch import nn
 from pipeline.evaluate import evaluate_model, main
 from pipeline.flags import WorkersConfig
 from pipeline.measure.evaluation import parts
+from pipeline.measure.findings import Findings
 from pipeline.measure.measuring import find, own_measurements
 from pipeline.measure.outcome import worst_of
 from pipeline.measure.subjects import split_of
 from pipeline.recipe import EvaluationConfig
-from pipeline.tell.findings import Findings
+from pipeline.tell.results import Results
 from stages import numerics
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
@@ -96,7 +97,7 @@ def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(fini
     outside, step = found["evaluated_models:leave_the_ball"], found["evaluated_models:flip_the_signs"]
     assert np.array_equal(outside.robust_mask, outside.clean_mask)
     assert not np.array_equal(step.robust_mask, step.clean_mask)
-    worst = finished[0].headlines()[THREAT]
+    worst = finished[0].worst_cases()[THREAT]
     masks = [dict(zip(each.rows.tolist(), each.robust_mask.tolist(), strict=True)) for each in found.values()]
     assert sorted(worst.rows) == sorted(found["autoattack"].rows)
     assert worst.robust_mask.tolist() == [all(mask[row] for mask in masks) for row in worst.rows.tolist()]
@@ -104,13 +105,13 @@ def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(fini
     assert found["autoattack"].unverified == step.unverified == 0
     said = f"leave_the_ball: {outside.unverified} images came back as NaN, outside of the ball or of [0, 1]"
     assert any(said in flag for flag in worst.flags)
-    assert "warning: evaluated_models:leave_the_ball" in str(finished[0])
+    assert "the model: evaluated_models:leave_the_ball" in str(Results.of(finished[0]))
     with pytest.raises(ValueError, match="no worst case"):
         worst_of([])
 
 
 def test_progress_says_images_accuracy_and_time_left(finished) -> None:
-    lines = [line for line in finished[2] if line.startswith("autoattack on the model")]
+    lines = [line for line in finished[2] if line.startswith("autoattack on the model") and " of " in line]
     assert [line.split(": ")[1].split(" images")[0] for line in lines] == ["6 of 18", "12 of 18", "18 of 18"]
     left = [line.rpartition("; ")[2] for line in finished[2] if " images, " in line]
     assert all(re.fullmatch(r"(about [\d,]+ s)?( and )?(\d chunks? of unknown time)? left", line) for line in left[:-1])
@@ -254,7 +255,7 @@ REFUSED = {
     ),
     "nothing to compare with": (
         ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--compare", "nowhere"],
-        "no results of an evaluation",
+        "no results of a run or an evaluation",
     ),
 }
 
@@ -274,7 +275,7 @@ def test_another_ball_is_refused_before_the_attack(
     model: nn.Module, test: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs = {"threat": {"norm": "Linf", "radius": 0.3}, "images": {"rows": [], "broken_by": []}}
-    other = {"test": test.fingerprint, "data": "digits", "models": {"model": {"headlines": [theirs]}}}
+    other = {"test": test.fingerprint, "data": "digits", "models": {"model": {"worst_cases": [theirs]}}}
     (tmp_path / "results.json").write_text(json.dumps(other))
     flags = ["--model", "evaluated_models:build", "--norm", "Linf", "--radius", "0.1", "--root", str(tmp_path / "root")]
     with pytest.raises(SystemExit) as ended:
@@ -317,7 +318,7 @@ def test_a_quick_screening_needs_no_ray_and_resumes(model: nn.Module, tmp_path: 
     assert found.screening.ended == "images"
     assert "screening by APGD-CE, APGD-T within Linf 0.1: at most" in str(found)
     low, high = found.screening.interval
-    assert low < found.headline.value < high
+    assert low < found.robust_accuracy.value < high
     again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
     assert again.evaluations["model"]["screening"].attacked_now == 0
 
@@ -339,13 +340,13 @@ def test_the_command_prints_and_writes_what_it_found_and_compares(
     assert main([*small, *root, "--name", "one", "--claim.name", "A linear model"]) == 0
     results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
     assert [check["number"] for check in results["checks"]] == list(range(1, 21))
-    assert results["headline"]["correct"] <= results["models"]["model"]["headlines"][0]["robust"]["correct"]
+    assert results["robust_accuracy"]["correct"] <= results["models"]["model"]["worst_cases"][0]["robust"]["correct"]
     assert {check["verdict"] for check in results["checks"] if check["number"] in (17, 18, 19)} == {"not applicable"}
     page = (tmp_path / "evaluations/one/report/index.html").read_text()
-    assert f"{100 * results['headline']['value']:.1f} %" in page
-    assert "robust accuracy (per-image worst case), Linf 0.1" in capsys.readouterr().out
+    assert f"{100 * results['robust_accuracy']['value']:.1f} %" in page
+    assert "robust accuracy (per-image worst case)" in capsys.readouterr().out
     results = json.loads((tmp_path / "evaluations/one/results.json").read_text())
-    (worst,) = results["models"]["model"]["headlines"]
+    (worst,) = results["models"]["model"]["worst_cases"]
     assert len(worst["images"]["rows"]) == worst["robust"]["images"] == 12
     assert not (tmp_path / "evaluations/one/claim.json").exists()
     assert list(results["models"]["model"]["measurements"]) == ["APGD-CE", "PGD-2"]

@@ -24,24 +24,38 @@ from stages.trajectories.shards import read_shard
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+def figures_of(results: dict) -> dict:
+    """What is to be the same however a run came to its end: every verdict on every image, of each model."""
+    return {
+        name: {
+            "clean": model["clean"],
+            "measurements": {key: each["broken_by"] for key, each in model["measurements"].items()},
+            "images": [worst["images"] for worst in model["worst_cases"]],
+        }
+        for name, model in results["models"].items()
+    }
+
+
 def test_a_run_ends_with_a_table_and_a_model_that_loads_in_one_line(finished: tuple[Path, str]) -> None:
     root, printed = finished
     results = results_of(root)
-    for word in ("AutoAttack standard", "PGD-40", "clean", "undefended classifier", results["paths"]["model"]):
+    for word in ("AutoAttack standard", "PGD-40", "clean", "undefended classifier", results["run"]["paths"]["model"]):
         assert word in printed
-    model, data = load_model(results["paths"]["model"]), load_data(DataConfig(name="digits"))
+    model, data = load_model(results["run"]["paths"]["model"]), load_data(DataConfig(name="digits"))
     test = torch.from_numpy(data.test.images)
     right = (model(test.float() / 255).argmax(1).numpy() == data.test.labels).mean()
-    assert results["robust"]["clean"]["images"] == 64
-    assert abs(right - results["robust"]["clean"]["value"]) < 0.2
-    assert list(results["attacks"]) == ["AutoAttack standard", "PGD-40"]
-    assert results["undefended"]["attacks"]["AutoAttack standard"]["value"] <= results["undefended"]["clean"]["value"]
-    assert results["robust"]["unverified"] == results["undefended"]["unverified"] == 0
-    assert results["trajectories"]["shards"] == 16 >= results["trajectories"]["generated_now"] > 0
-    assert {trial["trial"] for trial in results["search"]["trials"]} == {0, 1}
+    robust, undefended = results["models"]["robust"], results["models"]["undefended"]
+    assert robust["clean"]["images"] == undefended["clean"]["images"] == 64
+    assert abs(right - robust["clean"]["value"]) < 0.2
+    assert list(robust["measurements"]) == ["AutoAttack standard", "PGD-40"]
+    assert undefended["measurements"]["AutoAttack standard"]["robust"]["value"] <= undefended["clean"]["value"]
+    assert robust["worst_cases"][0]["unverified"] == undefended["worst_cases"][0]["unverified"] == 0
+    made = results["run"]
+    assert made["trajectories"]["shards"] == 16 >= made["trajectories"]["generated_now"] > 0
+    assert {trial["trial"] for trial in made["search"]["trials"]} == {0, 1}
     assert [check["number"] for check in results["checks"]] == list(range(1, 21))
-    assert results["robust"]["headline"]["value"] <= results["robust"]["attacks"]["AutoAttack standard"]["value"]
-    assert Path(results["paths"]["report"]).read_text().count("<img") > 10
+    assert results["robust_accuracy"]["value"] <= robust["measurements"]["AutoAttack standard"]["robust"]["value"]
+    assert Path(results["run"]["paths"]["report"]).read_text().count("<img") > 10
 
 
 def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]) -> None:
@@ -56,7 +70,7 @@ def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]
 
 
 def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Path, str]) -> None:
-    model = results_of(finished[0])["paths"]["model"]
+    model = results_of(finished[0])["run"]["paths"]["model"]
     prepared = prepare(EvaluateCommand(model=model, table="3", data="digits"))
     assert list(prepared.models) == ["model", "undefended classifier"]
     assert prepared.models["undefended classifier"] is prepared.model.classifier
@@ -68,11 +82,12 @@ def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str], caps
     rows = rows_of(root)
     run_here(root, *flags_of(TINY))
     after = results_of(root)
-    assert after["trajectories"]["generated_now"] == after["chunks_attacked_now"] == after["checks_done_now"] == 0
+    generated = after["run"]["trajectories"]["generated_now"]
+    assert generated == after["chunks_attacked_now"] == after["checks_done_now"] == 0
     assert rows_of(root) == rows
-    assert after["robust"] == before["robust"]
-    assert after["seconds"] == before["seconds"]  # of the work behind the figures, not of this call
-    assert set(after["seconds"]) == {"classifier", "search", "attack", "training", "evaluation", "checks"}
+    assert figures_of(after) == figures_of(before)
+    assert after["run"]["seconds"] == before["run"]["seconds"]  # of the work behind the figures, not of this call
+    assert set(after["run"]["seconds"]) == {"classifier", "search", "attack", "training", "evaluation", "checks"}
     assert "training the classifier" not in capsys.readouterr().out
 
 
@@ -113,7 +128,7 @@ def test_a_damaged_receipt_is_named_and_not_used(
 
 def chosen_attack(root: Path) -> list[str]:
     """Flags for the attack that a run's search chose, without a search."""
-    attack = results_of(root)["attack"]
+    attack = results_of(root)["run"]["attack"]
     lengths = [f"--attack.{name.replace('_', '-')}={attack[name]}" for name in ("steps", "step_size", "noise_scale")]
     return [*lengths, "--search.trials=0"]
 
@@ -122,10 +137,10 @@ def test_a_new_adapter_starts_from_another_runs_shards(
     finished: tuple[Path, str], ray_session: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, _ = finished
-    source = results_of(root)["run"]
+    source = results_of(root)["run"]["name"]
     flags = ["--name=reuse", f"--train.from-cache={source}", "--schedule.rounds=2", *chosen_attack(root), *BRIEFLY]
     run_here(root, *flags_of(TINY), *flags)
-    found = results_of(root, "reuse")["from_cache"]
+    found = results_of(root, "reuse")["run"]["from_cache"]
     assert "foreign weights" in capsys.readouterr().out
     assert found["foreign_weights"] == 7  # v_0 .. v_6: with overlap, the last version is never attacked
     assert found["disagreement"] == pytest.approx(found["stored"]["value"] - found["fresh"]["value"])
@@ -167,7 +182,7 @@ def test_a_command_that_was_killed_and_then_stopped_is_finished_by_a_job_to_the_
     assert "AutoAttack standard" in done.stdout
     assert last_version(tmp_path) == last_version(finished[0])
     ours, theirs = results_of(tmp_path), results_of(finished[0])
-    assert (ours["robust"], ours["undefended"]) == (theirs["robust"], theirs["undefended"])
+    assert figures_of(ours) == figures_of(theirs)
     rows = rows_of(tmp_path)
     assert len(rows) == 16  # two units a round, eight rounds: none lost, none twice
     for row in rows:

@@ -52,10 +52,10 @@ def _receipt(directory: Path) -> dict:
 
 
 def _finish(setup: Setup, artifacts: list[str]) -> None:
-    headline = {"value": 0.5, "images": 8}
+    robust = {"value": 0.5, "images": 8}
     for name, content in {
         "recipe.json": {"preset": "digits", "recipe": RECIPE},
-        "results.json": {"artifacts": artifacts, "robust": {"headline": headline}},
+        "results.json": {"artifacts": artifacts, "robust_accuracy": robust},
     }.items():
         setup.run.put(name, json.dumps(content).encode())
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from pipeline.measure.outcome import Evaluation
 from pipeline.measure.paper_tables import measurements_of, speed_table, with_our_rows
-from pipeline.tell.findings import table_text
+from pipeline.tell.text import table_text
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.measurement import Measurement, described
 from stages.evaluation.published import PAPER

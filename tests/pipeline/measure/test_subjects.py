@@ -73,9 +73,9 @@ def test_images_and_labels_of_any_type_give_the_same_figure(tmp_path: Path):
     assert len({split.fingerprint for split in splits.values()}) == 1
     expected = quick(MODEL, RIGHT["bytes"], tmp_path)
     found = quick(MODEL, RIGHT["lists"], tmp_path)
-    assert 0 < expected.headline.correct < 12
+    assert 0 < expected.robust_accuracy.correct < 12
     assert found.evaluations["model"]["screening"].attacked_now == 0
-    assert found.headline == expected.headline
+    assert found.robust_accuracy == expected.robust_accuracy
 
 
 WRONG_DATA: dict[str, tuple[Any, str]] = {
@@ -167,7 +167,7 @@ def test_images_and_classes_of_any_number_are_screened(shape: tuple[int, ...], c
     found = quick(model, (images, labels), tmp_path)
     expected = (model(images / 255).argmax(1) == labels).sum()
     assert found.evaluations["model"]["screening"].clean.correct == expected
-    assert found.headline.images == 12
+    assert found.robust_accuracy.images == 12
 
 
 def test_a_model_in_bfloat16_that_converts_its_images_is_screened_as_one_in_float32(tmp_path: Path):
@@ -175,7 +175,7 @@ def test_a_model_in_bfloat16_that_converts_its_images_is_screened_as_one_in_floa
     model.model.bfloat16()
     found = quick(model.eval(), (IMAGES, LABELS), tmp_path)
     expected = quick(MODEL, (IMAGES, LABELS), tmp_path)
-    assert found.headline.correct == pytest.approx(expected.headline.correct, abs=1)
+    assert found.robust_accuracy.correct == pytest.approx(expected.robust_accuracy.correct, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_radius_of_another_library_gives_the_same_receipts(tmp_path: Path):
     for radius in (np.float32(0.0625), torch.tensor(0.0625), np.array(0.0625)):
         found = quick(MODEL, (IMAGES, LABELS), tmp_path, radius=radius)
         assert found.evaluations["model"]["screening"].attacked_now == 0
-        assert found.headline == expected.headline
+        assert found.robust_accuracy == expected.robust_accuracy
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 19])
@@ -352,7 +352,7 @@ class Seeded(Changed):
 def test_the_same_weights_in_another_coat_give_the_same_figure(name: str, tmp_path: Path):
     expected = quick(MODEL, (IMAGES, LABELS), tmp_path)
     found = quick(SAME[name](), (IMAGES, LABELS), tmp_path)
-    assert found.headline == expected.headline
+    assert found.robust_accuracy == expected.robust_accuracy
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
@@ -360,7 +360,7 @@ def test_the_figure_depends_on_nothing_around_the_call(around: Callable[[], Any]
     expected = quick(MODEL, (IMAGES, LABELS), tmp_path / "plain")
     with around():
         found = quick(MODEL, (IMAGES, LABELS), tmp_path / "inside")
-    assert found.headline == expected.headline
+    assert found.robust_accuracy == expected.robust_accuracy
 
 
 def test_images_without_an_answer_are_said_so(tmp_path: Path):

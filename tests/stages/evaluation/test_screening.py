@@ -92,7 +92,7 @@ def test_a_claim_has_robustbenchs_fields_and_calls_few_images_unreliable():
         threat=ThreatModel(norm="Linf", radius=8 / 255),
         clean=clean,
         autoattack=robust,
-        headline=Accuracy(60, 128),
+        worst_case=Accuracy(60, 128),
         flags=("square: 1 of 128",),
     )
     assert list(claim) == [

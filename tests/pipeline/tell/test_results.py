@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.measure.outcome import Evaluation
-from pipeline.tell.findings import Findings, write_findings
 from pipeline.tell.report_contents import field_tables, notes_on
+from pipeline.tell.results import Results, write_results
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.claim import ClaimConfig
 from stages.evaluation.lineup import Version, lineup
@@ -45,12 +45,12 @@ def autoattack(
     return {"kind": "autoattack", **found.as_json(), "seed": 0, "batch": 64}
 
 
-def findings(auto: dict, *, data: str = "CIFAR-10", threat: ThreatModel = CIFAR) -> Findings:
+def findings(auto: dict, *, data: str = "CIFAR-10", threat: ThreatModel = CIFAR) -> Results:
     found = {auto["name"]: evaluation(auto, threat)}
     if threat.norm != "L1":
         pgd = PGDConfig(steps=40)
         found[pgd.name] = evaluation({"kind": "pgd", "name": pgd.name}, threat)
-    return Findings(data=data, test="", evaluations={"model": found}, fingerprints={"model": ""}, seconds=0.0)
+    return Results(data=data, test="", evaluations={"model": found}, fingerprints={"model": ""}, seconds=0.0)
 
 
 NAMED = {
@@ -80,7 +80,7 @@ def test_an_evaluation_is_called_what_it_is(case: str) -> None:
     assert auto["name"] == name
     assert auto["standard"] == (name == "AutoAttack standard")
     lines = str(findings(auto, threat=ThreatModel(norm="L2", radius=0.5))).splitlines()
-    assert any(line.startswith(f"{name}, L2 0.5 ") for line in lines)
+    assert any(line.startswith(f"{name}  ") for line in lines)
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 12), (3, 4, 8), (1, 13, 13), (2, 24, 30)])
@@ -115,7 +115,7 @@ def test_nothing_but_the_benchmark_is_claimed_and_an_older_claim_does_not_stay(c
     found, reason = UNCLAIMED[case]
     (tmp_path / "claim.json").write_text("{}")
     assert found.claim(ClaimConfig()) is None
-    assert set(write_findings(found, Storage.at(tmp_path), ClaimConfig())) == {"results"}
+    assert set(write_results(found, Storage.at(tmp_path), claim=ClaimConfig())) == {"results"}
     assert not (tmp_path / "claim.json").exists()
     assert "no RobustBench claim" in str(found)
     assert reason in str(found)
@@ -127,7 +127,7 @@ def test_nothing_but_the_benchmark_is_claimed_and_an_older_claim_does_not_stay(c
 def test_the_standard_version_on_the_benchmark_is_claimed(tmp_path: Path) -> None:
     found = findings(autoattack(norm="L2"), threat=ThreatModel(norm="L2", radius=0.5))
     assert "no RobustBench claim" not in str(found)
-    assert set(write_findings(found, Storage.at(tmp_path), ClaimConfig(name="RAP"))) == {"results", "claim"}
+    assert set(write_results(found, Storage.at(tmp_path), claim=ClaimConfig(name="RAP"))) == {"results", "claim"}
     claim = json.loads((tmp_path / "claim.json").read_text())
     assert (claim["name"], claim["dataset"], claim["eps"]) == ("RAP", "cifar10", "0.5")
     assert (claim["autoattack_acc"], claim["unreliable"]) == ("50.00", True)  # ten images of 10,000
@@ -152,7 +152,7 @@ def test_warnings_are_told_in_an_evaluation_and_in_a_screening() -> None:
     flagged = evaluation(autoattack("apgd-ce", "apgd-t"), flags=("apgd-ce: 45 images came back as NaN",))
     found = replace(findings(autoattack()), evaluations={"model": {"screening": flagged}})
     screened = replace(found, screening=Screening(clean=Accuracy(9, 10), robust=Accuracy(5, 10), ended="images"))
-    assert "warning: apgd-ce: 45 images" in str(found)
-    assert "warning: apgd-ce: 45 images" in str(screened)
+    assert "the model: apgd-ce: 45 images" in str(found)
+    assert "the model: apgd-ce: 45 images" in str(screened)
     assert "screening by APGD-CE, APGD-T within Linf 8/255" in str(screened)
     assert screened.claim(ClaimConfig()) is None
