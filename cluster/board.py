@@ -22,7 +22,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from cluster.pool import Ref, put
+from cluster.refs import Ref, put
 from cluster.session import is_open
 from cluster.tasks import LostError
 

@@ -6,63 +6,26 @@
 """
 
 import logging
-import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.parcels import Parcel, ParcelError, pack
 from cluster.session import check_room, is_open
-from cluster.tasks import LostError, PoolError, raise_cause, run_tasks
+from cluster.tasks import PoolError, raise_cause, run_tasks
 
-__all__ = ["Pool", "PoolError", "Ref", "put", "run_tasks"]
+__all__ = ["Pool", "PoolError", "run_tasks"]
 
 Item = TypeVar("Item")
-Value = TypeVar("Value")
 
 PATIENCE = 60.0
 """Seconds without any result after which a pool says what it waits for."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Ref(Generic[Value]):
-    """A value in the object store: cheap to pass to any number of workers, which ``get`` it."""
-
-    _ref: "ObjectRef[Parcel[Value]]"
-
-    def get(self) -> Value:
-        """The value; arrays are read-only views of shared memory.
-
-        Raises ParcelError where this process cannot import what the driver could, and LostError where the value is gone
-        with the process that stored it.
-        """
-        try:
-            parcel = ray.get(self._ref)
-        except ObjectLostError as error:
-            raise LostError(f"a value in the object store is gone, with the process that stored it: {error}") from None
-        try:
-            return parcel.open()
-        except ImportError as error:
-            raise ParcelError(
-                f"a worker process on {platform.node()} cannot import what the driver can ({error}): install it on "
-                "every node, or put it into a folder that all nodes see under the same path"
-            ) from error
-
-
-def put(value: Value | Parcel[Value]) -> Ref[Value]:
-    """Store a value once for all workers; it lives as long as a Ref to it, and as this process.
-
-    Raises ParcelError for what cannot be sent; what a user hands in is packed before a session starts.
-    """
-    parcel = value if isinstance(value, Parcel) else pack(value, f"an object of type {type(value).__name__}")
-    return Ref(ray.put(parcel))
 
 
 class _Host:

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from stages.fingerprint import canonical
-from stages.storage import Storage, StorageError
+from stages.storage import Storage
+from stages.storage_errors import StorageError
 
 JOB_COPY = "working_dir_files"  # the folder of Ray's in which `ray job submit --working-dir` unpacks its copy
 LONGEST_NAME = 255  # bytes, of file systems

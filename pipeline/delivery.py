@@ -11,7 +11,8 @@ from typing import TypeVar
 from torch import nn
 
 from cluster.parcels import Parcel, pack
-from cluster.pool import put, run_tasks
+from cluster.pool import run_tasks
+from cluster.refs import put
 from pipeline.placement import Place
 from stages.identity import UnnameableError, object_fingerprint
 from stages.training.setup import Setup

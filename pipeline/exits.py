@@ -17,7 +17,7 @@ from pipeline.progress import Say, Spoken
 from stages.evaluation.verdict import AttackError
 from stages.lease import LeaseLostError
 from stages.numerics import DeviceMemoryError
-from stages.storage import StorageError
+from stages.storage_errors import StorageError
 from stages.training.diverged import DivergedError
 from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError

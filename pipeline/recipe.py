@@ -9,8 +9,8 @@ from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.judge import JudgeConfig
 from stages.nets.architectures import ClassifierConfig
 from stages.nets.unet import UNET_SIZES, UNetConfig
-from stages.rap.attack import AttackConfig
 from stages.rap.objective import ObjectiveConfig
+from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.settings import check_settings
 from stages.training.adapter import TrainConfig

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from stages.storage import Storage, StorageError
+from stages.storage import Storage
+from stages.storage_errors import StorageError
 
 RENEWED = 10.0  # seconds between renewals
 EXPIRES = 45.0  # seconds without one after which the owner counts as gone: under a minute, several renewals

@@ -29,13 +29,12 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
-    PermissionDeniedError,
     PreconditionError,
-    UnauthenticatedError,
 )
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from stages.paths import local_path
+from stages.storage_errors import MissingError, StorageError, check_directory, local_reason, remote_reason
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
@@ -46,14 +45,6 @@ TOGETHER = 1000  # objects that a bucket is asked to delete at once, as many as 
 BRIEF = timedelta(seconds=5)  # and before any work, when an address may simply be wrong
 _memories: dict[str, MemoryStore] = {}
 _process: int | None = None  # whose threads serve obstore: a forked child has none, and would wait for ever
-
-
-class StorageError(ValueError):
-    """A place that cannot be read or written; the message names it and what to do, and holds no credentials."""
-
-
-class MissingError(StorageError, FileNotFoundError):
-    """An object that is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +200,7 @@ class Storage:
     def check(self) -> None:
         """Raise StorageError where nothing could be written here; a directory need not be there yet."""
         if self.is_local:
-            _check_directory(Path(self.location()))
+            check_directory(Path(self.location()))
             return
         probe = f".probe-{secrets.token_hex(4)}"
         with self._reporting(probe):
@@ -253,7 +244,7 @@ class Storage:
         number = re.search(r"\(os error (\d+)\)", said)
         if number and int(number[1]) in (errno.ENOSPC, errno.EDQUOT):
             return OSError(int(number[1]), os.strerror(int(number[1])), self.location(key))
-        reason = _local_reason(error, said) if self.is_local else _remote_reason(error, said)
+        reason = local_reason(error, said) if self.is_local else remote_reason(error, said)
         if reason is None:
             return MissingError(f"{self.location(key)}: there is no such object")
         return StorageError(f"{self.location(key)}: {reason}")
@@ -268,53 +259,3 @@ def _client(root: str, timeout: timedelta) -> Any:  # noqa: ANN401
     plain = root.startswith("s3://") and os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
     options: ClientConfig = {"timeout": PATIENT, "connect_timeout": BRIEF, "allow_http": plain}
     return from_url(root, client_options=options, retry_config={"max_retries": 10, "retry_timeout": timeout})
-
-
-RIGHTS = "no rights to read or write there"
-
-
-def _local_reason(error: Exception, said: str) -> str | None:
-    """What went wrong in a directory and what to do; None for a file that is not there."""
-    if isinstance(error, FileNotFoundError):
-        return None
-    if isinstance(error, NotImplementedError):
-        return "a directory has no compare-and-swap"
-    if isinstance(error, PermissionError | PermissionDeniedError):
-        return f"{RIGHTS}; check the permissions, or name another directory"
-    number = re.search(r"\(os error (\d+)\)", said)
-    cause = os.strerror(int(number[1])) if number else type(error).__name__
-    return f"could not be read or written: {cause}; run the same command again once that is mended"
-
-
-def _remote_reason(error: Exception, said: str) -> str | None:
-    """The same for a bucket. Quotes nothing of what the server said but its error's code."""
-    found = re.search(r"<Code>(\w+)</Code>", said) or re.search(r"status code: (\d+)", said)
-    code = found[1] if found else type(error).__name__
-    if code in ("NoSuchBucket", "ContainerNotFound") or "bucket does not exist" in said:
-        return f"there is no such bucket ({code}); make it, or name another one"
-    if isinstance(error, FileNotFoundError):
-        return None
-    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or code in ("401", "403"):
-        return f"{RIGHTS} ({code}); check the credentials in the environment"
-    if re.search(r"169\.254\.|metadata\.google|credential", said, re.IGNORECASE):
-        return "no credentials were found; set those of the object store in the environment"
-    if re.search(r"error sending request|Connect|connection|timed out", said, re.IGNORECASE):
-        return (
-            "cannot be reached; check the network and the endpoint in the environment, then run the same command again"
-        )
-    return f"could not be read or written ({code}); run the same command again once that is mended"
-
-
-def _check_directory(path: Path) -> None:
-    found = next(each for each in (path, *path.parents) if each.exists())
-    if not found.is_dir():
-        raise StorageError(f"{path}: {found} is a file; name a directory, which is made when it is not there")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise StorageError(f"{path} cannot be written: {found} does not allow it; name another directory")
-    try:  # also a system's own folders, and a disk that is mounted to be read, whatever the rights say
-        with tempfile.TemporaryDirectory(prefix=".probe-", dir=found):
-            pass
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {found} holds no new folder ({error.strerror}); name another directory"
-        ) from None

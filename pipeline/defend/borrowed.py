@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cluster.pool import Ref, put, run_tasks
+from cluster.pool import run_tasks
+from cluster.refs import Ref, put
 from pipeline.artifacts import Artifact, Store
 from pipeline.delivery import named_setup
 from pipeline.placement import Workers

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from cluster.pool import Ref, put, run_tasks
+from cluster.pool import run_tasks
+from cluster.refs import Ref, put
 from pipeline.artifacts import Artifact, Store
 from pipeline.defend.plan import Plan
 from pipeline.placement import Workers, own_device

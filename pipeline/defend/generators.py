@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.pool import Ref
+from cluster.refs import Ref
 from stages.training.generator import Generator
 from stages.training.setup import Setup
 from stages.trajectories.generate import Unit

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.board import Board, BoardLostError
-from cluster.pool import Pool, put
+from cluster.pool import Pool
+from cluster.refs import put
 from cluster.session import is_open
 from cluster.tasks import LostError
 from pipeline.artifacts import scratch

@@ -13,7 +13,7 @@ from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
 from pipeline.progress import Say
 from stages.evaluation.checks.explanations import SelectionFacts
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.training.setup import Setup, load_trained
 

@@ -10,14 +10,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from cluster.pool import Ref, put
+from cluster.refs import Ref, put
 from pipeline.artifacts import Store, scratch
 from pipeline.placement import Workers
 from pipeline.progress import Say
 from pipeline.recipe import Recipe
 from stages.fingerprint import canonical, fingerprint
 from stages.randomness import permutation
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.rap.threat import Lattice, default_denominator
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cluster.pool import Ref
+from cluster.refs import Ref
 from pipeline.artifacts import Artifact, Store
 from pipeline.measure.evaluation import Subject
 from stages import numerics

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.pool import put, run_tasks
+from cluster.pool import run_tasks
+from cluster.refs import put
 from pipeline.artifacts import Artifact, Store
 from pipeline.delivery import named
 from pipeline.measure.check_tasks import (

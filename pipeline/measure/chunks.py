@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cluster.pool import Ref
+from cluster.refs import Ref
 from pipeline.artifacts import Artifact, Store
 from stages import numerics
 from stages.data.splits import Split

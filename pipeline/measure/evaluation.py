@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from cluster.parcels import Parcel, ParcelError, pack
-from cluster.pool import put, run_tasks
+from cluster.pool import run_tasks
+from cluster.refs import put
 from cluster.session import describe
 from pipeline.artifacts import Artifact, Store
 from pipeline.delivery import named

@@ -40,8 +40,8 @@ from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.contract import check_model, check_module, classes_of
 from stages.nets.copies import copied
 from stages.rap import attack as attack_process
-from stages.rap.attack import AttackConfig, AttackProcess
 from stages.rap.losses import LossName, check_loss
+from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
 from stages.settings import checked

@@ -15,7 +15,7 @@ from stages.nets.faster import compile_networks, faster_adapter, faster_classifi
 from stages.nets.unet import UNet, UNetConfig
 from stages.numerics import Arithmetic
 from stages.randomness import key_seed
-from stages.rap.attack import AttackProcess
+from stages.rap.process import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.storage import Storage

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from stages.data.augmentation import draw_augmentation
 from stages.data.splits import Split
 from stages.randomness import key_seed
-from stages.rap.attack import AttackProcess
+from stages.rap.process import AttackProcess
 from stages.training.schedule import Schedule, Visit
 from stages.trajectories.generate import Unit
 

@@ -18,7 +18,8 @@ from stages.data.augmentation import augment, carry
 from stages.data.splits import Split
 from stages.fingerprint import array_fingerprint, canonical_json, fingerprint
 from stages.numerics import within_memory
-from stages.rap.attack import AttackProcess, Trajectory, attack, draw_start
+from stages.rap.attack import Trajectory, attack, draw_start
+from stages.rap.process import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.storage import Storage
 from stages.trajectories.codec import Segments, encode

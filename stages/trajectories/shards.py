@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stages.fingerprint import canonical
-from stages.rap.attack import AttackProcess
+from stages.rap.process import AttackProcess
 from stages.storage import Storage
 from stages.trajectories.archive import ArchiveError, pack, seal, unpack
 from stages.trajectories.codec import Segments, pack_delta, pack_signs, unpack_delta, unpack_signs

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from loop_cost import setup_of
 
-from cluster.pool import Pool, put
+from cluster.pool import Pool
+from cluster.refs import put
 from cluster.session import session
 from pipeline.defend.generators import AT_ONCE, GeneratorWorker
 from pipeline.defend.loop import run_loop

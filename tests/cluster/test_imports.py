@@ -23,7 +23,7 @@ import sys
 sys.path.insert(0, {project!r})
 sys.path.insert(0, {first!r})
 sys.path.append({last!r})
-from cluster.pool import put
+from cluster.refs import put
 from cluster.session import session
 from cluster.tasks import run_tasks
 from source_of_mine import Model

@@ -9,7 +9,8 @@ import ray
 
 import cluster.lines
 from cluster.lines import LineSender
-from cluster.pool import Pool, PoolError, Ref, put, run_tasks
+from cluster.pool import Pool, PoolError, run_tasks
+from cluster.refs import Ref, put
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 

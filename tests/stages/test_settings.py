@@ -18,8 +18,8 @@ from stages.evaluation.bpda import BPDAConfig
 from stages.evaluation.pgd import PGDConfig
 from stages.evaluation.screening import ScreeningConfig
 from stages.nets.unet import UNetConfig
-from stages.rap.attack import AttackConfig
 from stages.rap.objective import ObjectiveConfig
+from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import TrainConfig
 

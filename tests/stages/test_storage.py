@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from stages.storage import Entry, MissingError, Storage, StorageError
+from stages.storage import Entry, Storage
+from stages.storage_errors import MissingError, StorageError
 
 
 @pytest.fixture(params=["directory", "memory", "s3"])

@@ -8,7 +8,7 @@ import torch
 from tiny_runs import DATA, SCHEDULE, THREATS, loop_config, setup_of
 
 from stages.data.augmentation import augment
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.training.batches import RoundExamples
 from stages.training.rounds import run_serially
 from stages.training.schedule import Batch

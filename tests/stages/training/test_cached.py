@@ -10,7 +10,7 @@ from tiny_runs import DATA, SCHEDULE, TRAIN, loop_config, setup_of
 from stages.data.splits import Split
 from stages.evaluation.judge import JudgeConfig
 from stages.numerics import DeviceMemoryError
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner
 from stages.training.cached import train_on_cache

@@ -14,7 +14,8 @@ from s3_faults import FaultyS3
 from tiny_runs import published, same_shards, setup_of
 
 from stages import storage
-from stages.storage import Storage, StorageError
+from stages.storage import Storage
+from stages.storage_errors import StorageError
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
 

@@ -18,7 +18,7 @@ from stages.evaluation.judge import JudgeConfig, Judgement, judge
 from stages.nets.architectures import ClassifierConfig
 from stages.nets.cnn import CNN
 from stages.nets.unet import UNET_SIZES, UNet
-from stages.rap.attack import AttackConfig, AttackProcess
+from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel
 from stages.training import fit as fit_module

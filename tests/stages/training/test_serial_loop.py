@@ -24,7 +24,7 @@ from tiny_runs import (
     without_times,
 )
 
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.storage import Storage
 from stages.training import generator, rounds
 from stages.training.rounds import run_serially

@@ -12,7 +12,7 @@ from stages.data.datasets import DataConfig, load_data
 from stages.evaluation.judge import JudgeConfig
 from stages.nets.unet import UNetConfig
 from stages.numerics import Arithmetic
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.storage import Storage
 from stages.training.adapter import TrainConfig

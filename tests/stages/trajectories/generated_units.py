@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.data.datasets import DataConfig, load_data
-from stages.rap.attack import AttackConfig, AttackProcess
+from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 from stages.storage import Storage

@@ -7,7 +7,7 @@ from examples import attacked, random_segments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.rap.attack import AttackConfig
+from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.trajectories.codec import Segments, pack_delta, pack_signs, unpack_delta, unpack_signs
 
