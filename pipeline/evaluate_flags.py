@@ -46,7 +46,7 @@ class EvaluateCommand:
     attacks: tuple[str, ...] = ()
     """The attacks of version custom: apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square."""
     attack: tuple[str, ...] = ()
-    """Attacks of one's own, my_package:function, that join the headline: (model, images, labels, threat) -> images."""
+    """Custom attacks, my_package:function, which count as all do: (model, images, labels, threat) -> images."""
     pgd_steps: int = 40
     """Steps of PGD, which runs beside AutoAttack."""
     table: TableName | None = None

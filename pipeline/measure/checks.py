@@ -136,7 +136,7 @@ def _line(receipt: Artifact) -> str:
     return f"checks 1 to 16 and 20: {verdicts.count('fail')} fail, {verdicts.count('warn')} warn"
 
 
-def headline(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
+def robust_accuracy(evaluations: Sequence[Evaluation], checked: Checked) -> Accuracy:
     """The images that remain robust to every attack of the evaluations, and to everything that the checks tried."""
     worst = worst_of(evaluations)
     robust = dict(zip(checked.rows.tolist(), checked.robust.tolist(), strict=True))

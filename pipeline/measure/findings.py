@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.measure.checks import Checked, headline
+from pipeline.measure.checks import Checked, robust_accuracy
 from pipeline.measure.outcome import Evaluation, of_kind, worst_of
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.screening import Screening
@@ -51,7 +51,7 @@ class Findings:
         ball, worst = next(iter(self.worst_cases().items()))
         if self.checked is None:
             return worst.robust
-        return headline([each for each in self.first.values() if each.threat == ball], self.checked)
+        return robust_accuracy([each for each in self.first.values() if each.threat == ball], self.checked)
 
     def clean(self, model: str | None = None) -> Accuracy:
         """Accuracy without an attack on all images that some attack was run on; of the first model unless it is

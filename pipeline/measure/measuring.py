@@ -157,7 +157,7 @@ def measurements_on(
 def own_measurements(
     given: Sequence[tuple[FunctionConfig, Attack]], threat: ThreatModel, config: EvaluationConfig
 ) -> list[Measurement]:
-    """One's own attacks on the images of AutoAttack, so that they join the headline."""
+    """One's own attacks on the images of AutoAttack, so that they count in the robust accuracy."""
     return [
         Measurement(name=each.path, attack=each, threat=threat, images=config.images, chunk=config.chunk)
         for each, _ in given

@@ -97,7 +97,7 @@ def of_kind(evaluations: Mapping[str, Evaluation], kind: str) -> Evaluation | No
 
 
 def worst_of(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """The headline: per image the worst of every attack within one ball, on the images that all of them were run on.
+    """Per image the worst of every attack within one ball, on the images that all of them were run on.
 
     Raises ValueError where there is nothing to combine, or the balls differ.
     """

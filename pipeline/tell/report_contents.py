@@ -55,10 +55,10 @@ def contents_of(
         threat=auto.threat,
         description=description,
         clean=found.clean(),
-        headline=found.robust_accuracy,
+        robust_accuracy=found.robust_accuracy,
         worst_of=(*inside, *checked.attacks),
         undefended_clean=found.clean("undefended") if alone else None,
-        undefended_headline=found.worst_cases("undefended")[auto.threat].robust if alone else None,
+        undefended_robust_accuracy=found.worst_cases("undefended")[auto.threat].robust if alone else None,
         attacks=tuple(
             Attacked(name=name, robust=each.robust, undefended=alone[name].robust if alone else None)
             for name, each in inside.items()

@@ -101,7 +101,9 @@ def checks_text(checks: Sequence[Check]) -> str:
         f"{len(found['warn'])} with a warning; {len(checks) - applied} not applicable"
     ]
     for verdict in ("fail", "warn"):
-        lines += [f"  {verdict} {check.number:2} {check.name}: {check.figure}" for check in found[verdict]]
+        lines += [
+            f"  {verdict} {check.number:2} {check.name}: {check.figure}. {check.says}" for check in found[verdict]
+        ]
     return "\n".join(lines)
 
 

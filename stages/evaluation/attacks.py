@@ -120,7 +120,7 @@ def refusal_flag(attack: str, images: int) -> str:
 
 
 def worst_case(masks: Sequence[Bool[np.ndarray, " image"]]) -> Bool[np.ndarray, " image"]:
-    """True where an image remains robust to everything; the headline of an honest report.
+    """True where an image remains robust to everything; the robust accuracy of an honest report.
 
     Raises ValueError where there is nothing to combine, or the masks are of different images.
     """

@@ -1,12 +1,12 @@
 """What a report is about: figures with what they rest on, pictures, and where all of it came from.
 
-Only the headline and what it is a figure of must be there; a section without content is left out, so that a model
-that was trained elsewhere is reported with the same page.
+Only the robust accuracy and what it is a figure of must be there; a section without content is left out, so that a
+model that was trained elsewhere is reported with the same page.
 
 >>> contents = Contents(
 ...     title="digits", data="digits", threat=ThreatModel(radius=0.2), clean=Accuracy(351, 360),
-...     headline=Accuracy(54, 128), worst_of=("AutoAttack standard",))
->>> contents.headline.images
+...     robust_accuracy=Accuracy(54, 128), worst_of=("AutoAttack standard",))
+>>> contents.robust_accuracy.images
 128
 """
 
@@ -163,23 +163,23 @@ class Contents:
     threat: ThreatModel
     clean: Accuracy
     """Of the test images without an attack."""
-    headline: Accuracy
+    robust_accuracy: Accuracy
     """The images that remain robust to everything in ``worst_of``."""
     worst_of: tuple[str, ...]
-    """The attacks of which the headline is the worst case for each image."""
+    """The attacks of which the robust accuracy is the worst case for each image."""
     description: str = ""
     """The model in a few words."""
     undefended_clean: Accuracy | None = None
     """Of the undefended classifier, without an attack."""
-    undefended_headline: Accuracy | None = None
+    undefended_robust_accuracy: Accuracy | None = None
     """Of the undefended classifier, under everything in ``worst_of``."""
     attacks: tuple[Attacked, ...] = ()
     """The evaluation's attacks, in the threat model."""
     probes: tuple[Attacked, ...] = ()
-    """What the checks tried within the ball, attacks at smaller radii among it; it counts in the headline."""
+    """What the checks tried within the ball, attacks at smaller radii among it; it counts in the robust accuracy."""
     checks: tuple[Check, ...] = ()
     flags: tuple[str, ...] = ()
-    """What should make a reader doubt the headline, such as AutoAttack's own flags."""
+    """What should make a reader doubt the robust accuracy, such as AutoAttack's own flags."""
     notes: tuple[str, ...] = ()
     """What a reader should know, such as that the data are a degraded copy."""
     broken: tuple[Broken, ...] = ()
@@ -207,9 +207,9 @@ class Contents:
         if not self.title or not self.data or not self.worst_of:
             raise ValueError(
                 f"title is {self.title!r}, data {self.data!r} and worst_of {self.worst_of!r}; a report needs all "
-                "three: its name, its data set, and at least one attack that the headline is the worst case of"
+                "three: its name, its data set, and at least one attack that the robust accuracy is the worst case of"
             )
-        self._check_headline()
+        self._check_robust_accuracy()
         self._check_checks()
         self._check_curves_and_tables()
         self._check_classes()
@@ -220,15 +220,15 @@ class Contents:
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"seconds[{stage!r}] is {seconds}; a duration is finite and not negative")
 
-    def _check_headline(self) -> None:
-        worst = self.headline
+    def _check_robust_accuracy(self) -> None:
+        worst = self.robust_accuracy
         counted = [each for each in (*self.attacks, *self.probes) if each.name in self.worst_of]
         same = [("clean", self.clean), *((each.name, each.robust) for each in counted if each.robust)]
         for name, accuracy in same:
             if accuracy.images == worst.images and accuracy.correct < worst.correct:
                 raise ValueError(
-                    f"the headline has {worst.correct} of {worst.images} images right, but {name} only "
-                    f"{accuracy.correct}: the headline is the worst case over everything for each image"
+                    f"the robust accuracy has {worst.correct} of {worst.images} images right, but {name} only "
+                    f"{accuracy.correct}: the robust accuracy is the worst case over everything for each image"
                 )
 
     def _check_checks(self) -> None:

@@ -50,7 +50,7 @@ def write_report(contents: Contents, directory: str | Path) -> ReportFiles:
         "contents": contents,
         "sections": sections,
         "overview": overview,
-        "headline": words.headline(contents.headline),
+        "sentence": words.robust_accuracy(contents.robust_accuracy),
         "verdict": words.verdict(contents.checks),
         "worst": words.worst_verdict(contents.checks),
         "ball": words.ball(contents.threat),

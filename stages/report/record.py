@@ -7,8 +7,8 @@ was not measured, and what is NaN or infinite, is null. The keys, all always the
 |---|---|
 | format | 1 |
 | title, description, data, threat {norm, radius} | what is reported; the radius in pixels of [0, 1] |
-| headline, worst_of, says | the accuracy, the attacks that it is the worst case of, the sentence |
-| clean, undefended_clean, undefended_headline | accuracies |
+| robust_accuracy, worst_of, says | the accuracy, the attacks that it is the worst case of, the sentence |
+| clean, undefended_clean, undefended_robust_accuracy | accuracies |
 | attacks, probes | [{name, robust, undefended}], accuracies |
 | verdict {worst, says}, checks | [{number, name, verdict, figure, images, says, evidence}] |
 | flags, notes, alarms | sentences |
@@ -50,12 +50,12 @@ def as_json(contents: Contents, files: Mapping[str, Mapping[str, Sequence[str]]]
         "description": contents.description,
         "data": contents.data,
         "threat": asdict(contents.threat),
-        "headline": contents.headline,
+        "robust_accuracy": contents.robust_accuracy,
         "worst_of": contents.worst_of,
-        "says": words.headline(contents.headline),
+        "says": words.robust_accuracy(contents.robust_accuracy),
         "clean": contents.clean,
         "undefended_clean": contents.undefended_clean,
-        "undefended_headline": contents.undefended_headline,
+        "undefended_robust_accuracy": contents.undefended_robust_accuracy,
         "attacks": [vars(each) for each in contents.attacks],
         "probes": [vars(each) for each in contents.probes],
         "verdict": {"worst": words.worst_verdict(contents.checks), "says": words.verdict(contents.checks)},

@@ -18,7 +18,7 @@ def build(contents: Contents) -> list[Section]:
         Section(name="results", title="Results", lead=INTERVALS, blocks=tuple(_results(contents))),
         Section(
             name="checks",
-            title="Is the headline to be believed?",
+            title="Is the robust accuracy to be believed?",
             lead=words.verdict(contents.checks),
             blocks=tuple(_checks(contents)),
         ),
@@ -54,7 +54,7 @@ def _accuracies(contents: Contents) -> list[tuple[str, Accuracy | None, Accuracy
     return [
         ("no attack", contents.clean, contents.undefended_clean),
         *((each.name, each.robust, each.undefended) for each in contents.attacks),
-        ("robust accuracy (per-image worst case)", contents.headline, contents.undefended_headline),
+        ("robust accuracy (per-image worst case)", contents.robust_accuracy, contents.undefended_robust_accuracy),
     ]
 
 

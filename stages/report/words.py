@@ -1,4 +1,4 @@
-"""Figures in words: every number of a report is formatted here, and its headline and verdict said plainly."""
+"""Figures in words: every number of a report is formatted here, the robust accuracy and the verdict said plainly."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -86,9 +86,9 @@ def ball(threat: ThreatModel) -> str:
     return f"{norm} {round(levels)}/255" if whole else f"{norm} {threat.radius:.4g}"
 
 
-def headline(accuracy: Accuracy) -> str:
+def robust_accuracy(accuracy: Accuracy) -> str:
     """
-    >>> headline(Accuracy(54, 128))
+    >>> robust_accuracy(Accuracy(54, 128))
     'Of 128 test images, 54 remain robust to everything that was run on them: 42.2 % [34.0, 50.8].'
     """
     return (
@@ -115,7 +115,7 @@ def verdict(checks: Sequence[Check]) -> str:
         parts.append(f"{spared} {'does' if spared == 1 else 'do'} not apply")
     text = "; ".join(parts) + "."
     failed = any(check.verdict == "fail" for check in applied)
-    return f"{text} The headline cannot be relied on before what failed is explained." if failed else text
+    return f"{text} The robust accuracy cannot be relied on before what failed is explained." if failed else text
 
 
 def worst_verdict(checks: Sequence[Check]) -> str:

@@ -15,7 +15,7 @@ from stages.evaluation.checks.determinism import check_randomness, observe
 from stages.evaluation.checks.examined import CheckSize, Examined, clean_of
 from stages.evaluation.checks.explanations import check_ablations, check_selection, check_vanilla_training
 from stages.evaluation.checks.gradients import check_flags, check_gradient
-from stages.evaluation.checks.reporting import check_clean, check_elsewhere, check_headline, check_purifier
+from stages.evaluation.checks.reporting import check_clean, check_elsewhere, check_purifier, check_robust_accuracy
 from stages.evaluation.checks.strength import (
     check_iterations,
     check_noise,
@@ -61,7 +61,7 @@ class Examination:
     """True where an image, of all those given, remains robust to everything that was run."""
 
     @property
-    def headline(self) -> Accuracy:
+    def robust_accuracy(self) -> Accuracy:
         return Accuracy.from_mask(self.robust)
 
     def check(self, number: int) -> Check:
@@ -87,13 +87,13 @@ def run_checks(
             outcomes.append(check(case))
         results = tuple(result for outcome in outcomes for result in outcome.results)
         clean = clean_of(examined, size)
-    headline, robust = check_headline(examined, clean, results, covered=case.images)
+    robust_accuracy, robust = check_robust_accuracy(examined, clean, results, covered=case.images)
     told = [
         check_ablations(examined.ablations),
         check_vanilla_training(examined.vanilla),
         check_selection(examined.selection),
     ]
-    found = [*(outcome.check for outcome in outcomes), headline, *told]
+    found = [*(outcome.check for outcome in outcomes), robust_accuracy, *told]
     return Examination(
         checks=tuple(sorted(found, key=lambda check: check.number)),
         curves=tuple(_joined(curve for outcome in outcomes for curve in outcome.curves)),

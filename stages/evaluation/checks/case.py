@@ -16,7 +16,7 @@ from stages.rap.threat import ThreatModel
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A check, the curves behind it, and the attacks on the model in its own ball, which count in the headline."""
+    """A check, the curves behind it, and attacks in the model's own ball, which count in its robust accuracy."""
 
     check: Check
     curves: tuple[Curve, ...] = ()

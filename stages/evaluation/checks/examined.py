@@ -81,7 +81,7 @@ class Examined:
     others: tuple[nn.Module, ...] = ()
     """Classifiers of the same task that the defence has never met, such as those of other seeds."""
     earlier: tuple[AttackResult, ...] = ()
-    """What other attacks did to the first images, as many as each covers. They count in the headline."""
+    """What other attacks did to the first images, as many as each covers. They count in the robust accuracy."""
     broken_by: tuple[str | None, ...] = ()
     """AutoAttack's verdicts on the first images: what broke each, "clean", or None where it remains robust."""
     autoattack: str = "AutoAttack"

@@ -163,9 +163,7 @@ def check_flags(case: Case) -> Outcome:
         f"{len(flags)} flags"
         + (f": {', '.join([*found, *([case.examined.autoattack] if given else [])])}" if flags else ""),
         images=case.images,
-        says=f"The figure of {case.examined.autoattack} is not to be trusted without a closer look."
-        if flags
-        else f"No flag on {case.images} images.",
+        says=f"{'; '.join(flags)}." if flags else f"No flag on {case.images} images.",
         evidence={"recomputed": found, "given": list(case.examined.flags)},
     )
     return Outcome(check=check)

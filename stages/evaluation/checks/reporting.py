@@ -40,13 +40,13 @@ def check_clean(case: Case) -> Outcome:
     return Outcome(check=check)
 
 
-def check_headline(
+def check_robust_accuracy(
     examined: Examined, clean: Bool[np.ndarray, " image"], results: Sequence[AttackResult], *, covered: int
 ) -> tuple[Check, Bool[np.ndarray, " image"]]:
-    """Check 14: the headline, the share of images that remain robust to everything that was run on them.
+    """Check 14: the robust accuracy, the share of images that remain robust to everything that was run on them.
 
-    ``clean`` and the headline cover all images, ``results`` the first of them, each as many as it has; ``covered`` is
-    the number that all checks attacked. An image is only as well tested as the attacks that it met.
+    ``clean`` and the robust accuracy cover all images, ``results`` the first of them, each as many as it has;
+    ``covered`` is the number that all checks attacked. An image is only as well tested as the attacks that it met.
     """
     masks = {result.name: result.robust for result in (*examined.earlier, *results)}
     if examined.broken_by:
@@ -64,7 +64,7 @@ def check_headline(
         says += f" The attacks of the checks were run on the first {covered} of the {count} images."
     check = Check(
         14,
-        "worst case of everything",
+        "robust accuracy (per-image worst case)",
         "pass",
         str(accuracy),
         images=count,

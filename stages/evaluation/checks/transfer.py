@@ -42,10 +42,10 @@ def run_square(examined: Examined, size: CheckSize) -> AttackResult | None:
 def check_square(case: Case) -> Outcome:
     """Check 7: a search without gradients breaks no image that gradients left.
 
-    New breaks, by Square here or in AutoAttack, are a warning and count in the headline; on robust MNIST networks they
-    are normal. The check fails where Square is the stronger attack beyond chance, the mark of masked gradients (Carlini
-    et al. 2019, Sections 4.4 and 5.4). New breaks of a
-    randomised model are compared with those of the same PGD run again.
+    New breaks, by Square here or in AutoAttack, are a warning and count in the robust accuracy; on robust MNIST
+    networks they are normal. The check fails where Square is the stronger attack beyond chance, the mark of masked
+    gradients (Carlini et al. 2019, Sections 4.4 and 5.4). New breaks of a randomised model are compared with those of
+    the same PGD run again.
     """
     square = case.square
     if square is None:
@@ -68,7 +68,7 @@ def check_square(case: Case) -> Outcome:
         images=images,
         says={
             "pass": "A search without gradients finds nothing that gradients miss.",
-            "warn": "A search without gradients finds what gradients miss; it counts in the headline.",
+            "warn": "A search without gradients finds what gradients miss; it counts in the robust accuracy.",
             "fail": "A search without gradients beats gradients: they are masked.",
         }[verdict],
         evidence={square.name: square.accuracy.as_json(), "new breaks": new, "broken by gradients only": missed},

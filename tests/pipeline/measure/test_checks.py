@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.session import Cluster
-from pipeline.measure.checks import Origin, examine, headline
+from pipeline.measure.checks import Origin, examine, robust_accuracy
 from pipeline.measure.evaluation import subject_of
 from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
@@ -72,7 +72,7 @@ def test_all_checks_are_answered_once_and_from_receipts_again(
     robust = dict(zip(found.rows.tolist(), found.robust.tolist(), strict=True))
     assert not robust[test.rows[5]]
     assert not robust[test.rows[3]]
-    worst = headline([evaluation(test)], found)
+    worst = robust_accuracy([evaluation(test)], found)
     assert (worst.correct, worst.images) == (int(found.robust.sum()), 12)
 
     again = run(workers=lambda: pytest.fail("nothing is left to do"))

@@ -19,7 +19,7 @@ def least(**changes) -> Contents:
         "data": "digits",
         "threat": ThreatModel(norm="Linf", radius=0.2),
         "clean": Accuracy(126, 128),
-        "headline": Accuracy(54, 128),
+        "robust_accuracy": Accuracy(54, 128),
         "worst_of": ("AutoAttack standard", "PGD-40"),
     }
     return Contents(**{**given, **changes})
@@ -30,7 +30,7 @@ def everything(**changes) -> Contents:
     given = {
         "description": "cnn, behind a U-Net of 103,473 parameters",
         "undefended_clean": Accuracy(127, 128),
-        "undefended_headline": Accuracy(4, 128),
+        "undefended_robust_accuracy": Accuracy(4, 128),
         "attacks": (
             Attacked(name="PGD-40", robust=Accuracy(192, 360), undefended=Accuracy(34, 360)),
             Attacked(name="AutoAttack standard", robust=Accuracy(54, 128), undefended=Accuracy(4, 128)),

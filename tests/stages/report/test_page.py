@@ -93,7 +93,7 @@ def test_headline_and_verdict_are_said_in_every_form(full):
 
 def test_markdown_and_page_hold_the_numbers_of_the_json(full):
     numbers = json.loads(full.numbers.read_text())
-    accuracies = [numbers["clean"], numbers["headline"], numbers["undefended_headline"]]
+    accuracies = [numbers["clean"], numbers["robust_accuracy"], numbers["undefended_robust_accuracy"]]
     accuracies += [each[kind] for each in numbers["attacks"] for kind in ("robust", "undefended") if each[kind]]
     accuracies += [accuracy for curve in numbers["curves"] for _, accuracy in curve["points"]]
     accuracies += [line["judge"]["robust"] for line in numbers["training"] if "judge" in line]
@@ -134,7 +134,10 @@ def test_what_has_no_place_in_json_is_named_and_nothing_is_written(tmp_path):
 
 def test_sections_without_content_are_left_out(full, tmp_path):
     files = write_report(least(), tmp_path)
-    assert re.findall(r"^## (.*)", files.markdown.read_text(), re.M) == ["Results", "Is the headline to be believed?"]
+    assert re.findall(r"^## (.*)", files.markdown.read_text(), re.M) == [
+        "Results",
+        "Is the robust accuracy to be believed?",
+    ]
     assert len(re.findall("<h2", files.page.read_text())) == 2
     assert len(re.findall("<h2", full.page.read_text())) == 10
     for text in (files.page.read_text(), files.markdown.read_text()):
