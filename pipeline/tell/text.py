@@ -12,7 +12,7 @@ from stages.evaluation.evidence import Check, Table
 from stages.rap.threat import ThreatModel
 
 WORST_CASE = "robust accuracy (per-image worst case)"
-NAME, CELL = 44, 28  # columns of the table
+CELL = 28  # characters
 
 
 def results_text(
@@ -41,27 +41,33 @@ def _table(found: Findings, run: RunFacts | None) -> str:
     title = ", ".join([found.data, *one, *([run.description] if run else [])])
     if not balls:
         return title
-    rows = [_row("clean", [found.clean(model) for model in found.evaluations])]
-    if found.screening:  # whose own interval is the one that holds
-        ((ball, worst),) = found.worst_cases().items()
-        rows += ["", f"screening by {worst.name} within {ball_text(ball)}: {found.screening}"]
-    else:
-        for name, each in reversed(list(found.first.items())):
-            row = name if one else f"{name}, {ball_text(each.threat)}"
-            rows.append(_row(row, [evaluations[name].robust for evaluations in found.evaluations.values()]))
-        for ball in balls:
-            worst = [found.worst_cases(model)[ball].robust for model in found.evaluations]
-            if ball == balls[0]:
-                worst[0] = found.robust_accuracy  # which the checks' attacks join
-            rows.append(_row(WORST_CASE if one else f"{WORST_CASE}, {ball_text(ball)}", worst))
+    rows = {"clean": [found.clean(model) for model in found.evaluations]}
+    if not found.screening:  # whose own interval is the one that holds
+        rows |= _robust_rows(found, "{name}" if one else "{name}, {ball}")
+    width = max(map(len, rows)) + 2
     heads = [SPOKEN.get(model, model).removeprefix("the ") for model in found.evaluations]
-    head = [f"{'':{NAME}}{''.join(f'{head:>{CELL}}' for head in heads)}"]
-    return "\n".join([title, "", *head, *rows, "", "percent of test images, with 95 % interval and number of images"])
+    lines = [title, "", f"{'':{width}}{''.join(f'{head:>{CELL}}' for head in heads)}"]
+    for name, accuracies in rows.items():
+        cells = (f"{_cell(accuracy)} of {accuracy.images}" for accuracy in accuracies)
+        lines.append(f"{name:{width}}{''.join(f'{cell:>{CELL}}' for cell in cells)}")
+    if found.screening:
+        ((ball, worst),) = found.worst_cases().items()
+        lines += ["", f"screening by {worst.name} within {ball_text(ball)}: {found.screening}"]
+    return "\n".join([*lines, "", "percent of test images, with 95 % interval and number of images"])
 
 
-def _row(name: str, accuracies: Sequence[Accuracy]) -> str:
-    cells = (f"{_cell(accuracy)} of {accuracy.images}" for accuracy in accuracies)
-    return f"{name:{NAME}}{''.join(f'{cell:>{CELL}}' for cell in cells)}"
+def _robust_rows(found: Findings, title: str) -> dict[str, list[Accuracy]]:
+    """What remains robust under each attack, of each model, and in the worst case in each ball."""
+    rows = {}
+    for name, each in reversed(list(found.first.items())):
+        accuracies = [evaluations[name].robust for evaluations in found.evaluations.values()]
+        rows[title.format(name=name, ball=ball_text(each.threat))] = accuracies
+    for ball in found.balls:
+        worst = [found.worst_cases(model)[ball].robust for model in found.evaluations]
+        if ball == found.balls[0]:
+            worst[0] = found.robust_accuracy  # which the checks' attacks join
+        rows[title.format(name=WORST_CASE, ball=ball_text(ball))] = worst
+    return rows
 
 
 def _warnings(found: Findings) -> str:

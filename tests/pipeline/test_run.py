@@ -99,8 +99,8 @@ def test_a_dry_run_says_what_is_built(
 
     def states() -> dict[str, str]:
         assert main([*flags, "--root", str(root)]) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines()[2:] if line[:1].strip() and ":" not in line]
-        return {line.split()[0]: line[48:] for line in lines}
+        lines = capsys.readouterr().out.splitlines()
+        return {line.split()[0]: line[48:] for line in lines if line.startswith(stages)}
 
     stages = ("classifier", "search", "rounds", "evaluation", "checks")
     assert states() == dict.fromkeys(stages, "built")
