@@ -165,7 +165,8 @@ def test_a_run_has_one_owner_and_one_recipe(tmp_path: Path) -> None:
     with claimed(plan), pytest.raises(ValueError, match="is held by process"), claimed(plan):
         pass
     other = make_plan(parse(["--root", str(tmp_path), "--name", "mine", "--train.learning-rate", "0.001"]))
-    with pytest.raises(ValueError, match=r"train.learning_rate 0.0025 there, 0.001 here"), claimed(other):
+    theirs = plan.recipe.train.learning_rate
+    with pytest.raises(ValueError, match=f"train.learning_rate {theirs} there, 0.001 here"), claimed(other):
         pass
     with claimed(plan):
         pass
