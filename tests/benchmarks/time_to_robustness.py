@@ -91,11 +91,14 @@ def measure(name: str, entry: dict[str, Any], arguments: argparse.Namespace, dat
     """Train what is not trained, judge it, and attack it where that was asked for and not done."""
     recipe = PRESETS[arguments.preset]()
     recipe = replace(recipe, seed=entry["seed"], train=replace(recipe.train, what=entry["what"]))
+    settings = {name: json.loads(value) for name, value in (each.split("=") for each in arguments.set)}
+    if entry["method"] == PIPELINE:
+        recipe, settings = changed(recipe, settings), {}
     place = arguments.weights and arguments.weights / f"{arguments.preset}, {name}.pt"
     setup = setup_of(recipe, data, folder, rounds=1)
     weights = torch.load(place, weights_only=True) if place and place.exists() else None
     if "judge" not in entry or (entry.get("autoattack", {}).get("images", 0) < arguments.autoattack and not weights):
-        weights, updates, seconds = train(entry["method"], recipe, data, folder, entry["budget"], arguments.set)
+        weights, updates, seconds = train(entry["method"], recipe, data, folder, entry["budget"], settings)
         if place:
             place.parent.mkdir(parents=True, exist_ok=True)
             torch.save(weights, place)
@@ -108,10 +111,12 @@ def measure(name: str, entry: dict[str, Any], arguments: argparse.Namespace, dat
         entry["autoattack"] = autoattack(robust, recipe, data, arguments.autoattack)
 
 
-def train(method: str, recipe: Recipe, data: ImageData, folder: Path, budget: float, changes: list[str]) -> Trained:
-    settings = {name: json.loads(value) for name, value in (each.split("=") for each in changes)}
+def train(
+    method: str, recipe: Recipe, data: ImageData, folder: Path, budget: float, settings: dict[str, Any]
+) -> Trained:
+    """``settings`` are a rival's; the pipeline's are in its recipe."""
     if method == PIPELINE:
-        return by_pipeline(changed(recipe, settings), data, folder, budget)
+        return by_pipeline(recipe, data, folder, budget)
     return in_memory(replace(RIVALS[method], **settings), setup_of(recipe, data, folder, rounds=1), budget)
 
 
