@@ -111,7 +111,7 @@ def test_the_headline_is_the_worst_of_all_and_counts_only_what_was_verified(fini
 
 
 def test_progress_says_images_accuracy_and_time_left(finished) -> None:
-    lines = [line for line in finished[2] if line.startswith("autoattack on the model") and " of " in line]
+    lines = [line for line in finished[2] if re.match(r"autoattack on the model: \d+ of", line)]
     assert [line.split(": ")[1].split(" images")[0] for line in lines] == ["6 of 18", "12 of 18", "18 of 18"]
     left = [line.rpartition("; ")[2] for line in finished[2] if " images, " in line]
     assert all(re.fullmatch(r"(about [\d,]+ s)?( and )?(\d chunks? of unknown time)? left", line) for line in left[:-1])

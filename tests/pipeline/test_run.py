@@ -142,7 +142,7 @@ def test_a_new_adapter_starts_from_another_runs_shards(
     run_here(root, *flags_of(TINY), *flags)
     found = results_of(root, "reuse")["run"]["from_cache"]
     assert "foreign weights" in capsys.readouterr().out
-    assert found["foreign_weights"] == 7  # v_0 .. v_6: with overlap, the last version is never attacked
+    assert found["foreign_weights"] == 8  # v_0 .. v_7: without overlap each round attacks a version of its own
     assert found["disagreement"] == pytest.approx(found["stored"]["value"] - found["fresh"]["value"])
 
 

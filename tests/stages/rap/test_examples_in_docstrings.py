@@ -3,11 +3,11 @@ import doctest
 import pytest
 
 from stages import randomness
-from stages.rap import attack, losses, objective, reverse, threat
+from stages.rap import losses, objective, process, reverse, threat
 from stages.training import schedule
 
 
-@pytest.mark.parametrize("module", [attack, losses, objective, reverse, threat, schedule, randomness])
+@pytest.mark.parametrize("module", [process, losses, objective, reverse, threat, schedule, randomness])
 def test_the_examples_in_the_docstrings_give_what_they_say(module):
     names = {**vars(module), "torch": losses.torch}
     result = doctest.testmod(module, extraglobs=names)

@@ -33,7 +33,7 @@ def test_an_update_for_which_the_device_has_no_room_names_its_setting_and_the_ru
         update(learner, batch)
 
     monkeypatch.setattr(Learner, "update", crowded)
-    with pytest.raises(DeviceMemoryError, match=r"no room for schedule\.batch = 16 .* the same command goes on"):
+    with pytest.raises(DeviceMemoryError, match=r"no room for schedule\.batch = 16 .* the same command resumes"):
         run_serially(setup_of(tmp_path))
     monkeypatch.undo()
     run_serially(setup := setup_of(tmp_path))
