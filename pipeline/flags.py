@@ -28,7 +28,7 @@ class WorkersConfig:
     cpus: int | None = None
     """CPUs of a local session; unset: all of this machine's. A running cluster has its own number."""
     generators: int | None = None
-    """Generator actors; unset: as many as fit beside the train worker."""
+    """Generator actors, at most one a cohort of a round; unset: as many as fit beside the train worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run; auto: on GPUs where the cluster has any."""
 

@@ -107,12 +107,13 @@ def _on_gpus(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> LoopWor
             f"{trainers + 1} in all, and the cluster has {gpus}. Set train.workers to {max(1, gpus - 1)} or less, or "
             "add GPUs"
         )
-    generators = min(left, _units(recipe)) if config.generators is None else config.generators
+    generators = left if config.generators is None else config.generators
     if generators > left:
         raise PlacementError(
             f"workers.generators is {generators}, but beside train.workers {trainers} there is room for {left} on "
             f"{gpus} GPUs: set it to {left} or less, or leave it unset"
         )
+    generators = min(generators, _units(recipe))
     cpus = _largest_share(cluster, generators + trainers, gpus=share)
     return LoopWorkers(
         generators=generators, generator_cpus=cpus, generator_gpus=share, trainer_cpus=cpus, trainer_gpus=share
@@ -123,7 +124,7 @@ def _on_cpus(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> LoopWor
     """A CPU for each thread that computes, as far as there are any; more actors than CPUs take turns."""
     trainers = recipe.train.workers
     left = int((cluster.cpus - trainers * recipe.train.threads) // recipe.attack.threads)
-    generators = max(1, min(left, _units(recipe))) if config.generators is None else config.generators
+    generators = min(max(1, left) if config.generators is None else config.generators, _units(recipe))
     cpus = _largest_share(cluster, generators + trainers, gpus=0)
     return LoopWorkers(generators=generators, generator_cpus=cpus, generator_gpus=0, trainer_cpus=cpus, trainer_gpus=0)
 

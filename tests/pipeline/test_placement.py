@@ -95,6 +95,12 @@ def test_more_generators_than_cpus_share_them(cpus, nodes) -> None:
     assert machines.room(cpus=loop.generator_cpus, gpus=0) >= 6
 
 
+@pytest.mark.parametrize("gpus", [0, 8])
+def test_no_generator_is_started_that_would_never_have_a_unit(gpus) -> None:
+    config = WorkersConfig(generators=7 if gpus else 1000)
+    assert divide(cluster(16, gpus), config, recipe(units=2)).loop.generators == 2
+
+
 def test_nodes_that_have_gpus_and_no_cpu_are_refused() -> None:
     machines = Cluster(machines=(Machine(cpus=16), Machine(cpus=0, gpus=4)), is_local=False)
     with pytest.raises(PlacementError, match=r"4 workers with 1 GPUs .* do not fit .* 1 x \(0 CPUs, 4 GPUs\)"):
