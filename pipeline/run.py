@@ -95,8 +95,8 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
         seconds=time.perf_counter() - began,
         checked=checked,
     )
-    with timed("report"):
-        results, contents = tell(plan, trained, classifier, findings)
+    passing(say)("report")
+    results, contents = tell(plan, trained, classifier, findings)
     assert results.run is not None
     return replace(results, run=replace(results.run, seconds_now=seconds)), contents
 
