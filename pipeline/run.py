@@ -41,7 +41,8 @@ from stages.training.setup import Setup
 def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
     """Every stage of a plan, from what is there to the end: its results, and what its report says."""
     recipe, seconds, began = plan.recipe, {}, time.perf_counter()
-    timed = partial(stage, seconds, passing(say))
+    going = passing(say)
+    timed = partial(stage, seconds, going)
     with ExitStack() as stack:
         held = stack.enter_context(claimed(plan))
         workers = Session(plan.command.workers, recipe, stack, first=partial(check_arrival, plan.external))
@@ -95,7 +96,7 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
         seconds=time.perf_counter() - began,
         checked=checked,
     )
-    passing(say)("report")
+    going("report")
     results, contents = tell(plan, trained, classifier, findings)
     assert results.run is not None
     return replace(results, run=replace(results.run, seconds_now=seconds)), contents
@@ -148,12 +149,12 @@ def follow(setup: Setup, say: Say, held: Lease) -> Callable[[dict], None]:
         if "judge" in line:
             robust = line["judge"]["robust"]
             say(
-                f"round {line['round'] + 1}/{rounds}: loss {line['loss']:.3f}, judge {robust['value']:.1%} of "
+                f"round {done}/{rounds}: loss {line['loss']:.3f}, judge {robust['value']:.1%} of "
                 f"{robust['images']}, {line['attack_steps_per_second'] or 0:,.0f} attack steps/s a generator, "
                 f"lag {line['lag']}"
             )
         for alarm in line["alarms"]:
-            say(f"ALARM in round {line['round'] + 1}: {alarm}")
+            say(f"ALARM in round {done}: {alarm}")
 
     return tell
 

@@ -115,13 +115,13 @@ def quick_findings(
         Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part)
         for part in parts(test, plan)
     )
-    receipts, attacked = [], 0
+    receipts, attacked, going = [], 0, passing(say)
 
     def verdicts():  # noqa: ANN202 - a generator of ChunkVerdicts, each attacked when it is asked for
         nonlocal attacked
         for chunk in chunks:
             attacked += Store(root).get(chunk.kind, chunk.fingerprint) is None
-            receipts.append(commit_chunk(chunk, model, device=device, functions={}, tell=passing(say)))
+            receipts.append(commit_chunk(chunk, model, device=device, functions={}, tell=going))
             yield load_verdict(io.BytesIO(receipts[-1].read("verdict.npz")))
 
     screening: Screening = screen(verdicts(), config, progress=say)

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from pipeline.recipe import PRESETS
 from stages import numerics, randomness
-from stages.data.datasets import load_data
+from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import Accuracy
 from stages.rap.attack import attack, draw_start
 from stages.rap.robust import RobustClassifier
@@ -57,12 +57,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = Path(arguments.root) / "runs" / arguments.run
-    model = load_model(folder / "model")
-    version = json.loads((folder / "results.json").read_text())["shipped"]["version"]
+    model, data = load_model(folder / "model"), load_data(PRESETS["digits"]().data)
+    version = json.loads((folder / "results.json").read_text())["run"]["selected"]["version"]
     with numerics.verdict(threads=1), tempfile.TemporaryDirectory() as scratch:
-        setup = setup_of(PRESETS["digits"](), load_data(PRESETS["digits"]().data), Path(scratch), rounds=1)
+        setup = setup_of(PRESETS["digits"](), data, Path(scratch), rounds=1)
         ages = list(by_age(arguments.root, arguments.run, model, setup, version))
-    found = {"run": arguments.run, "by age": ages, "starts": starts(arguments.root, arguments.run, model, version)}
+    begun = starts(arguments.root, arguments.run, model, version, data)
+    found = {"run": arguments.run, "by age": ages, "starts": begun}
     machine = {"processor": platform.processor() or platform.machine(), "load": os.getloadavg()[0]}
     RESULTS.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
 
@@ -94,7 +95,7 @@ def by_age(root: str, run: str, model: RobustClassifier, setup: Setup, version: 
         yield point
 
 
-def starts(root: str, run: str, model: RobustClassifier, version: int) -> list[dict[str, Any]]:
+def starts(root: str, run: str, model: RobustClassifier, version: int, data: ImageData) -> list[dict[str, Any]]:
     """Robust accuracy of other models after a few updates, from each kind of start."""
     found = []
     for learner, changes in LEARNERS.items():
@@ -104,7 +105,6 @@ def starts(root: str, run: str, model: RobustClassifier, version: int) -> list[d
             train=replace(recipe.train, what=changes.get("what", "adapter")),
             adapter=replace(recipe.adapter, size=changes.get("size", recipe.adapter.size)),
         )
-        data = load_data(recipe.data)
         with tempfile.TemporaryDirectory() as scratch:
             setup = setup_of(recipe, data, Path(scratch), rounds=1)
             kept = {
