@@ -88,7 +88,8 @@ def test_tasks_tell_the_driver_what_they_do(monkeypatch):
         assert [line for line in said if line.startswith(str(number))] == [f"{number} begun", f"{number} done"]
 
 
-def test_a_task_tells_little_in_a_moment():
+def test_a_task_tells_nothing_more_within_a_pause(monkeypatch):
+    monkeypatch.setattr(cluster.lines, "PAUSE", float("inf"))
     said = []
     assert dict(run_tasks(tell_twice, [2], cpus=1, say=said.append)) == {2: 4}
     assert said == ["2 begun"]

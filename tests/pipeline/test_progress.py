@@ -38,7 +38,10 @@ def test_a_log_is_told_what_is_going_on_where_nothing_else_is_said(monkeypatch: 
     assert re.fullmatch(r"\[ +\d+\.\d s\]   round 3 of 7, for \d+ s", lines[1])
 
 
-def test_nothing_is_repeated_before_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_repeated_before_its_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PAUSE", float("inf"))
     with Spoken() as say:
         say.passing("round 3 of 7")
         say("one line")
@@ -60,6 +63,7 @@ def test_a_terminal_gets_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_plain_function_gets_what_is_going_on_as_lines_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     said = []
+    monkeypatch.setattr(progress, "PAUSE", float("inf"))
     tell = passing(said.append)
     for number in range(3):
         tell(f"round {number}", number / 3)
