@@ -17,7 +17,8 @@ from pipeline.defend.survey import Survey, survey
 from pipeline.defend.trials import candidates, search_fingerprint
 from pipeline.placement import own_device
 from stages.evaluation.lineup import Lineup
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.training.ablations import PARTS
 from stages.training.batches import TrainingBatch
 from stages.training.setup import Setup

@@ -21,7 +21,8 @@ from stages.evaluation.accuracy import device_of, evaluating, predict, to_float
 from stages.evaluation.evidence import Row, Table
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.evaluation.published import FIELD, PAPER, Setting, beside
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.rap.process import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel

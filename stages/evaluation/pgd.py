@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from stages import randomness
 from stages.evaluation.accuracy import evaluating
 from stages.evaluation.attacks import run_attack
 from stages.evaluation.finite import finite
 from stages.evaluation.verdict import misclassified
 from stages.rap import losses
+from stages.rap.norms import draw_in_ball, step
 from stages.rap.threat import ThreatModel
 from stages.settings import check_settings
 
@@ -150,18 +150,8 @@ def draw_starts(
 ) -> Float[Tensor, "image channel height width"]:
     """A uniform point of the ball around each image, clamped to [0, 1]: a function of seed, restart and row."""
     pixels = clean[0].numel()
-    noise = np.stack([_uniform_in_ball(threat, pixels, seed, restart, int(row)) for row in rows])
+    noise = np.stack([draw_in_ball(threat, pixels, "pgd", seed, restart, int(row)) for row in rows])
     return (clean + torch.from_numpy(noise).to(clean).reshape(clean.shape)).clamp(0, 1)
-
-
-def _uniform_in_ball(
-    threat: ThreatModel, pixels: int, seed: int, restart: int, row: int
-) -> Float[np.ndarray, " pixel"]:
-    if threat.norm == "Linf":
-        return threat.radius * (2 * randomness.uniform(pixels, "pgd start", seed, restart, row) - 1)
-    direction = randomness.normal(pixels, "pgd start", seed, restart, row)
-    share = float(randomness.uniform(1, "pgd length", seed, restart, row)[0]) ** (1 / pixels)
-    return direction / np.linalg.norm(direction) * (threat.radius * share)
 
 
 def _starts(
@@ -215,8 +205,8 @@ def _climb(
         remaining, gradient = remaining[~wrong], gradient[~wrong]
         if not len(remaining):
             return states, broken
-        moved = states[remaining] + config.step(threat, number) * direction(gradient, threat)
-        states[remaining] = project(moved, clean[remaining], threat)
+        size = config.step(threat, number)
+        states[remaining] = step(states[remaining], gradient, clean[remaining], threat, size)
     with torch.no_grad():
         broken[remaining] = misclassified(model(states[remaining]), labels[remaining])
     return states, broken
@@ -234,29 +224,3 @@ def _gradient(
         logits = model(states)
         (gradient,) = torch.autograd.grad(loss(logits, labels, targets).sum(), states)
     return finite(gradient), misclassified(logits.detach(), labels)
-
-
-def direction(
-    gradient: Float[Tensor, "image channel height width"], threat: ThreatModel
-) -> Float[Tensor, "image channel height width"]:
-    """The steepest direction of length 1 in the norm; a zero gradient gives zero."""
-    if threat.norm == "Linf":
-        return gradient.sign()
-    tiny = torch.finfo(gradient.dtype).tiny  # avoids 0/0 at a zero gradient
-    largest = gradient.flatten(1).abs().amax(1).clamp(min=tiny)
-    scaled = gradient / largest[:, None, None, None]  # first, as the squares of small gradients underflow
-    length = scaled.flatten(1).norm(dim=1).clamp(min=1)
-    return scaled / length[:, None, None, None]
-
-
-def project(
-    states: Float[Tensor, "image channel height width"],
-    clean: Float[Tensor, "image channel height width"],
-    threat: ThreatModel,
-) -> Float[Tensor, "image channel height width"]:
-    """The nearest point of the ball, then of [0, 1], which is no farther from the clean image."""
-    if threat.norm == "Linf":
-        return states.clamp(clean - threat.radius, clean + threat.radius).clamp(0, 1)
-    difference = states - clean
-    length = difference.flatten(1).norm(dim=1).clamp(min=threat.radius)
-    return (clean + difference * (threat.radius / length)[:, None, None, None]).clamp(0, 1)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from stages.rap.norms import step
 from stages.rap.threat import ThreatModel
 
 Images = Float[Tensor, "batch channel height width"]
@@ -63,20 +64,5 @@ def attack_again(
             leaf = state.detach().requires_grad_(True)
             loss = torch.nn.functional.cross_entropy(logits(leaf), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
-        difference = state + step_size * _unit(gradient, threat.norm) - origin
-        state = (origin + _project(difference, threat)).clamp(0, 1)
+        state = step(state, gradient, origin, threat, step_size)
     return restored + (state - origin).detach()
-
-
-def _unit(gradient: Images, norm: str) -> Images:
-    if norm == "Linf":
-        return gradient.sign()
-    length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)  # 1e-12: avoids 0/0 at a zero gradient
-    return gradient / length[:, None, None, None]
-
-
-def _project(difference: Images, threat: ThreatModel) -> Images:
-    if threat.norm == "Linf":
-        return difference.clamp(-threat.radius, threat.radius)
-    length = difference.flatten(1).norm(dim=1).clamp(min=threat.radius)
-    return difference * (threat.radius / length)[:, None, None, None]

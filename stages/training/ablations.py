@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stages import randomness
 from stages.data.augmentation import augment, draw_augmentation
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.rap.robust import RobustClassifier
 from stages.training.batches import TrainingBatch
 from stages.training.rounds import run_serially

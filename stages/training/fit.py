@@ -40,6 +40,7 @@ from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.contract import check_model, check_module, classes_of
 from stages.nets.copies import copied
 from stages.rap import attack as attack_process
+from stages.rap import norms
 from stages.rap.losses import LossName, check_loss
 from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
@@ -115,7 +116,7 @@ def attacked(
     key: tuple[int, ...],
 ) -> TrainingBatch:
     """A state x_t of each image's trajectory against the robust classifier, t ~ U{1..T} (Alg. 3, lines 2 to 5)."""
-    start = attack_process.draw_start(
+    start = norms.draw_start(
         process, randomness.key_seed("start", *key), np.arange(len(images)), tuple(images.shape[1:])
     )
     trajectory = attack_process.attack(

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Int8, Int16, Int64, UInt8
 from torch import Tensor
 
 from stages import randomness
-from stages.rap.attack import Trajectory, advance_linf
+from stages.rap.attack import Trajectory
+from stages.rap.norms import advance_linf
 from stages.rap.process import AttackProcess
 
 # Pixels replayed together: 2**19 levels are 1 MB, so that a block with its limits and signs stays in cache,

@@ -18,7 +18,8 @@ from stages.data.augmentation import augment, carry
 from stages.data.splits import Split
 from stages.fingerprint import array_fingerprint, canonical_json, fingerprint
 from stages.numerics import within_memory
-from stages.rap.attack import Trajectory, attack, draw_start
+from stages.rap.attack import Trajectory, attack
+from stages.rap.norms import draw_start, shrink
 from stages.rap.process import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.storage import Storage
@@ -196,18 +197,8 @@ def _starts(
     carried = parent.states_at(before, torch.full((len(parent),), parent.steps)) - before
     if unit.augmentation is not None and parent.augmentation is not None:
         carried, inside = carry(carried, parent.augmentation, torch.from_numpy(unit.augmentation))
-        carried = _within(unit.process, torch.where(inside, carried, noise))
+        carried = shrink(torch.where(inside, carried, noise), unit.process)
     return torch.where(torch.from_numpy(unit.made > 0)[:, None, None, None], carried, noise)
-
-
-def _within(
-    process: AttackProcess, difference: Int16[Tensor, "batch channel height width"]
-) -> Int16[Tensor, "batch channel height width"]:
-    """Perturbations shrunk to the ball, which noise at an opened border may have left in L2."""
-    if process.norm == "Linf" or not process.project:
-        return difference
-    norm = difference.double().flatten(1).norm(dim=1)[:, None, None, None]
-    return (difference.double() * (process.bound / norm.clamp(min=process.bound))).trunc().to(torch.int16)
 
 
 def _attack(

@@ -26,7 +26,8 @@ from cluster.session import session
 from pipeline.defend.generators import AT_ONCE, GeneratorWorker
 from pipeline.defend.loop import run_loop
 from pipeline.placement import LoopWorkers
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.training.setup import Setup
 from stages.training.versions import Version
 

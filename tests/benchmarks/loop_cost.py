@@ -26,7 +26,8 @@ from pipeline.recipe import PRESETS
 from stages import randomness
 from stages.data.datasets import load_data
 from stages.nets.architectures import build_classifier
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.storage import Storage
 from stages.training.batches import TrainingBatch
 from stages.training.rounds import run_serially

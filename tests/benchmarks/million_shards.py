@@ -30,7 +30,8 @@ import torch
 from loop_cost import setup_of
 
 from pipeline.inventory import Inventory
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.storage import Storage
 from stages.training.setup import Setup
 from stages.trajectories.codec import encode

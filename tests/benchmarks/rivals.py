@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages import randomness
-from stages.rap.attack import attack, draw_start, loss_gradient
+from stages.rap.attack import attack, loss_gradient
 from stages.rap.losses import ATTACK_LOSSES
+from stages.rap.norms import draw_start
 from stages.rap.objective import objective
 from stages.training.adapter import Learner
 from stages.training.batches import TrainingBatch

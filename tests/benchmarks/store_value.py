@@ -32,7 +32,8 @@ from pipeline.recipe import PRESETS
 from stages import numerics, randomness
 from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import Accuracy
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.rap.robust import RobustClassifier
 from stages.shipped import load_model
 from stages.training.setup import Setup, load_trained

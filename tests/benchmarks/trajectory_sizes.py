@@ -24,7 +24,8 @@ from stages.fingerprint import canonical_json
 from stages.nets.architectures import ClassifierConfig
 from stages.nets.cnn import CNN
 from stages.nets.resnet import ResNet18
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.rap.process import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Norm, ThreatModel

@@ -13,9 +13,9 @@ from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.attacks import Attack, AttackResult, run_attack
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.finite import finite
-from stages.evaluation.pgd import PGDConfig, direction, draw_starts, pgd, project
+from stages.evaluation.pgd import PGDConfig, draw_starts, pgd
 from stages.evaluation.verdict import misclassified
-from stages.rap import losses
+from stages.rap import losses, norms
 from stages.rap.threat import ThreatModel
 
 
@@ -132,8 +132,8 @@ def climb(
         if config.random_start:
             state = draw_starts(images, threat, rows=rows, restart=restart, seed=config.seed)
         for _ in range(config.steps):
-            step = config.step(threat) * direction(cross_entropy_gradient(model, state, labels), threat)
-            state = project(state + step, images, threat)
+            gradient = cross_entropy_gradient(model, state, labels)
+            state = norms.step(state, gradient, images, threat, config.step(threat))
         states = torch.where(fooled[:, None, None, None], states, state)
         with torch.no_grad():
             fooled |= misclassified(model(state), labels)

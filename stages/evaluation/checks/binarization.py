@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from stages import randomness
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import exceeds
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.evidence import Check, Verdict
 from stages.evaluation.finite import finite
-from stages.evaluation.pgd import PGDConfig, direction, draw_starts, project
+from stages.evaluation.pgd import PGDConfig, draw_starts
+from stages.rap import norms
 from stages.rap.threat import ThreatModel
 
 NAME = "binarization test"
@@ -156,8 +156,8 @@ def attack_readouts(
             found |= margin.detach() > 0
             if bool((found | ~readouts.separable).all()):
                 return found
-            step = config.step(examined.threat) * direction(finite(gradient), examined.threat)
-            states = project(states + step, clean, examined.threat)
+            size = config.step(examined.threat)
+            states = norms.step(states, finite(gradient), clean, examined.threat, size)
         with torch.no_grad():
             found |= _margin(features(examined.model, layer, states), readouts) > 0
     return found
@@ -196,10 +196,8 @@ def _on_border(
 ) -> Float[Tensor, "image channel height width"]:
     """A random point on the border of each image's ball (for L-inf, a corner), clamped to [0, 1]."""
     threat, pixels = examined.threat, clean[0].numel()
-    drawn = np.stack([randomness.normal(pixels, "binarization", seed, int(row)) for row in examined.rows])
-    length = np.abs(drawn) if threat.norm == "Linf" else np.linalg.norm(drawn, axis=1, keepdims=True)
-    noise = torch.from_numpy(threat.radius * drawn / length).to(clean).reshape(clean.shape)
-    return (clean + noise).clamp(0, 1)
+    noise = np.stack([norms.draw_on_border(threat, pixels, "binarization", seed, int(row)) for row in examined.rows])
+    return (clean + torch.from_numpy(noise).to(clean).reshape(clean.shape)).clamp(0, 1)
 
 
 @contextmanager

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from stages import randomness
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.attacks import Attack, AttackResult
 from stages.evaluation.checks.attacking import attack_examined, attack_white_box
 from stages.evaluation.checks.case import Case, Outcome, not_applicable
 from stages.evaluation.checks.counts import alone, exceeds, judge_zero, outnumbers
 from stages.evaluation.evidence import Check, Curve, Verdict
-from stages.evaluation.pgd import PGDConfig, draw_starts, project
+from stages.evaluation.pgd import PGDConfig, draw_starts
 from stages.evaluation.verdict import misclassified
+from stages.rap import norms
 from stages.rap.threat import ThreatModel
 
 RADIUS = "radius (pixels in [0, 1])"
@@ -283,7 +283,5 @@ def _on_border(
 ) -> Float[Tensor, "image channel height width"]:
     """A random corner of an L-inf ball, or a point of an L2 sphere, clamped to [0, 1]."""
     pixels = images[0].numel()
-    drawn = np.stack([randomness.normal(pixels, "noise", seed, draw, int(row)) for row in rows])
-    length = np.abs(drawn) if threat.norm == "Linf" else np.linalg.norm(drawn, axis=1, keepdims=True)
-    noise = torch.from_numpy(threat.radius * drawn / length).to(images).reshape(images.shape)
-    return project(images + noise, images, threat)
+    noise = np.stack([norms.draw_on_border(threat, pixels, "noise", seed, draw, int(row)) for row in rows])
+    return norms.project(images + torch.from_numpy(noise).to(images).reshape(images.shape), images, threat)

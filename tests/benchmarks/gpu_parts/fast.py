@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.recipe import Recipe
 from stages.numerics import Precision
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.rap.robust import RobustClassifier
 from stages.training.adapter import Learner
 from stages.training.batches import TrainingBatch

@@ -12,8 +12,9 @@ from torch import Tensor
 from stages import numerics
 from stages.evaluation.judge import JudgeConfig, judge
 from stages.numerics import Arithmetic
-from stages.rap.attack import Trajectory, attack, draw_start, loss_gradient
+from stages.rap.attack import Trajectory, attack, loss_gradient
 from stages.rap.losses import ATTACK_LOSSES
+from stages.rap.norms import draw_start
 from stages.rap.process import AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import Lattice, ThreatModel

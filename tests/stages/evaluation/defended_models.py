@@ -9,7 +9,8 @@ from known_models import Digits, Wrapped, linear_layer, load_images, quantised, 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.evaluation.pgd import PGDConfig, direction, project
+from stages.evaluation.pgd import PGDConfig
+from stages.rap.norms import project, step
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
 
@@ -64,9 +65,7 @@ def _attacked(model: nn.Module, clean: Tensor, labels: Tensor, steps: int) -> Te
     for _ in range(steps):
         leaf = state.requires_grad_(True)
         (gradient,) = torch.autograd.grad(functional.cross_entropy(model(leaf), labels), leaf)
-        state = project(
-            state.detach() + PGDConfig(steps=steps).step(THREAT) * direction(gradient, THREAT), clean, THREAT
-        )
+        state = step(state.detach(), gradient, clean, THREAT, PGDConfig(steps=steps).step(THREAT))
     return state
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from stages.data.datasets import DataConfig, load_data
 from stages.nets.unet import UNet, UNetConfig
-from stages.rap.attack import Trajectory, attack, draw_start
+from stages.rap.attack import Trajectory, attack
 from stages.rap.losses import ATTACK_LOSSES
+from stages.rap.norms import draw_start
 from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel

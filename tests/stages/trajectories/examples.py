@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.fingerprint import canonical_json
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel

@@ -11,7 +11,8 @@ from generated_units import SPLIT, THREATS, make, next_unit, process_of, small_m
 
 from stages.data.augmentation import augment, draw_augmentation
 from stages.numerics import Arithmetic, DeviceMemoryError
-from stages.rap.attack import attack, draw_start
+from stages.rap.attack import attack
+from stages.rap.norms import draw_start
 from stages.storage import Storage
 from stages.trajectories import shards
 from stages.trajectories.archive import unpack
