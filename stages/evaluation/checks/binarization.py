@@ -156,8 +156,8 @@ def attack_readouts(
             found |= margin.detach() > 0
             if bool((found | ~readouts.separable).all()):
                 return found
-            size = config.step(examined.threat)
-            states = norms.step(states, finite(gradient), clean, examined.threat, size)
+            length = config.step(examined.threat)
+            states = norms.step(states, finite(gradient), clean, examined.threat, length)
         with torch.no_grad():
             found |= _margin(features(examined.model, layer, states), readouts) > 0
     return found
