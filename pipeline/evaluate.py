@@ -25,6 +25,7 @@ from pipeline.measure.findings import Findings
 from pipeline.measure.measuring import find, measurements_on, quick_findings
 from pipeline.measure.paper_tables import IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.measure.subjects import (
+    answering_logits,
     behind,
     check_subject,
     classifier_name,
@@ -47,6 +48,7 @@ from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
 from stages.evaluation.screening import ScreeningConfig
 from stages.fingerprint import fingerprint
+from stages.models import ModelConfig
 from stages.paths import local_path
 from stages.rap.threat import Norm, ThreatModel
 from stages.report import Contents
@@ -127,6 +129,7 @@ def evaluate_model(
     else:
         test, classes = own_data(data), None
     given = function_attacks(attacks)
+    model = answering_logits(model, test, classes)
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
     if quick:
@@ -168,11 +171,11 @@ def prepare(command: EvaluateCommand) -> Prepared:
     """Load what a command names. Raises ValueError, in words for the user, for anything that would fail later."""
     usable_root(command.root)
     data = known_data(command.data_config, "--data-")
-    model, trained = load_subject(command.model, command.weights, data)
+    model, trained = load_subject(command.model, data)
     threat = command.threat(trained)
     models: dict[str, nn.Module] = {"model": model}
     if command.behind:
-        models = behind(model, load_subject(command.behind, None, data, "--behind")[0])
+        models = behind(model, load_subject(ModelConfig(name=command.behind), data, "--behind")[0])
     if command.table == "4.5":
         with_adapter(model, SPEED)
     elif command.table in BESIDE and has_adapter(model):

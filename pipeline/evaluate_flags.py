@@ -7,7 +7,7 @@ import tyro
 
 from pipeline.artifacts import check_name
 from pipeline.exits import fail, settings_called
-from pipeline.flags import NUMBERS, WorkersConfig, check_flags
+from pipeline.flags import NUMBERS, SHORT, WorkersConfig, check_flags, in_full
 from pipeline.measure.paper_tables import DATA, TableName
 from pipeline.recipe import EvaluationConfig
 from stages.data.datasets import DataConfig, DataName
@@ -15,6 +15,7 @@ from stages.evaluation.autoattack import Version
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.claim import ClaimConfig
 from stages.evaluation.screening import ScreeningConfig
+from stages.models import ModelConfig
 from stages.rap.threat import Norm, ThreatModel
 
 USAGE = "python -m pipeline.evaluate --model RUN/model|my_package.models:build [--flags]"
@@ -24,11 +25,7 @@ USAGE = "python -m pipeline.evaluate --model RUN/model|my_package.models:build [
 class EvaluateCommand:
     """Measure how robust a model is, whoever trained it."""
 
-    model: str
-    """A saved model's directory (RUN/model), or "my_package.models:build", called without arguments, which returns a
-    torch.nn.Module that takes images in [0, 1], normalises inside and returns logits."""
-    weights: str | None = None
-    """A safetensors file, or a file of torch.save with a state dict, for a model that a function builds."""
+    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataName | None = None
     """Data set whose test images are attacked: digits, mnist or cifar10; unset: the table's, else digits."""
     data_root: str | None = None
@@ -38,7 +35,8 @@ class EvaluateCommand:
     norm: Norm | None = None
     """Norm of the ball: Linf, L2 or L1; unset: that in which a saved model was trained."""
     radius: float | None = None
-    """Radius of the ball in pixels of [0, 1], such as 8/255; unset: that in which a saved model was trained."""
+    """Also --eps: radius of the ball in pixels of [0, 1], such as 8/255; unset: that in which a saved model was
+    trained."""
     images: int | None = None
     """Test images attacked, of one fixed random order; unset: 1,000 (512 for a table of the paper)."""
     version: Version = "standard"
@@ -76,6 +74,11 @@ class EvaluateCommand:
     """Name of the evaluation's directory below ROOT/evaluations; unset: the data set and a hash."""
 
     def __post_init__(self) -> None:
+        if self.model.name is None:
+            raise ValueError(
+                "no model is named: give --model a saved model's directory, my_package.models:build, or timm:, "
+                "torchvision: or robustbench: with a name"
+            )
         if self.table:
             own = {"norm": None, "radius": None, "attack": (), "attacks": (), "quick": False, "version": "standard"}
             given = [flag for flag, unset in own.items() if getattr(self, flag) != unset]
@@ -128,11 +131,10 @@ class EvaluateCommand:
     @property
     def identity(self) -> "EvaluateCommand":
         """The command without what does not change a result."""
-        kept = EvaluateCommand(model="")
+        kept = EvaluateCommand(model=ModelConfig(name="any"))
         return replace(
             self,
-            model="",
-            weights=None,
+            model=kept.model,
             compare=None,
             data_root=None,
             data_download=False,
@@ -163,6 +165,8 @@ def parse(argv: list[str]) -> EvaluateCommand:
     """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
     check_flags(argv)
     try:
-        return tyro.cli(EvaluateCommand, prog=USAGE, args=argv, registry=NUMBERS)
+        return tyro.cli(
+            EvaluateCommand, prog=USAGE, args=in_full(argv, SHORT | {"--eps": "--radius"}), registry=NUMBERS
+        )
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -17,6 +18,18 @@ USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10
 SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
 NUMBERS = ConstructorRegistry()
 """How command lines read a field that is a number, and no other: `number` and `whole`."""
+SHORT = {
+    "--model": "--model.name",
+    "--weights": "--model.weights",
+    "--mean": "--model.mean",
+    "--std": "--model.std",
+}
+"""Flags that both commands take, by the settings that they set."""
+OF_A_RUN = (
+    SHORT
+    | {"--data": "--data.name", "--norm": "--threat.norm"}
+    | {flag: "--threat.radius" for flag in ("--radius", "--eps", "--threat.eps")}
+)
 TURNS = 2  # processes that may share a CPU of a local session
 LARGEST = 2**31 - 1  # of a whole number: beyond it libraries overflow, each in its own way
 
@@ -79,6 +92,7 @@ def parse(argv: list[str]) -> Command:
     if "--paper" in flags:
         recipe = as_in_paper(recipe)
     default = Command(recipe=recipe, workers=WorkersConfig(), preset=preset)
+    flags = in_full(flags, OF_A_RUN)
     try:
         command = tyro.cli(Command, prog=USAGE, default=default, args=flags, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words
@@ -94,6 +108,15 @@ def check_flags(argv: list[str]) -> None:
         flag, _, value = given.partition("=") if given.startswith("--") and "=" in given else (before, "", given)
         if not value.strip():
             fail(f"{flag or 'the first argument'} is given an empty value: name one, or leave the flag out")
+
+
+def in_full(argv: list[str], names: Mapping[str, str]) -> list[str]:
+    """The arguments with the full names of flags that have shorter ones."""
+    written = []
+    for given in argv:
+        flag, equals, value = given.partition("=")
+        written.append(f"{names.get(flag, flag)}{equals}{value}")
+    return written
 
 
 def number(text: str) -> float:

@@ -7,6 +7,7 @@ from stages.data.datasets import DataConfig
 from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.judge import JudgeConfig
+from stages.models import ModelConfig
 from stages.nets.architectures import ClassifierConfig
 from stages.nets.unet import UNET_SIZES, UNetConfig
 from stages.rap.objective import ObjectiveConfig
@@ -114,6 +115,7 @@ class Recipe:
 
     data: DataConfig = field(default_factory=DataConfig)
     threat: ThreatModel = field(default_factory=ThreatModel)
+    model: ModelConfig = field(default_factory=ModelConfig)
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)

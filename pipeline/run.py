@@ -124,8 +124,7 @@ def save(plan: Plan, trained: Trained, auto: Evaluation) -> None:
         save_model(
             folder,
             trained.robust,
-            classifier=plan.recipe.classifier,
-            inputs=plan.network,
+            **plan.described,
             notes={
                 "data": plan.data.name,
                 "selected": trained.selected,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.nets.architectures import ClassifierConfig, build_classifier
+from stages.models import ModelConfig, rebuild_model
+from stages.nets.architectures import ClassifierConfig
 from stages.nets.normalisation import check_normalisation
 from stages.nets.unet import UNet, UNetConfig
 from stages.paths import local_path
@@ -32,10 +33,11 @@ def save_model(
     classifier: ClassifierConfig,
     inputs: dict[str, object],
     notes: dict[str, object],
+    model: ModelConfig | None = None,
 ) -> None:
-    """Write the robust classifier. ``inputs`` are the arguments of `build_classifier` beside its config;
-    ``notes`` (what it was trained on, how it was judged) are kept as they are. Raises ValueError for an adapter
-    that is no UNet, which could not be built again on loading.
+    """Write the robust classifier. ``inputs`` are the arguments of `build_classifier` beside its config, ``model`` what
+    `bring_model` says of a classifier that came trained; ``notes`` (what it was trained on, how it was judged) are kept
+    as they are. Raises ValueError for an adapter that is no UNet, which could not be built again on loading.
     """
     adapter = robust.adapter
     if adapter is not None and not isinstance(adapter, UNet):
@@ -47,7 +49,8 @@ def save_model(
     config = {
         "format": FORMAT,
         "adapter": None if adapter is None else asdict(adapter.config),
-        "classifier": {**asdict(classifier), "weights": None},
+        "classifier": asdict(classifier),
+        "model": asdict(model or ModelConfig()),
         "inputs": inputs,
         "steps": robust.steps,
         "straight_through": robust.straight_through,
@@ -77,10 +80,10 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
         raise ValueError(f"{directory} holds a config.json but no model.safetensors: save the model again")
     content = read_weights(weights, name=str(weights))
     try:
-        inputs = {name: tuple(value) if isinstance(value, list) else value for name, value in config["inputs"].items()}
+        inputs = _inputs(config)
         _check_size(config, inputs, weights.stat().st_size)
         with torch.random.fork_rng(devices=[]):  # building draws first weights, which are then replaced
-            adapter, classifier = _adapter(config["adapter"], inputs), _classifier(config["classifier"], inputs)
+            adapter, classifier = _adapter(config["adapter"], inputs), rebuild_model(*_described(config), inputs)
         steps, straight_through = config["steps"], config["straight_through"]
         reverse_times(1, steps)
         if not isinstance(straight_through, bool):
@@ -103,6 +106,16 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     )
     check_normalisation(robust, str(weights))
     return robust.eval().requires_grad_(False)
+
+
+def load_base(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The classifier of a saved model without its adapter, and the arguments by which `save_model` describes it.
+
+    Raises ValueError as `load_model` does.
+    """
+    classifier, config = load_model(directory).classifier, _read_config(directory / "config.json")
+    model, own = _described(config)
+    return classifier, {"classifier": own, "model": model, "inputs": _inputs(config)}
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -128,8 +141,9 @@ def _check_size(config: dict[str, Any], inputs: dict[str, Any], stored: int) -> 
     """Refuse networks for which the bytes of their weights are too few, before they take memory. Raises ValueError."""
     with torch.device("meta"):
         parts: list[nn.Module | None] = [_adapter(config["adapter"], inputs)]
-        if config["classifier"]["factory"] is None:  # anybody's factory may load weights, which this device has not
-            parts.append(_classifier(config["classifier"], inputs))
+        known, own = _described(config)
+        if known.name is None:  # anybody's function may load weights, which this device has not
+            parts.append(rebuild_model(known, own, inputs))
         count = sum(each.numel() for part in parts if part is not None for each in part.parameters())
     if count > stored:
         raise ValueError(
@@ -140,11 +154,19 @@ def _check_size(config: dict[str, Any], inputs: dict[str, Any], stored: int) -> 
 def _adapter(config: dict[str, Any] | None, inputs: dict[str, Any]) -> UNet | None:
     if config is None:
         return None
-    shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-    return UNet(UNetConfig(**shape), inputs["channels"])
+    return UNet(UNetConfig(**_with_tuples(config)), inputs["channels"])
 
 
-def _classifier(config: dict[str, Any], inputs: dict[str, Any]) -> nn.Module:
-    # how it was trained plays no part any more, and 0 epochs are only allowed together with weights
-    shape = ClassifierConfig(architecture=config["architecture"], factory=config["factory"])
-    return build_classifier(shape, **inputs)
+def _inputs(config: dict[str, Any]) -> dict[str, Any]:
+    return _with_tuples(config["inputs"])
+
+
+def _described(config: dict[str, Any]) -> tuple[ModelConfig, ClassifierConfig]:
+    """What builds the classifier again; how it was trained plays no part any more."""
+    own = ClassifierConfig(architecture=config["classifier"]["architecture"])
+    return ModelConfig(**_with_tuples(config.get("model", {}))), own
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were before they were JSON."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -51,27 +51,30 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     path.write_bytes(pack_weights(weights))
 
 
-def load_weights(network: nn.Module, path: Path, *, name: str, remedy: str) -> None:
+def load_weights(network: nn.Module, path: Path, *, name: str, remedy: str, part: str | None = None) -> None:
     """Load a file of weights into a network. Raises ValueError as `read_weights` and `place_weights` do."""
-    place_weights(network, read_weights(path, name=name), name=name, remedy=remedy)
+    place_weights(network, read_weights(path, name=name), name=name, remedy=remedy, part=part)
 
 
-def place_weights(network: nn.Module, content: object, *, name: str, remedy: str) -> None:
+def place_weights(network: nn.Module, content: object, *, name: str, remedy: str, part: str | None = None) -> None:
     """Load what a file of weights holds into a network whose names and shapes they have.
 
-    Of the state dicts in it, the one that fits is taken. Prefixes and suffixes of wrappers don't matter. Raises
-    ValueError, which begins with ``name`` and ends with ``remedy``, where the weights don't fit or are not finite, or
-    where two sets of them do.
+    Of the state dicts in it, the one that fits is taken, or that under the key ``part``. Prefixes and suffixes of
+    wrappers don't matter. Raises ValueError, which begins with ``name`` and ends with ``remedy``, where the weights
+    don't fit or are not finite, or where two sets of them do.
     """
-    found = list(_states(content))
+    found = [each for each in _states(content) if part in (None, each[0])]
+    if part and not found:
+        known = ", ".join(repr(where) for where, _ in _states(content))
+        raise ValueError(f"{name} holds no weights under {part!r}; it has some under {known or 'no key'}")
     if not found:
         raise ValueError(f"{name} holds no names with tensors: save the network's state_dict() alone")
     expected = network.state_dict()
     placed = {where: state for where, each in found if (state := _placed(each, expected)) is not None}
     if len(placed) > 1:
         raise ValueError(
-            f"{name} holds more than one set of weights that fits, under {', '.join(map(repr, placed))}: save the one "
-            "that you mean alone"
+            f"{name} holds more than one set of weights that fits, under {', '.join(map(repr, placed))}: name the one "
+            "that you mean by --model.part"
         )
     if not placed:
         where, closest = max(found, key=lambda each: len(each[1].keys() & expected.keys()))

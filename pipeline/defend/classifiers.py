@@ -10,6 +10,7 @@ from cluster.pool import run_tasks
 from cluster.refs import Ref, put
 from pipeline.artifacts import Artifact, Store
 from pipeline.defend.plan import Plan
+from pipeline.measure.subjects import inputs_of
 from pipeline.placement import Workers, own_device
 from pipeline.progress import Say, passing
 from stages import numerics
@@ -55,7 +56,7 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
     checkpoint = plan.root.below(f"classifiers/{plan.classifier_fingerprint}")
 
     def build() -> nn.Module:
-        return build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
+        return build_classifier(plan.recipe.classifier, **inputs_of(plan.data))
 
     def write(directory: Path) -> dict:
         state = train_classifier(
@@ -88,6 +89,6 @@ def _train(work: tuple[int, Ref[Plan], str], tell: Callable[[str], None]) -> Art
 
 def _load(plan: Plan, artifact: Artifact) -> nn.Module:
     with torch.random.fork_rng([]):
-        classifier = build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
+        classifier = build_classifier(plan.recipe.classifier, **inputs_of(plan.data))
     classifier.load_state_dict(unpack_weights(artifact.read("weights.safetensors"))[0])
     return classifier.eval()

@@ -1,10 +1,11 @@
 """The plan of a run: everything that can be refused before work starts is refused while it is made."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from pipeline.defend.trials import candidates
 from pipeline.exits import ClaimedError, settings_called
 from pipeline.flags import Command
 from pipeline.measure.evaluation import final_measurements
-from pipeline.measure.subjects import known_data
+from pipeline.measure.subjects import inputs_of, known_data, load_base_classifier
 from pipeline.recipe import Recipe
 from stages.data.datasets import ImageData
 from stages.data.splits import Split
@@ -25,7 +26,6 @@ from stages.evaluation.measurement import Measurement
 from stages.fingerprint import canonical, fingerprint
 from stages.identity import UnnameableError, object_fingerprint
 from stages.lease import Lease, TakenError, lease
-from stages.nets.architectures import build_classifier
 from stages.randomness import permutation
 from stages.rap.losses import check_loss
 from stages.rap.threat import check_radius
@@ -47,7 +47,9 @@ class Plan:
     name: str
     """Of the run, which lies below ROOT/runs."""
     external: nn.Module | None
-    """A classifier that came with its weights, already checked; None where it is trained here."""
+    """A classifier that came trained, already checked; None where it is trained here."""
+    described: Mapping[str, Any]
+    """The arguments by which `save_model` describes the classifier."""
     cached: tuple[str, ...]
     """Shards of another run on which the adapter is to be trained first."""
 
@@ -69,18 +71,6 @@ class Plan:
     def measurements(self) -> list[Measurement]:
         """The evaluation's attacks: AutoAttack's, and PGD."""
         return final_measurements(self.recipe.evaluation, self.recipe.threat, self.autoattack)
-
-    @property
-    def network(self) -> dict[str, object]:
-        """The arguments of `build_classifier` beside its config."""
-        data = self.data
-        return {
-            "channels": data.channels,
-            "size": data.size,
-            "classes": len(data.classes),
-            "mean": data.mean,
-            "std": data.std,
-        }
 
     @cached_property
     def classifier_split(self) -> Split:
@@ -135,14 +125,14 @@ def make_plan(command: Command) -> Plan:
     recipe = command.recipe
     data = known_data(recipe.data, "--data.")
     _check_recipe(recipe, data)
-    external = None
-    if recipe.classifier.weights is not None or recipe.classifier.factory is not None:
-        external = _external_classifier(recipe, data)
+    external, described = None, {"classifier": recipe.classifier, "inputs": inputs_of(data)}
+    if recipe.model.is_given:
+        external, described = _external_classifier(recipe, data)
     root = usable_root(command.root)
     name = command.name or f"{command.preset}-{recipe_fingerprint(recipe)[:8]}"
     check_name(name, "the run is kept in ROOT/runs/NAME")
     cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
-    return Plan(command=command, data=data, root=root, name=name, external=external, cached=cached)
+    return Plan(command=command, data=data, root=root, name=name, external=external, described=described, cached=cached)
 
 
 def shards_of(root: Storage, name: str) -> list[str]:
@@ -191,27 +181,20 @@ def _autoattack(recipe: Recipe, data: ImageData) -> Lineup:
     return lineup(config.version, config.attacks, recipe.threat.norm, classes=len(data.classes), shape=shape)
 
 
-def _external_classifier(recipe: Recipe, data: ImageData) -> nn.Module:
+def _external_classifier(recipe: Recipe, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
     with torch.random.fork_rng([]):
-        classifier = build_classifier(
-            recipe.classifier,
-            channels=data.channels,
-            size=data.size,
-            classes=len(data.classes),
-            mean=data.mean,
-            std=data.std,
-        )
+        classifier, described = load_base_classifier(recipe.model, recipe.classifier, data)
     images, labels = torch.from_numpy(data.holdout.images[:SAMPLE]), torch.from_numpy(data.holdout.labels[:SAMPLE])
     check_model(classifier, images, labels, classes=len(data.classes), threat=recipe.threat)
     try:
         object_fingerprint(classifier)
     except UnnameableError as error:
         raise ValueError(
-            f"classifier.factory {recipe.classifier.factory} returns a model that another call cannot recognise, which "
-            f"a run must, to resume: {error}. Keep what a forward pass needs in tensors, numbers and text"
+            f"--model {recipe.model.name} is a model that another call cannot recognise, which a run must, to resume: "
+            f"{error}. Keep what a forward pass needs in tensors, numbers and text"
         ) from error
-    pack(classifier, f"the model of classifier.factory {recipe.classifier.factory}")
-    return classifier
+    pack(classifier, f"--model {recipe.model.name}")
+    return classifier, described
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:

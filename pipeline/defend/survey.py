@@ -14,6 +14,7 @@ from pipeline.defend.trained import examine_trained, selected_model, subjects_of
 from pipeline.defend.trials import search_attack
 from pipeline.measure.chunks import Chunk
 from pipeline.measure.evaluation import chunks_of, evaluate
+from pipeline.measure.subjects import inputs_of
 from stages.nets.architectures import build_classifier
 from stages.training.setup import Setup
 
@@ -57,7 +58,7 @@ def survey(plan: Plan) -> Survey:
 def untrained_setup(plan: Plan) -> Setup:
     """The loop's setup with a classifier that has no trained weights: enough to count and to time."""
     with torch.random.fork_rng([]):
-        classifier: nn.Module = plan.external or build_classifier(plan.recipe.classifier, **plan.network)  # pyright: ignore[reportArgumentType]
+        classifier: nn.Module = plan.external or build_classifier(plan.recipe.classifier, **inputs_of(plan.data))
     return plan.setup(classifier)
 
 

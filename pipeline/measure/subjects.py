@@ -1,26 +1,30 @@
 """What is evaluated: models and images of any origin, and what is refused about them before any work is done."""
 
-from typing import TypeGuard
+from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.artifacts import in_job_copy
-from pipeline.exits import settings_called
 from pipeline.measure.evaluation import Subject, in_order, subject_of
+from stages import numerics
 from stages.data.datasets import NAMES, DataConfig, ImageData, load_data
 from stages.data.formats import DataError
 from stages.data.images import check_labels, paired
 from stages.data.splits import Split
-from stages.evaluation.contract import check_model, check_module, classes_of
-from stages.nets.architectures import ClassifierConfig, build_classifier
+from stages.evaluation.accuracy import device_of, evaluating, to_float
+from stages.evaluation.contract import answer_of, check_model, check_module, classes_of
+from stages.models import ModelConfig, bring_model
+from stages.nets.architectures import ClassifierConfig
+from stages.nets.interface import Interface, logits_key, through_interface
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.paths import local_path
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
-from stages.shipped import load_model
+from stages.shipped import load_base, load_model
 
 SAMPLE = 200  # test images on which a model is checked before anything is attacked
 
@@ -75,23 +79,67 @@ def check_subject(
     check_model(model, images, labels[chosen], classes=known, threat=threat, random=random)
 
 
-def load_subject(
-    path: str, weights: str | None, data: ImageData, flag: str = "--model"
-) -> tuple[nn.Module, ThreatModel | None]:
-    """A model by its saved directory, with the ball that it was trained in, or by "module:function", in eval mode.
+def is_saved(config: ModelConfig, called: str) -> bool:
+    """Whether a model is named by its saved directory. Raises ValueError for a path that can be none."""
+    return config.name is not None and (":" not in config.name or local_path(config.name, called).exists())
 
-    ``flag`` is the one that names it. Raises ValueError where there is none, or the weights do not fit.
+
+def load_subject(config: ModelConfig, data: ImageData, called: str = "--model") -> tuple[nn.Module, ThreatModel | None]:
+    """A model in eval mode, and of a saved one the ball that it was trained in.
+
+    ``called`` is the flag that names it. Raises ValueError where there is none, or the weights do not fit.
     """
-    place = local_path(path, flag)
-    if ":" not in path or place.exists():
-        if weights is not None:
-            raise ValueError(f"--weights {weights}: the saved model {path} holds its own; leave --weights unset")
-        model = load_model(place)
+    if is_saved(config, called):
+        model = load_model(_saved(config, called))
         return model, model.threat
-    inputs = {"channels": data.channels, "size": data.size, "classes": len(data.classes)}
-    with settings_called({"classifier.factory": flag, "classifier.weights": "--weights"}), torch.random.fork_rng([]):
-        config = ClassifierConfig(factory=path, weights=weights, epochs=0)
-        return build_classifier(config, **inputs, mean=data.mean, std=data.std), None
+    return bring_model(config, ClassifierConfig(), inputs_of(data), called=called)[0], None
+
+
+def load_base_classifier(config: ModelConfig, own: ClassifierConfig, data: ImageData) -> tuple[nn.Module, dict]:
+    """A classifier in eval mode to train a defence in front of, that of a saved model without its adapter; and the
+    arguments by which `save_model` describes it.
+
+    Raises ValueError as `load_subject` does.
+    """
+    if is_saved(config, "--model"):
+        return load_base(_saved(config, "--model"))
+    inputs = inputs_of(data)
+    classifier, known = bring_model(config, own, inputs)
+    return classifier, {"classifier": own, "model": known, "inputs": inputs}
+
+
+def inputs_of(data: ImageData) -> dict[str, Any]:
+    """The arguments of `build_classifier` beside its config."""
+    return {
+        "channels": data.channels,
+        "size": data.size,
+        "classes": len(data.classes),
+        "mean": data.mean,
+        "std": data.std,
+    }
+
+
+def _saved(config: ModelConfig, called: str) -> Path:
+    """The directory of a saved model. Raises ValueError for settings that only others have."""
+    if config != ModelConfig(name=config.name):
+        raise ValueError(
+            f"{called} {config.name} is a saved model, which holds its own weights and normalisation; leave out "
+            f"--weights, --mean, --std and what begins with {called}."
+        )
+    return local_path(str(config.name), called)
+
+
+@numerics.verdict()
+def answering_logits(model: nn.Module, test: Split, classes: int | None) -> nn.Module:
+    """The model, or where it answers with a tuple, a dict or an object, what returns the logits of that.
+
+    Raises ValueError as `check_module` and `answer_of` do. An answer without logits stays, for `check_model` to refuse.
+    """
+    check_module(model)
+    with torch.no_grad(), evaluating(model):
+        answer = answer_of(model, to_float(torch.from_numpy(test.images[:1])).to(device_of(model)))
+    key = None if isinstance(answer, Tensor) else logits_key(answer, classes)
+    return through_interface(model, output=key or "").eval()
 
 
 def undefended_of(model: nn.Module, test: Split) -> Subject | None:
@@ -124,6 +172,7 @@ def has_adapter(model: nn.Module) -> TypeGuard[RobustClassifier]:
 def classifier_name(model: nn.Module) -> str:
     """The classifier's architecture as the field writes it, else the name of its class."""
     classifier = model.classifier if isinstance(model, RobustClassifier) else model
+    classifier = classifier.network if isinstance(classifier, Interface) else classifier
     if isinstance(classifier, ResNet18):
         width = classifier.conv1.out_channels
         return "ResNet-18" if width == 64 else f"ResNet-18 of width {width}"

@@ -74,7 +74,7 @@ class RunFacts:
         lines, adapter = setup.journal.lines(), trained.robust.adapter
         return cls(
             name=plan.name,
-            classifier=recipe.classifier.factory or recipe.classifier.architecture,
+            classifier=recipe.model.name or recipe.classifier.architecture,
             adapter_parameters=sum(weight.numel() for weight in adapter.parameters()) if adapter else 0,
             attack=canonical(trained.attack),  # pyright: ignore[reportArgumentType]
             search=trained.search,

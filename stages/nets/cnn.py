@@ -17,15 +17,23 @@ class CNN(nn.Module):
     Raises ValueError for images smaller than 6x6, of which nothing is left after two convolutions and a pooling.
     """
 
-    def __init__(self, channels: int, size: int, classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int | tuple[int, int],
+        classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
         super().__init__()
-        if size < 6:
-            raise ValueError(f"the images are {size}x{size}; the CNN needs 6x6 at least: use another classifier")
+        height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 6:
+            raise ValueError(f"the images are {height}x{width}; the CNN needs 6x6 at least: use another classifier")
         self.normalise = Normalise(mean, std)
         self.conv1 = nn.Conv2d(channels, 32, 3)
         self.conv2 = nn.Conv2d(32, 64, 3)
         self.dropout1 = nn.Dropout(0.25)
-        self.fc1 = nn.Linear(64 * ((size - 4) // 2) ** 2, 128)
+        self.fc1 = nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
         self.dropout2 = nn.Dropout(0.5)
         self.fc2 = nn.Linear(128, classes)
 

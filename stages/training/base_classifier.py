@@ -36,9 +36,9 @@ def train_classifier(
 
     SGD with Nesterov momentum over one cycle of the learning rate. On one CPU type the bits depend on config,
     split, build and seed alone, and the caller's random numbers and settings are left as they were. ``progress``
-    gets a line an epoch. With 0 epochs, the state as built. Where ``checkpoint`` names a place, the state is kept there
-    after every epoch, and a training that finds it goes on from there to the same bits; it belongs to this training
-    alone, and whoever asked for it removes it.
+    gets a line an epoch. Where ``checkpoint`` names a place, the state is kept there after every epoch, and a training
+    that finds it goes on from there to the same bits; it belongs to this training alone, and whoever asked for it
+    removes it.
 
     Raises DivergedError when the loss becomes NaN or infinite, and DeviceMemoryError where a batch has no room.
     """
@@ -46,14 +46,13 @@ def train_classifier(
     with config.applied(), torch.random.fork_rng(devices):
         torch.manual_seed(key_seed(seed, "classifier"))
         classifier = build().to(device).float()
-        if config.epochs:
-            images = torch.tensor(split.images, device=device)
-            classifier = faster_classifier(classifier.eval(), images[:8].float() / 255, frozen=False)
-            if config.compiled:
-                compile_networks([classifier], device)
-            with within_memory("classifier.batch", config.batch):
-                _fit(classifier, config, split, images=images, seed=seed, checkpoint=checkpoint, progress=progress)
-                settle_batch_norm(classifier, images, batch=config.batch)
+        images = torch.tensor(split.images, device=device)
+        classifier = faster_classifier(classifier.eval(), images[:8].float() / 255, frozen=False)
+        if config.compiled:
+            compile_networks([classifier], device)
+        with within_memory("classifier.batch", config.batch):
+            _fit(classifier, config, split, images=images, seed=seed, checkpoint=checkpoint, progress=progress)
+            settle_batch_norm(classifier, images, batch=config.batch)
     return {name: tensor.detach().cpu() for name, tensor in classifier.state_dict().items()}
 
 

@@ -115,7 +115,7 @@ def test_a_classifier_that_cannot_be_sent_is_refused_before_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluated_models, "locked", locked, raising=False)
-    flags = ["--classifier.factory", "evaluated_models:locked", "--classifier.epochs", "0", "--root", str(tmp_path)]
+    flags = ["--model", "evaluated_models:locked", "--root", str(tmp_path)]
     with pytest.raises(
         ParcelError, match="evaluated_models:locked cannot be sent to worker processes: lock: TypeError"
     ):
@@ -161,7 +161,7 @@ def test_a_classifier_that_sets_globals_when_it_is_made_is_refused_before_a_run(
     ray_session: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluated_models, "SCALE", 1.0)  # and back, behind the factory
-    flags = ["--classifier.factory", "evaluated_models:half", "--classifier.epochs", "0", "--root", str(tmp_path)]
+    flags = ["--model", "evaluated_models:half", "--root", str(tmp_path)]
     with pytest.raises(SystemExit, match="2"):
         run(flags)
     assert "error: the classifier is another one in a worker process" in capsys.readouterr().err

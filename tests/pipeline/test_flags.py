@@ -49,9 +49,9 @@ REFUSED = {
     "too much lag": (["--schedule.round-cohorts=10", "--schedule.batch=32"], "max_lag_updates"),
     "absent data": (["mnist", "--data.root", "NOWHERE"], "NOWHERE"),
     "another run's shards": (["--train.from-cache", "nobody"], "no such run"),
-    "probabilities": (["--classifier.factory", "test_flags:Probabilities", "--classifier.epochs", "0"], "probabilit"),
-    "NaN": (["--classifier.factory", "test_flags:NotANumber", "--classifier.epochs", "0"], "NaN"),
-    "no such factory": (["--classifier.factory", "nobody.models:build"], "cannot be imported"),
+    "probabilities": (["--model", "test_flags:Probabilities"], "probabilit"),
+    "NaN": (["--model", "test_flags:NotANumber"], "NaN"),
+    "no such model": (["--model", "nobody.models:build"], "cannot be imported"),
     "flipped digits": (["--augment"], "flips"),
     "a name with a path": (["--name", "../elsewhere"], "plain name"),
     "a name of lines": (["--name", "a\nb"], "plain name, without slashes, lines"),
@@ -99,12 +99,12 @@ def test_fractions_are_understood_where_a_number_is_asked_for() -> None:
 
 
 def test_text_that_looks_like_a_fraction_stays_as_it_was_written() -> None:
-    command = parse(["--root", "2026/11", "--data.root=2026/10", "--classifier.weights", "3/4"])
+    command = parse(["--root", "2026/11", "--data.root=2026/10", "--weights", "3/4"])
     assert (command.root, command.recipe.data.root) == ("2026/11", "2026/10")
-    assert command.recipe.classifier.weights == "3/4"
+    assert command.recipe.model.weights == "3/4"
     flags = ["--model", "1/2", "--root=2026/11", "--attack", "7/8", "9/4", "--compare", "5/6", "--claim.name=8/255"]
     evaluation = parse_evaluation(flags)
-    assert (evaluation.model, evaluation.root, evaluation.attack) == ("1/2", "2026/11", ("7/8", "9/4"))
+    assert (evaluation.model.name, evaluation.root, evaluation.attack) == ("1/2", "2026/11", ("7/8", "9/4"))
     assert (evaluation.compare, evaluation.claim.name) == ("5/6", "8/255")
 
 

@@ -13,10 +13,11 @@ from pipeline.evaluate_flags import EvaluateCommand
 from pipeline.evaluate_flags import parse as parse_evaluation
 from pipeline.flags import Command, WorkersConfig, parse
 from pipeline.recipe import PRESETS, Recipe
+from stages.models import ModelConfig
 
 Path_ = tuple[str, ...]
 VALUES_OF = {int: (0, -1, 2**31 - 1), float: (0.0, -1.0, 1e-30, -1e-30, 1e30)}
-EVALUATION = EvaluateCommand(model="evaluated_models:build", norm="Linf", radius=0.1)
+EVALUATION = EvaluateCommand(model=ModelConfig(name="evaluated_models:build"), norm="Linf", radius=0.1)
 # What does nothing where it is 0, says so in its help, or is a share or weight that may vanish.
 MAY_BE_0 = {
     *("seed", "search.trials", "schedule.rounds", "checks.others", "train.warmup_updates"),

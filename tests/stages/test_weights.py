@@ -120,7 +120,7 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
     "nested and another": (lambda: {"model": without("head.bias")}, "those under 'model'. does not fit .* 1 missing"),
     "two that fit": (
         lambda: {"model": GIVEN, "ema": network(2).state_dict()},
-        "more than one set of weights that fits, under 'model', 'ema': save the one",
+        "more than one set of weights that fits, under 'model', 'ema': name the one",
     ),
     "a name with and without its wrapper": (
         lambda: {**GIVEN, **prefixed("module")},

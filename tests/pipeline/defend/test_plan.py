@@ -1,18 +1,25 @@
-"""A plan for few classes has the attacks that exist on them, under their names, or is refused."""
+"""A plan has the attacks that exist on its classes, under their names, and a classifier that is as it came."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.defend.plan import Plan, make_plan
 from pipeline.flags import parse
 from pipeline.measure import subjects
+from pipeline.measure.subjects import inputs_of, load_base_classifier
 from stages.data.datasets import DataConfig, ImageData, load_data
 from stages.data.splits import Split
+from stages.models import ModelConfig
 from stages.nets.architectures import ClassifierConfig
 from stages.nets.cnn import CNN
+from stages.nets.unet import UNet, UNetConfig
+from stages.rap.robust import RobustClassifier
+from stages.rap.threat import ThreatModel
+from stages.shipped import load_model, save_model
 from stages.training.base_classifier import train_classifier
 from stages.weights import save_weights
 
@@ -53,7 +60,7 @@ def test_few_classes_are_attacked_by_what_exists_there_and_it_is_not_called_stan
     plan = planned(classes, tmp_path, monkeypatch)
     assert [each.name for each in plan.measurements] == [name, "PGD-40"]
     assert not plan.autoattack.is_standard
-    assert plan.network["classes"] == classes
+    assert plan.described["inputs"]["classes"] == classes
     assert planned(10, tmp_path, monkeypatch).autoattack.is_standard
 
 
@@ -76,12 +83,31 @@ def test_what_does_not_exist_on_two_classes_is_refused_and_what_is_advised_in_it
     assert planned(2, tmp_path, monkeypatch, *allowed).measurements
 
 
-def test_a_classifier_that_comes_with_its_weights_needs_no_epochs(tmp_path):
+def test_how_a_classifier_would_be_trained_plays_no_part_where_it_comes_with_its_weights(tmp_path):
     data = load_data(DataConfig(name="digits"))
     network = CNN(1, data.size, 10, data.mean, data.std)
     config = ClassifierConfig(epochs=2, batch=32, learning_rate=0.1)
     trained = train_classifier(config, data.train, seed=0, build=lambda: network, progress=lambda line: None)
     save_weights(trained, tmp_path / "cnn.safetensors")
-    flags = ["--classifier.weights", str(tmp_path / "cnn.safetensors"), "--root", str(tmp_path / "root")]
-    without, with_them = (make_plan(parse([*flags, f"--classifier.epochs={epochs}"])) for epochs in (0, 3))
+    flags = ["--weights", str(tmp_path / "cnn.safetensors"), "--root", str(tmp_path / "root")]
+    without, with_them = (make_plan(parse([*flags, f"--classifier.epochs={epochs}"])) for epochs in (1, 3))
     assert without.classifier_fingerprint == with_them.classifier_fingerprint
+
+
+def test_a_saved_model_is_a_classifier_to_defend_without_its_adapter(tmp_path):
+    data = load_data(DataConfig(name="digits"))
+    network = CNN(1, data.size, 10, data.mean, data.std).eval()
+    adapter = UNet(UNetConfig(width=8, multipliers=(1,)), 1)
+    robust = RobustClassifier(adapter, network, steps=10, threat=ThreatModel(norm="Linf", radius=0.2))
+    save_model(tmp_path / "model", robust, classifier=ClassifierConfig(), inputs=inputs_of(data), notes={})
+    classifier, described = load_base_classifier(ModelConfig(name=str(tmp_path / "model")), ClassifierConfig(), data)
+    images = torch.from_numpy(data.test.images[:4]) / 255
+    assert torch.equal(classifier(images), network(images))
+    again = RobustClassifier(None, classifier, steps=10, threat=robust.threat)
+    save_model(tmp_path / "again", again, **described, notes={})
+    assert torch.equal(load_model(tmp_path / "again")(images), network(images))
+
+
+def test_a_saved_model_takes_no_settings_of_another(tmp_path):
+    with pytest.raises(ValueError, match="is a saved model, which holds its own weights and normalisation; leave out"):
+        make_plan(parse(["--model", str(tmp_path), "--mean", "0.5", "--std", "0.5", "--root", str(tmp_path)]))

@@ -1,5 +1,6 @@
 """Whatever a user hands in ends in a right figure, or in one message before any work."""
 
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,20 @@ def test_images_and_labels_of_any_type_give_the_same_figure(tmp_path: Path):
     assert 0 < expected.robust_accuracy.correct < 12
     assert found.evaluations["model"]["screening"].attacked_now == 0
     assert found.robust_accuracy == expected.robust_accuracy
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda logits: {"logits": logits, "features": logits[:, :3]},
+        lambda logits: (logits, logits[:, :, None]),
+        lambda logits: types.SimpleNamespace(logits=logits),
+    ],
+    ids=["a dict", "a tuple", "an object"],
+)
+def test_a_model_that_returns_its_logits_among_other_things_gets_the_figure_of_its_logits(answer, tmp_path: Path):
+    expected = quick(MODEL, RIGHT["bytes"], tmp_path / "alone")
+    assert quick(Changed(after=answer).eval(), RIGHT["bytes"], tmp_path).robust_accuracy == expected.robust_accuracy
 
 
 WRONG_DATA: dict[str, tuple[Any, str]] = {

@@ -130,15 +130,6 @@ def test_a_set_smaller_than_a_batch_is_trained_on():
     assert all(tensor.isfinite().all() for tensor in train(config, few(5)).values())
 
 
-def test_no_epochs_leave_the_network_as_it_was_built():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    config = ClassifierConfig(factory="my_models:build", epochs=0)
-    after = train_classifier(config, few(64), seed=0, build=lambda: network, progress=lambda line: None)
-    assert same(before, after)
-
-
 def test_a_line_is_reported_every_epoch():
     lines: list[str] = []
     config = ClassifierConfig(epochs=3)
