@@ -15,6 +15,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
+from cluster import tasks
 from cluster.session import check_room, is_open
 from cluster.tasks import PoolError, raise_cause, run_tasks
 
@@ -92,28 +93,23 @@ class Pool:
         gpus: float = 0,
         max_in_flight: int = 2,
         concurrency: int = 1,
-        retries: int = 3,
         name: str,
     ) -> None:
         """Start ``size`` actors of ``cpus`` and ``gpus`` each.
 
         ``max_in_flight`` bounds the calls given to one actor: with 2 it never waits for the driver. ``concurrency`` is
-        how many of them it works on at once, in threads.
-        ``retries`` bounds how often one item is begun again after the death of the actor that worked on it.
+        how many of them it works on at once, in threads. An item is begun again after the death of the actor that
+        worked on it, up to RETRIES times.
 
         Raises ValueError when a number makes no sense or a local cluster has no room for one actor.
         """
-        if size < 1 or max_in_flight < 1 or retries < 0:
-            raise ValueError(
-                f"{name}: size is {size}, max_in_flight {max_in_flight}, retries {retries}; "
-                "a pool needs a size and max_in_flight of at least 1, and retries of at least 0"
-            )
+        if size < 1 or max_in_flight < 1:
+            raise ValueError(f"{name}: size is {size}, max_in_flight {max_in_flight}; both must be at least 1")
         check_room(name, cpus=cpus, gpus=gpus)
         self._host: Any = ray.remote(_Host).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=concurrency)
         self._worker = worker
         self._name = name
         self._max_in_flight = max_in_flight
-        self._retries = retries
         self._failed_starts = 0
         self._busy = False
         self._slots = [self._spawn() for _ in range(size)]
@@ -217,7 +213,7 @@ class Pool:
             raise_cause(error, f"{self._name}: the start of a worker")
         except RayError as death:
             self._failed_starts += 1
-            if self._failed_starts > self._retries:
+            if self._failed_starts > tasks.RETRIES:
                 raise PoolError(
                     f"{self._name}: {self._failed_starts} actors in a row died while they started: {death}"
                 ) from death
@@ -241,7 +237,7 @@ class Pool:
         for call in lost:
             call.deaths += 1
         worst = max(lost, key=lambda call: call.deaths)
-        if worst.deaths > self._retries:
+        if worst.deaths > tasks.RETRIES:
             raise PoolError(
                 f"{self._name}: gave up {worst.item!r} after {worst.deaths} actors died on it: {death}"
             ) from death

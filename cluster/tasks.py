@@ -22,6 +22,9 @@ Result = TypeVar("Result")
 ALONE = {"env_vars": {"RAP_FRESH_PROCESS": "1"}}
 """An environment of its own: Ray gives a used process to any other task, but only of the same environment."""
 
+RETRIES = 3
+"""How often work is begun again after the death of the process that did it."""
+
 
 class PoolError(RuntimeError):
     """Work was given up because the processes that did it kept dying."""
@@ -39,7 +42,6 @@ def run_tasks(
     gpus: float = 0,
     fresh: bool | Callable[[Item], bool] = True,
     in_flight: int = 64,
-    retries: int = 3,
     say: Callable[[str], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Call a function for every item in processes of their own; yield (item, result) as they complete.
@@ -48,7 +50,7 @@ def run_tasks(
     reach another. Otherwise a call may follow another, which spares it the imports; on GPUs, whose memory is
     given back when a process ends, it never does. ``fresh`` may be a question, asked of each item. At most
     ``in_flight`` items are submitted at once; how many run is up to ``cpus`` and ``gpus``. A call whose process
-    died is begun again up to ``retries`` times. With ``say`` the function gets another argument, a function that has
+    died is begun again up to RETRIES times. With ``say`` the function gets another argument, a function that has
     the driver say a line, one a second at most.
 
     Raises the function's own exception as itself, and PoolError, which names the item, when its
@@ -56,8 +58,8 @@ def run_tasks(
     """
     name = getattr(function, "__name__", "task")
     check_room(name, cpus=cpus, gpus=gpus)
-    shared = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(_call)
-    alone = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries, max_calls=1, runtime_env=ALONE)(_call)
+    shared = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_call)
+    alone = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, max_calls=1, runtime_env=ALONE)(_call)
     source = iter(items)
     running: dict[ObjectRef, Item] = {}
     lines = Lines(say) if say else None

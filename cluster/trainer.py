@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from torch.distributed import DistError
 
+from cluster import tasks
 from cluster.session import check_room, describe, is_open
 from cluster.tasks import PoolError
 
@@ -55,12 +56,11 @@ def run_training(
     gpus: float = 0,
     storage: Path,
     name: str,
-    max_failures: int = 3,
 ) -> None:
     """Run ``loop(context, config)`` on every train worker until it returns; may be called in any thread.
 
     torch.distributed is set up: gloo between CPUs, nccl between GPUs. When a train worker or Ray's
-    controller dies, all workers start the loop again, up to ``max_failures`` times: the loop finds its
+    controller dies, all workers start the loop again, up to RETRIES times: the loop finds its
     place from its own files. ``storage`` is an absolute path that all nodes share; Ray keeps notes
     there while it runs.
 
@@ -72,7 +72,7 @@ def run_training(
     check_room(name, count=workers, cpus=cpus, gpus=gpus)
     resources = {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
     scaling = ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources)
-    starts = max_failures + 1
+    starts = tasks.RETRIES + 1
     for start in range(1, starts + 1):
         try:
             return _fit(loop, config, scaling, storage, name)

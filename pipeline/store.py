@@ -23,7 +23,7 @@ from pipeline.tell.run_facts import Totals
 from stages.lease import TakenError, lease
 from stages.paths import local_path
 from stages.storage import Entry, Storage
-from stages.trajectories.dataset import TrajectoryDataset
+from stages.trajectories.dataset import TrajectoryDataset, training_images
 from stages.trajectories.export import export
 
 USAGE = "python -m pipeline.store ROOT ls|verify|usage|prune|rebuild|export [--flags]"
@@ -206,6 +206,9 @@ def export_run(inventory: Inventory, config: Export, say: Say) -> str:
     try:
         place = local_path(config.to, "export")
         with settings_called({"data_download": "--data-download", "data_root": "--data-root"}):
+            images = training_images(
+                inventory.root, config.run, data_root=config.data_root, data_download=config.data_download
+            )
             data = TrajectoryDataset(
                 inventory.root,
                 run=config.run,
@@ -213,8 +216,7 @@ def export_run(inventory: Inventory, config: Export, say: Say) -> str:
                 state=int(config.state) if config.state.isdecimal() else config.state,
                 success=config.success,
                 classes=config.classes or None,
-                data_root=config.data_root,
-                data_download=config.data_download,
+                images=images,
             )
         say(f"{len(data):,} segments of run {config.run} to {place}")
         export(data, place, progress=lambda done: say(f"{done:,} of {len(data):,}"))

@@ -170,7 +170,7 @@ def _timed(setup: Setup, sizes: tuple[int, int]) -> tuple[float, float]:
     batch = TrainingBatch(states=pixels, clean=pixels, labels=truth, t=torch.full_like(truth, process.steps))
     with process.applied():
         robust = setup.build_faster(process)
-        step = _time(lambda: attack(robust, images, labels, process, start, steps=1).success.cpu())
+        step = _time(lambda: attack(robust, images, labels, process, start, process.times(1)).success.cpu())
     with setup.config.train.applied():
         update = _time(lambda: (learner.update(batch), learner.measured()))  # reading them waits for the device
     return step / len(images), update / len(clean)

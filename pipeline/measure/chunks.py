@@ -91,14 +91,11 @@ def commit_chunk(
     function, parts = functions.get(getattr(chunk.attack, "path", "")), Parts(chunk)
 
     def write(directory: Path) -> dict:
-        images, labels = torch.from_numpy(chunk.split.images), torch.from_numpy(chunk.split.labels)
         with numerics.within_memory(BATCH, chunk.attack.batch):
             verdict = attack_images(
                 chunk.attack,
                 model,
-                images,
-                labels,
-                chunk.split.rows,
+                chunk.split,
                 chunk.threat,
                 function=function,
                 kept=parts,
@@ -106,8 +103,8 @@ def commit_chunk(
             )
         save_verdict(directory / "verdict.npz", verdict, rows=chunk.split.rows)
         return {
-            "attack": described(chunk.attack, model, images, chunk.threat),
-            "images": len(labels),
+            "attack": described(chunk.attack, model, torch.from_numpy(chunk.split.images), chunk.threat),
+            "images": len(chunk.split.rows),
             "clean": int(verdict.clean.sum()),
             "robust": int(verdict.robust.sum()),
             "rows": chunk.split.rows.tolist(),

@@ -22,6 +22,16 @@ Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel], Tensor]
 same shape. What lies outside of the ball or of [0, 1] is not counted."""
 
 
+@dataclass(frozen=True)
+class NamedAttack:
+    """An attack with its name in tables and messages."""
+
+    name: str
+    function: Attack
+    is_batched: bool = False
+    """It makes its own batches, and is given all images at once."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttackResult:
     """What an attack did to each image.
@@ -59,35 +69,35 @@ class AttackResult:
 
 
 def run_attack(
-    name: str,
-    attack: Attack,
+    attack: NamedAttack,
     model: nn.Module,
     images: UInt8[Tensor, "image channel height width"],
     labels: Int64[Tensor, " image"],
     threat: ThreatModel,
     *,
     batch: int = 128,
-    asked: int | None = None,
 ) -> AttackResult:
     """Attack in batches, and `verify` what comes back; the model is attacked in eval mode and left as it was.
 
-    ``asked`` is the number of images that the model is asked about together, of an attack that makes its own batches.
-    Raises AttackError where the attack returns anything but floats of the images' shape.
+    ``batch`` is also the number of images that the model is asked about together. Raises AttackError where the attack
+    returns anything but floats of the images' shape.
     """
-    began, asked = time.perf_counter(), asked or batch
+    began, together = time.perf_counter(), len(images) if attack.is_batched else batch
     clean, device, labels = to_float(images), device_of(model), labels.cpu()
-    right = ~ask(model, clean, labels, batch=asked)
+    right = ~ask(model, clean, labels, batch=batch)
     with evaluating(model):
         parts = [
             # clones, so that an attack that works in place does not move the image that its ball is around
-            returned_images(name, attack(model, part.clone().to(device), target.clone().to(device), threat), part)
-            for part, target in zip(clean.split(batch), labels.split(batch), strict=True)
+            returned_images(
+                attack.name, attack.function(model, part.clone().to(device), target.clone().to(device), threat), part
+            )
+            for part, target in zip(clean.split(together), labels.split(together), strict=True)
         ]
-    found = verify(model, torch.cat(parts), clean, labels, threat, batch=asked)
+    found = verify(model, torch.cat(parts), clean, labels, threat, batch=batch)
     broken = torch.from_numpy(right & found.broken)
     adversarial = torch.where(broken[:, None, None, None], found.images, clean)
     return AttackResult(
-        name=name,
+        name=attack.name,
         clean=right,
         robust=right & ~found.broken,
         adversarial=adversarial.numpy(),

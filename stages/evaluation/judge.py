@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stages import numerics, randomness
 from stages.evaluation.accuracy import Accuracy
-from stages.evaluation.attacks import Attack, run_attack
+from stages.evaluation.attacks import Attack, NamedAttack, run_attack
 from stages.evaluation.pgd import PGDConfig, pgd
 from stages.rap.threat import ThreatModel
 from stages.settings import check_settings
@@ -69,9 +69,8 @@ def judge(
     """
     chosen = _choose(len(images), config.images)
     images, labels, rows = images[chosen], labels[chosen], rows[chosen]
-    result = run_attack(
-        "the judge", _attack(rows), model, images, labels, threat, batch=len(images), asked=ATTACKS[0].batch
-    )
+    attack = NamedAttack("the judge", _attack(rows), is_batched=True)
+    result = run_attack(attack, model, images, labels, threat, batch=ATTACKS[0].batch)
     return Judgement(clean=Accuracy.from_mask(result.clean), robust=result.accuracy, mask=result.robust, rows=rows)
 
 

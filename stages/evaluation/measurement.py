@@ -13,11 +13,13 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
+from stages.data.splits import Split
 from stages.evaluation.accuracy import to_float
-from stages.evaluation.attacks import Attack, run_attack
+from stages.evaluation.attacks import Attack, NamedAttack, run_attack
 from stages.evaluation.autoattack import AutoAttackConfig, Kept, attack_chunk, lineup_on
 from stages.evaluation.bpda import BPDAConfig, bpda_attack
 from stages.evaluation.classical import ClassicalConfig, classical_attack
@@ -120,16 +122,14 @@ def described(
 def attack_images(
     attack: MeasuredAttack,
     model: nn.Module,
-    images: UInt8[Tensor, "image channel height width"],
-    labels: Int64[Tensor, " image"],
-    rows: Int64[np.ndarray, " image"],
+    split: Split,
     threat: ThreatModel,
     *,
     function: Attack | None = None,
     kept: Kept | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> ChunkVerdict:
-    """What an attack does to each image, verified. ``rows``, in the data set, key the random starts.
+    """What an attack does to each image of a split, verified. The rows in the data set key the random starts.
 
     ``function`` is that of a FunctionConfig; in ``kept`` lies what AutoAttack's first attacks found, and ``progress``
     gets a line for each of them. The model is asked
@@ -137,10 +137,12 @@ def attack_images(
     so few images that rounding may do it a flag says so; not of one that is attacked as randomised, which may answer
     otherwise.
     """
+    images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
     if isinstance(attack, AutoAttackConfig):
         verdict = attack_chunk(model, images, labels, threat, config=attack, kept=kept, progress=progress)
     else:
-        verdict = _attacked(attack, model, images, labels, rows, threat, function=function)
+        runnable = _runnable(attack, split.rows, function)
+        verdict = run_attack(runnable, model, images, labels, threat, batch=attack.batch).verdict
     if isinstance(attack, AutoAttackConfig) and attack.version == "rand":
         return verdict
     right = ~ask(model, to_float(images), labels.cpu(), batch=attack.batch)
@@ -150,27 +152,19 @@ def attack_images(
     return replace(verdict, flags=(*verdict.flags, CHANGED)) if changed else verdict
 
 
-def _attacked(
+def _runnable(
     attack: PGDConfig | BPDAConfig | ClassicalConfig | FunctionConfig,
-    model: nn.Module,
-    images: UInt8[Tensor, "image channel height width"],
-    labels: Int64[Tensor, " image"],
     rows: Int64[np.ndarray, " image"],
-    threat: ThreatModel,
-    *,
     function: Attack | None,
-) -> ChunkVerdict:
+) -> NamedAttack:
     if isinstance(attack, FunctionConfig):
         if function is None:
             raise ValueError(f"{attack.path} was named but not given: pass the function that function_attacks found")
-        alone = isolated(attack.path, function)
-        return run_attack(attack.path, alone, model, images, labels, threat, batch=attack.batch).verdict
+        return NamedAttack(attack.path, isolated(attack.path, function))
     if isinstance(attack, ClassicalConfig):
-        run = classical_attack(attack)
-        return run_attack(attack.name, run, model, images, labels, threat, batch=attack.batch).verdict
-    # These take their batches, and keys for each row, themselves.
+        return NamedAttack(attack.name, classical_attack(attack))
     run = _pgd(attack, rows) if isinstance(attack, PGDConfig) else bpda_attack(attack, rows)
-    return run_attack(attack.name, run, model, images, labels, threat, batch=len(images), asked=attack.batch).verdict
+    return NamedAttack(attack.name, run, is_batched=True)
 
 
 def _pgd(config: PGDConfig, rows: Int64[np.ndarray, " image"]) -> Attack:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from stages.evaluation.accuracy import evaluating
-from stages.evaluation.attacks import run_attack
+from stages.evaluation.attacks import NamedAttack, run_attack
 from stages.evaluation.finite import finite
 from stages.evaluation.verdict import misclassified
 from stages.rap import losses
@@ -137,7 +137,8 @@ def pgd_mask(
     def attack(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         return pgd(model, images, labels, threat, config=config, rows=rows)[0]
 
-    return run_attack(config.name, attack, model, images, labels, threat, batch=len(images), asked=config.batch).robust
+    named = NamedAttack(config.name, attack, is_batched=True)
+    return run_attack(named, model, images, labels, threat, batch=config.batch).robust
 
 
 def draw_starts(

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int8, Int16, Int64, UInt8
 from torch import Tensor
 
-from stages import randomness
 from stages.rap.losses import ATTACK_LOSSES, AttackLoss
 from stages.rap.norms import advance
 from stages.rap.process import AttackProcess
@@ -54,25 +53,22 @@ def attack(
     labels: Int64[Tensor, " batch"],
     process: AttackProcess,
     start: Int16[Tensor, "batch channel height width"],
-    *,
-    steps: int | None = None,
-    made: Int64[Tensor, " batch"] | None = None,
-    seed: int = 0,
+    times: Int64[Tensor, "step #batch"] | None = None,
 ) -> Trajectory:
-    """The attack process of Alg. 1 on a batch: all states x_0 .. x_k, k = ``steps`` (default T).
+    """The attack process of Alg. 1 on a batch: all states x_0 .. x_k.
 
-    ``start`` is x_0 minus the clean image in levels, before clamping: noise, or the end of an earlier
-    segment, after ``made`` steps. ``seed`` only matters for random conditioning. The clean images stay
-    the centre of the ball and the reconstruction target (the paper overwrites x_0 by the noisy one).
+    ``start`` is x_0 minus the clean image in levels, before clamping: noise, or the end of an earlier segment.
+    ``times`` are the t that the adapter is given at each of the k steps (`AttackProcess.times`); unset: those of T
+    steps from noise. The clean images stay the centre of the ball and the reconstruction target (the paper overwrites
+    x_0 by the noisy one).
     """
-    steps = process.steps if steps is None else steps
-    made = torch.zeros_like(labels) if made is None else made
+    times = process.times(process.steps, torch.zeros_like(labels)) if times is None else times.to(labels.device)
     clean = process.lattice.from_bytes(images)
     limits = process.limits(clean)
     levels = torch.minimum(torch.maximum(clean + start, limits[0]), limits[1])
     loss = ATTACK_LOSSES[process.loss]
     states, signs, success, losses, zeros = [levels], [], [], [], []
-    for t in [_conditioning(process, made + step, seed + step) for step in range(steps)]:
+    for t in times.expand(-1, len(labels)):
         gradient, value, wrong = loss_gradient(
             robust,
             process.lattice.to_float(levels),
@@ -117,12 +113,3 @@ def loss_gradient(
         value = loss(logits, labels, restored.float(), clean)
         (gradient,) = torch.autograd.grad(value.sum(), states)
     return gradient, value.detach(), logits.detach().argmax(1) != labels
-
-
-def _conditioning(process: AttackProcess, made: Int64[Tensor, " batch"], seed: int) -> Int64[Tensor, " batch"]:
-    if process.conditioning == "state":
-        return made
-    if process.conditioning == "deployed":
-        return torch.full_like(made, process.steps)
-    drawn = randomness.integers(1, process.steps + 1, len(made), "conditioning", seed)
-    return torch.from_numpy(drawn).to(made.device)

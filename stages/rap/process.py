@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Int16
+from jaxtyping import Int16, Int64
 from torch import Tensor
 
+from stages import randomness
 from stages.numerics import Arithmetic
 from stages.rap.losses import LossName
 from stages.rap.threat import Lattice, Norm, ThreatModel, default_denominator
@@ -126,6 +127,25 @@ class AttackProcess(Arithmetic):
     @property
     def lattice(self) -> Lattice:
         return Lattice(self.denominator)
+
+    def times(
+        self, steps: int, taken: Int64[Tensor, " batch"] | None = None, seed: int = 0
+    ) -> Int64[Tensor, "step batch"]:
+        """The t that the adapter is given at each of ``steps`` steps, by the conditioning.
+
+        ``taken`` are the steps that each trajectory has had; unset: none, the same t for all images. ``seed`` is that
+        of random conditioning.
+        """
+        taken = torch.zeros(1, dtype=torch.int64) if taken is None else taken
+        return torch.stack([self._time(taken + step, seed + step) for step in range(steps)])
+
+    def _time(self, taken: Int64[Tensor, " batch"], seed: int) -> Int64[Tensor, " batch"]:
+        if self.conditioning == "state":
+            return taken
+        if self.conditioning == "deployed":
+            return torch.full_like(taken, self.steps)
+        drawn = randomness.integers(1, self.steps + 1, len(taken), "conditioning", seed)
+        return torch.from_numpy(drawn).to(taken.device)
 
     def limits(self, clean: Int16[Tensor, "*shape"]) -> tuple[Int16[Tensor, "*shape"], Int16[Tensor, "*shape"]]:
         """Lowest and highest level of each pixel: [0, 1], and for Linf the ball around the clean image."""

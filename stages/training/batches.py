@@ -56,5 +56,5 @@ def _decode(part: Segments, split: Split, states: Int64[Tensor, " segment"]) -> 
     """The levels of a state of each segment (0: the clean image), the clean levels, the labels, and each state's t."""
     clean = clean_levels(part, split)
     levels = torch.where((states == 0)[:, None, None, None], clean, part.states_at(clean, states))
-    t = torch.where(states == 0, 0, part.made.long() + states)
+    t = torch.where(states == 0, 0, part.taken.long() + states)
     return levels, clean, torch.from_numpy(split.labels[split.positions(part.index.numpy())]), t

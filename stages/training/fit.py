@@ -119,9 +119,8 @@ def attacked(
     start = norms.draw_start(
         process, randomness.key_seed("start", *key), np.arange(len(images)), tuple(images.shape[1:])
     )
-    trajectory = attack_process.attack(
-        robust, images, labels, process, start.to(images.device), seed=randomness.key_seed("conditioning", *key)
-    )
+    times = process.times(process.steps, torch.zeros_like(labels), randomness.key_seed("conditioning", *key))
+    trajectory = attack_process.attack(robust, images, labels, process, start.to(images.device), times)
     drawn = randomness.integers(1, process.steps + 1, len(images), "state", *key)
     t = torch.from_numpy(drawn).to(images.device)
     levels = trajectory.levels[t, torch.arange(len(images), device=images.device)]

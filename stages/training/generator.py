@@ -53,7 +53,6 @@ class Generator:
             self.setup.root,
             parent=parent.segments if parent else None,
             run=self.setup.label,
-            device=self.setup.device,
             turn=self._turn,
         )
         return Made(shard, is_new=True)

@@ -47,7 +47,7 @@ class Units:
             steps=schedule.config.visit_steps,
             start_seed=key_seed(schedule.seed, "start", visit.number),
             index=index,
-            made=ages * schedule.config.visit_steps,
+            taken=ages * schedule.config.visit_steps,
             augmentation=augmentation,
             parent=previous[visit.cohort] if ages.any() else "",
         )

@@ -33,7 +33,7 @@ BLOCK_PIXELS = 2**19
 class Segments:
     """n segments of k steps, decoded from one shard or bound for one.
 
-    State j of a segment is x_{made + j}. Raises ValueError when the parts do not belong together.
+    State j of a segment is x_{taken + j}. Raises ValueError when the parts do not belong together.
     """
 
     process: AttackProcess
@@ -42,7 +42,7 @@ class Segments:
     """Channel, height and width of the images."""
     index: Int64[Tensor, " batch"]
     """Row of each example in the data set."""
-    made: Int16[Tensor, " batch"]
+    taken: Int16[Tensor, " batch"]
     """Steps that each start has had: 0 for a fresh start."""
     augmentation: Int16[Tensor, "batch 3"] | None = None
     """Shift down, shift right (pixels) and flip (0 or 1) of each image, where the data are augmented."""
@@ -63,10 +63,10 @@ class Segments:
                 raise ValueError("L2 segments are their differences: give delta, and no signs, start or start_seed")
         elif self.signs is None or self.delta is not None or (self.start is None) == (self.start_seed is None):
             raise ValueError("Linf segments are signs and a start: give signs, no delta, and start or start_seed")
-        if self.start_seed is not None and (self.process.start != "uniform" or bool(self.made.any())):
+        if self.start_seed is not None and (self.process.start != "uniform" or bool(self.taken.any())):
             raise ValueError(
                 f"only fresh uniform starts come back from a seed; these are {self.process.start} and have had "
-                f"up to {int(self.made.max())} steps: give start instead of start_seed"
+                f"up to {int(self.taken.max())} steps: give start instead of start_seed"
             )
         pixels = self._moves.shape[2]
         if len(self) == 0 or self.steps < 1 or pixels != int(np.prod(self.shape)):
@@ -163,7 +163,7 @@ def encode(
     *,
     process: AttackProcess,
     index: Int64[Tensor, " batch"],
-    made: Int64[Tensor, " batch"] | Int16[Tensor, " batch"],
+    taken: Int64[Tensor, " batch"] | Int16[Tensor, " batch"],
     augmentation: Int16[Tensor, "batch 3"] | None = None,
     start_seed: int | None = None,
 ) -> Segments:
@@ -175,7 +175,7 @@ def encode(
         process=process,
         shape=(clean.shape[1], clean.shape[2], clean.shape[3]),
         index=index.cpu(),
-        made=made.to("cpu", torch.int16),
+        taken=taken.to("cpu", torch.int16),
         augmentation=augmentation,
         start=(levels[0] - flat).cpu() if linf and start_seed is None else None,
         start_seed=start_seed,

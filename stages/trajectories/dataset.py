@@ -61,8 +61,7 @@ class TrajectoryDataset(Dataset[Example]):
     The last two read every shard once, when the data set is made.
 
     ``root`` is the run's, a directory or a URL. The shards hold perturbations; the images are those of the run's data
-    set below ``data_root`` (as --data.root), where ``data_download`` fetches what is absent, or ``images``, a split
-    that holds them.
+    set, or ``images``, a split that holds them (`training_images` finds them in another folder, or fetches them).
 
     Raises ValueError for a run that is not there, a state that its segments do not have, or other images than the
     run's; when read, ShardError for a shard that is missing or damaged.
@@ -78,8 +77,6 @@ class TrajectoryDataset(Dataset[Example]):
         success: bool | None = None,
         classes: Sequence[int] | None = None,
         images: Split | None = None,
-        data_root: str | None = None,
-        data_download: bool = False,
     ) -> None:
         self.storage, self.state = Storage.at(root), state
         if rounds is not None and rounds.step != 1:
@@ -89,12 +86,12 @@ class TrajectoryDataset(Dataset[Example]):
         if not len(self.shards):
             raise ValueError(_nothing(self.storage, run, rounds))
         self._check_state(state)
-        self.split = _images_of(self.storage, run, data_root, data_download) if images is None else images
+        self.split = training_images(self.storage, run) if images is None else images
         theirs = set(self.shards["data"].to_pylist())
         if theirs != {self.split.fingerprint}:
             raise ValueError(
                 f"run {run} attacked the images {', '.join(theirs)}, not {self.split.fingerprint}: give the run's own "
-                "data set by data_root, or its training split by images"
+                "training split by images"
             )
         self._names = self.shards["fingerprint"].to_numpy().astype("S")
         self._ends = np.cumsum(self.shards["n"].to_numpy())
@@ -195,9 +192,12 @@ def _nothing(storage: Storage, run: str, rounds: range | None) -> str:
     return f"run {run} has written down rounds 0 to {last - 1}, and none of {rounds}"
 
 
-def _images_of(storage: Storage, run: str, data_root: str | None, data_download: bool) -> Split:
-    """The training images of a run's recipe. Raises DataError where they are not there."""
+def training_images(storage: Storage, run: str, *, data_root: str | None = None, data_download: bool = False) -> Split:
+    """The training images of a run's recipe, below ``data_root`` (as --data.root), where ``data_download`` fetches what
+    is absent. Raises DataError where they are not there, ValueError for a run that is not."""
     content = storage.find(f"runs/{run}/recipe.json")
+    if content is None and run not in storage.names(FOLDER):
+        raise ValueError(_nothing(storage, run, None))
     if content is None:
         raise ValueError(f"{storage.location(f'runs/{run}/recipe.json')} is not there: give the run's training images")
     named = json.loads(content)["recipe"]["data"]

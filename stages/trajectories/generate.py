@@ -33,7 +33,7 @@ FORMAT = 2  # of what a unit's fingerprint covers
 class Unit:
     """The work that makes one shard: one visit of one cohort, against one weights version.
 
-    ``index`` are rows of the data set, ``made`` the steps that each example's start has had. Where that is more than
+    ``index`` are rows of the data set, ``taken`` the steps that each example's start has had. Where that is more than
     0 the example goes on from the last state of the segment at its own place in the shard ``parent``.
     """
 
@@ -50,14 +50,14 @@ class Unit:
     steps: int
     start_seed: int
     index: Int64[np.ndarray, " example"]
-    made: Int64[np.ndarray, " example"]
+    taken: Int64[np.ndarray, " example"]
     augmentation: Int16[np.ndarray, "example 3"] | None
     parent: str
 
     @cached_property
     def fingerprint(self) -> str:
         """The name of the shard."""
-        arrays = [self.index, self.made] + ([] if self.augmentation is None else [self.augmentation])
+        arrays = [self.index, self.taken] + ([] if self.augmentation is None else [self.augmentation])
         return fingerprint(
             "shard",
             FORMAT,
@@ -84,12 +84,11 @@ def generate_unit(
     *,
     parent: Segments | None,
     run: str = "",
-    device: str = "cpu",
     turn: AbstractContextManager[object] | None = None,
 ) -> Shard:
     """Make the unit's shard and commit it; what is there under its name is replaced.
 
-    ``model`` gives the robust classifier with the weights ``unit.weights``, in eval mode on ``device``; ``split`` holds
+    ``model`` gives the robust classifier with the weights ``unit.weights``, in eval mode; ``split`` holds
     the images, and ``parent`` the segments of the shard ``unit.parent``. ``turn`` is held for the attack alone, so that
     a unit's shard is packed, checked and written while the next unit is attacked. Raises LossyShardError, and
     DeviceMemoryError where the device has no room for a batch, before anything is committed.
@@ -99,14 +98,14 @@ def generate_unit(
     start = _starts(unit, split, clean, parent)
     with turn or nullcontext():
         began = time.perf_counter()
-        trajectory = _attack(unit, model(), images, labels, start, device)
+        trajectory = _attack(unit, model(), images, labels, start)
         seconds = time.perf_counter() - began
     segments = encode(
         trajectory,
         clean,
         process=unit.process,
         index=torch.from_numpy(unit.index),
-        made=torch.from_numpy(unit.made),
+        taken=torch.from_numpy(unit.taken),
         augmentation=None if unit.augmentation is None else torch.from_numpy(unit.augmentation),
         start_seed=unit.start_seed if _derivable(unit) else None,
     )
@@ -158,7 +157,7 @@ def _row(unit: Unit, trajectory: Trajectory, *, run: str, seconds: float) -> Led
         last_index=int(unit.index.max()),
         n=len(unit.index),
         k=unit.steps,
-        fresh=int((unit.made == 0).sum()),
+        fresh=int((unit.taken == 0).sum()),
         last_states=last_states_checksum(trajectory.levels[-1]),
         success=success,
         loss=loss,
@@ -198,14 +197,12 @@ def _starts(
     if unit.augmentation is not None and parent.augmentation is not None:
         carried, inside = carry(carried, parent.augmentation, torch.from_numpy(unit.augmentation))
         carried = shrink(torch.where(inside, carried, noise), unit.process)
-    return torch.where(torch.from_numpy(unit.made > 0)[:, None, None, None], carried, noise)
+    return torch.where(torch.from_numpy(unit.taken > 0)[:, None, None, None], carried, noise)
 
 
-def _attack(
-    unit: Unit, robust: RobustClassifier, images: Tensor, labels: Tensor, start: Tensor, device: str
-) -> Trajectory:
-    """The attack, in batches of the process's size, on ``device``; the result lies on the CPU."""
-    made = torch.from_numpy(unit.made)
+def _attack(unit: Unit, robust: RobustClassifier, images: Tensor, labels: Tensor, start: Tensor) -> Trajectory:
+    """The attack, in batches of the process's size, where the model lies; the result lies on the CPU."""
+    taken, device = torch.from_numpy(unit.taken), next(robust.parameters()).device
     with unit.process.applied(), within_memory("attack.batch", unit.process.batch):
         pieces = [
             attack(
@@ -214,9 +211,7 @@ def _attack(
                 labels[part].to(device),
                 unit.process,
                 start[part].to(device),
-                steps=unit.steps,
-                made=made[part].to(device),
-                seed=unit.start_seed,
+                unit.process.times(unit.steps, taken[part].to(device), unit.start_seed),
             ).cpu()
             for part in _parts(len(images), unit.process.batch)
         ]

@@ -158,7 +158,7 @@ def _damage(place: str, found: str) -> str:
 
 
 def _arrays(segments: Segments) -> dict[str, np.ndarray]:
-    arrays = {"index": segments.index.numpy(), "made": segments.made.numpy()}
+    arrays = {"index": segments.index.numpy(), "taken": segments.taken.numpy()}
     if segments.augmentation is not None:
         arrays["augmentation"] = segments.augmentation.numpy()
     if segments.start is not None:
@@ -209,7 +209,7 @@ def _decode(arrays: Mapping[str, np.ndarray], attributes: Mapping) -> Segments:
         process=AttackProcess(**attributes["process"]),
         shape=(channel, height, width),
         index=torch.from_numpy(arrays["index"]),
-        made=torch.from_numpy(arrays["made"]),
+        taken=torch.from_numpy(arrays["taken"]),
         start_seed=None if start["stored"] else int(start["seed"]),
         signs=signs,
         delta=delta,

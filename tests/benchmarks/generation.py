@@ -90,7 +90,7 @@ def bare_speed(setup: Setup, turn: int) -> float:
             cohort = setup.schedule.cohorts[number % len(setup.schedule.cohorts)]
             start = draw_start(process, turn, setup.train.rows[cohort], tuple(images.shape[1:]))
             chosen = torch.from_numpy(cohort)
-            attack(robust, images[chosen], labels[chosen], process, start, steps=1)
+            attack(robust, images[chosen], labels[chosen], process, start, process.times(1))
             steps += len(cohort)
     return steps / (time.perf_counter() - began)
 

@@ -117,7 +117,9 @@ def bare_loop(setup: Setup) -> Callable[[], None]:
         again = randomness.uniform(len(chosen), 0, "restart", number) < setup.config.schedule.restart
         restarted = chosen[torch.from_numpy(again)]
         kept[restarted] = draw_start(process, number, rows[restarted.numpy()], tuple(images.shape[1:]))
-        levels = attack(learner.robust, images[chosen], labels[chosen], process, kept[chosen], steps=1).levels[-1]
+        levels = attack(learner.robust, images[chosen], labels[chosen], process, kept[chosen], process.times(1)).levels[
+            -1
+        ]
         clean = lattice.from_bytes(images[chosen])
         kept[chosen] = levels - clean
         for batch in schedule.batches(number):

@@ -110,13 +110,13 @@ def example(setup: Setup) -> tuple[bytes, LedgerRow]:
     images, labels = (torch.from_numpy(each[:1]) for each in (setup.train.images, setup.train.labels))
     process, rows = setup.config.attack, setup.train.rows[:1]
     start = draw_start(process, 0, rows, tuple(images.shape[1:]))
-    made = attack(setup.build(), images, labels, process, start, steps=1)
+    made = attack(setup.build(), images, labels, process, start, process.times(1))
     segments = encode(
         made,
         process.lattice.from_bytes(images),
         process=process,
         index=torch.from_numpy(rows),
-        made=torch.zeros(1, dtype=torch.int64),
+        taken=torch.zeros(1, dtype=torch.int64),
         start_seed=0,
     )
     row = LedgerRow(

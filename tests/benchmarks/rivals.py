@@ -131,7 +131,7 @@ class InMemory:
         elif self.rival.states == "own":
             levels = self._to_own(images, labels, start, t)
         else:
-            states = attack(self.learner.robust, images, labels, self.process, start, steps=steps).levels
+            states = attack(self.learner.robust, images, labels, self.process, start, self.process.times(steps)).levels
             levels = states[t, torch.arange(count)]
         clean = self.process.lattice.from_bytes(images)
         if not self.rival.universal:
@@ -146,8 +146,8 @@ class InMemory:
             if not len(left):
                 break
             before = levels[left] - self.process.lattice.from_bytes(images[left])
-            made = torch.full((len(left),), step)
-            moved = attack(self.learner.robust, images[left], labels[left], self.process, before, steps=1, made=made)
+            times = self.process.times(1, torch.full((len(left),), step))
+            moved = attack(self.learner.robust, images[left], labels[left], self.process, before, times)
             levels[left] = moved.levels[-1]
         return levels
 

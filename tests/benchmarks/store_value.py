@@ -89,8 +89,8 @@ def by_age(root: str, run: str, model: RobustClassifier, setup: Setup, version: 
         point = {
             "rounds before": age,
             "as stored": meets((clean + stored).clamp(low, high)),
-            "and one step": meets(attack(model, images, labels, process, stored, steps=1).levels[-1]),
-            "noise and one step": meets(attack(model, images, labels, process, noise, steps=1).levels[-1]),
+            "and one step": meets(attack(model, images, labels, process, stored, process.times(1)).levels[-1]),
+            "noise and one step": meets(attack(model, images, labels, process, noise, process.times(1)).levels[-1]),
         }
         print(json.dumps(point), flush=True)
         yield point

@@ -100,14 +100,14 @@ def attacked(case: Case, data: ImageData, classifier: nn.Module) -> tuple[Segmen
     index = torch.from_numpy(data.train.rows[: case.examples])
     images = torch.from_numpy(data.train.images[: case.examples])
     labels = torch.from_numpy(data.train.labels[: case.examples])
-    clean, made = process.lattice.from_bytes(images), torch.zeros_like(index)
+    clean, taken = process.lattice.from_bytes(images), torch.zeros_like(index)
     start = draw_start(process, 7, index.numpy(), tuple(images.shape[1:]))
     if case.warm:
-        start = attack(robust, images, labels, process, start, steps=5).levels[-1] - clean
-        made = made + 5
-    trajectory = attack(robust, images, labels, process, start, steps=case.steps, made=made)
+        start = attack(robust, images, labels, process, start, process.times(5)).levels[-1] - clean
+        taken = taken + 5
+    trajectory = attack(robust, images, labels, process, start, process.times(case.steps, taken))
     seed = 7 if case.norm == "Linf" and not case.warm else None
-    return encode(trajectory, clean, process=process, index=index, made=made, start_seed=seed), clean
+    return encode(trajectory, clean, process=process, index=index, taken=taken, start_seed=seed), clean
 
 
 def measure(case: Case, segments: Segments, clean: Tensor) -> dict[str, object]:

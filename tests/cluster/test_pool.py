@@ -8,6 +8,7 @@ import pytest
 import ray
 
 import cluster.lines
+import cluster.tasks
 from cluster.lines import LineSender
 from cluster.pool import Pool, PoolError, run_tasks
 from cluster.refs import Ref, put
@@ -47,7 +48,14 @@ class Doomed:
 
 
 def make_pool(worker: Callable[[], object] = Worker, *, size: int = 1, cpus: float = 0.5) -> Pool:
-    return Pool(worker, size=size, cpus=cpus, retries=1, name="test")
+    return Pool(worker, size=size, cpus=cpus, name="test")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_more_try() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.tasks, "RETRIES", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +205,7 @@ def test_a_killed_task_is_begun_again(tmp_path):
 
 def test_a_task_that_kills_every_process_is_named(tmp_path):
     with pytest.raises(PoolError, match=r"gave up die_in_task of \(3, "):
-        list(run_tasks(die_in_task, [(3, tmp_path, 100)], cpus=1, retries=1))
+        list(run_tasks(die_in_task, [(3, tmp_path, 100)], cpus=1))
 
 
 def test_an_exception_of_a_task_is_raised_as_itself():

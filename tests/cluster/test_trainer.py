@@ -8,6 +8,7 @@ import torch
 import torch.distributed
 from ray.util.placement_group import placement_group_table
 
+from cluster import tasks
 from cluster.trainer import TrainContext, TrainingFailed, run_training
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -87,18 +88,20 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_before_its_loop_begins_leaves_its_cpus_to_the_next_start(tmp_path):
+def test_a_worker_that_dies_before_its_loop_begins_leaves_its_cpus_to_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "RETRIES", 1)
     (tmp_path / "victims").mkdir()
     config = {"deadly": Deadly(tmp_path / "victims")}
     with pytest.raises(TrainingFailed, match="died in each of 2 starts"):
-        train(die, config, tmp_path / "ray", cpus=2, max_failures=1)
+        train(die, config, tmp_path / "ray", cpus=2)
     assert len(list((tmp_path / "victims").iterdir())) == 2
     assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
 
 
-def test_a_worker_that_dies_in_every_start_is_given_up(tmp_path):
+def test_a_worker_that_dies_in_every_start_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "RETRIES", 0)
     with pytest.raises(TrainingFailed, match="died in each of 1 starts"):
-        train(die, {}, tmp_path / "ray", max_failures=0)
+        train(die, {}, tmp_path / "ray")
 
 
 def test_more_workers_than_the_machine_holds_are_refused(tmp_path):

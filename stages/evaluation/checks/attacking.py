@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from stages.evaluation.accuracy import device_of, evaluating, to_float
-from stages.evaluation.attacks import Attack, AttackResult, run_attack
+from stages.evaluation.attacks import Attack, AttackResult, NamedAttack, run_attack
 from stages.evaluation.checks.examined import CheckSize, Examined
 from stages.evaluation.finite import finite
 from stages.evaluation.pgd import PGDConfig, draw_starts, pgd
@@ -51,8 +51,7 @@ def attack_examined(
         part = slice(first, first + size.batch)
         parts.append(
             run_attack(
-                name,
-                attack(part),
+                NamedAttack(name, attack(part)),
                 examined.model,
                 examined.images[part],
                 examined.labels[part],

@@ -116,7 +116,7 @@ def product(bench: Bench, recipe: Recipe, way: Way) -> tuple[Callable[[], object
 
     def step() -> None:
         with process.applied():
-            attack(generating, images, labels, process, start, steps=1)
+            attack(generating, images, labels, process, start, process.times(1))
 
     def update() -> None:
         with setup.config.train.applied():

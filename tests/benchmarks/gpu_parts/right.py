@@ -75,7 +75,7 @@ def decodes(bench: Bench) -> dict[str, Any]:
             process.lattice.from_bytes(images),
             process=process,
             index=torch.arange(len(images)),
-            made=torch.zeros(len(images), dtype=torch.int64),
+            taken=torch.zeros(len(images), dtype=torch.int64),
         )
         same &= torch.equal(segments.states(process.lattice.from_bytes(images)), trajectory.levels)
     return {"right": same}
@@ -141,7 +141,7 @@ def waits(bench: Bench) -> dict[str, Any]:
         with setup.config.train.applied():
             learner.update(batch)
         with process.applied():
-            attack(robust, images, labels, process, start, steps=2)
+            attack(robust, images, labels, process, start, process.times(2))
 
     both()  # what is made once
     if bench.device.type == "cuda":
@@ -219,7 +219,7 @@ def run(
     """The attack on the GPU; the result lies on the CPU."""
     given = [each.to(bench.device) for each in (images, labels, start)]
     with process.applied():
-        return attack(robust.to(bench.device), given[0], given[1], process, given[2], steps=steps).cpu()
+        return attack(robust.to(bench.device), given[0], given[1], process, given[2], process.times(steps)).cpu()
 
 
 def training_batch(bench: Bench, count: int, device: torch.device) -> TrainingBatch:

@@ -5,6 +5,7 @@ from known_models import Wrapped, linear_layer, load_images, train_linear
 from scipy.stats import binomtest
 from torch import nn
 
+from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy, NonFiniteLogits, clean_mask, evaluating, finite_logits, to_float
 from stages.evaluation.autoattack import AutoAttackConfig
 from stages.evaluation.bpda import BPDAConfig
@@ -123,9 +124,9 @@ ATTACKS = {
 def test_a_model_in_bfloat16_is_attacked_as_one_that_converts_its_logits_itself(name):
     images, labels = load_images(10, 40)
     model = Halved(train_linear(images, labels, 10), torch.bfloat16)
-    threat, images, labels = ThreatModel(radius=0.1), images[:12], labels[:12]
+    threat, split = ThreatModel(radius=0.1), Split(images[:12].numpy(), labels[:12].numpy(), np.arange(12))
     found, expected = (
-        attack_images(ATTACKS[name], each.eval(), images, labels, np.arange(12), threat)
+        attack_images(ATTACKS[name], each.eval(), split, threat)
         for each in (model, Wrapped(model, after=lambda logits: logits.float()))
     )
     assert 0 < found.robust.sum() < 12

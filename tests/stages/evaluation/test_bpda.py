@@ -4,7 +4,7 @@ import torch
 from known_models import Digits, load_images, train_linear
 from torch import nn
 
-from stages.evaluation.attacks import run_attack
+from stages.evaluation.attacks import NamedAttack, run_attack
 from stages.evaluation.bpda import BPDAConfig, Surrogate, bpda_attack
 from stages.evaluation.pgd import PGDConfig, pgd_mask
 from stages.rap.threat import ThreatModel
@@ -41,7 +41,7 @@ def linear():
 
 def attacked(model, digits: Digits, **settings):
     config, rows = BPDAConfig(steps=10, **settings), np.arange(len(digits[0]))
-    return run_attack(config.name, bpda_attack(config, rows), model, *digits, THREAT, batch=len(rows))
+    return run_attack(NamedAttack(config.name, bpda_attack(config, rows), is_batched=True), model, *digits, THREAT)
 
 
 def test_bpda_breaks_a_purifier_whose_own_gradient_is_zero(linear, digits: Digits):

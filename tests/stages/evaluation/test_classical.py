@@ -5,7 +5,7 @@ from known_models import Digits, largest_margins, load_images, train_linear
 from unchecked import unchecked_types
 
 from stages.evaluation.accuracy import to_float
-from stages.evaluation.attacks import run_attack
+from stages.evaluation.attacks import NamedAttack, run_attack
 from stages.evaluation.classical import ClassicalConfig, Method, classical_attack
 from stages.evaluation.verdict import distances
 from stages.rap.threat import ThreatModel
@@ -34,7 +34,7 @@ def model():
 
 def attacked(model, digits: Digits, threat: ThreatModel, **settings):
     config = ClassicalConfig(**settings)
-    return run_attack(config.name, classical_attack(config), model, *digits, threat)
+    return run_attack(NamedAttack(config.name, classical_attack(config)), model, *digits, threat)
 
 
 @pytest.mark.parametrize(("method", "threat"), CASES)

@@ -10,7 +10,7 @@ import torch
 from known_models import Digits, load_images, train_linear
 from torch import Tensor, nn
 
-from stages.evaluation.attacks import run_attack
+from stages.evaluation.attacks import NamedAttack, run_attack
 from stages.evaluation.isolation import isolated, try_attack
 from stages.evaluation.verdict import AttackError
 from stages.rap.threat import ThreatModel
@@ -52,7 +52,7 @@ def test_nothing_that_an_attack_changes_reaches_what_comes_after_it(digits: Digi
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
     expected = torch.rand(2), np.random.rand(), random.random()
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
-    found = run_attack("spoil", isolated("spoil", spoil), model, *digits, THREAT, batch=5)
+    found = run_attack(NamedAttack("spoil", isolated("spoil", spoil)), model, *digits, THREAT, batch=5)
     assert np.array_equal(found.robust, found.clean)
     assert found.clean.sum() > 6
     drawn = torch.rand(2), np.random.rand(), random.random()
@@ -77,8 +77,8 @@ def draw(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) 
 def test_an_attack_draws_the_same_numbers_for_the_same_images_whatever_came_before(digits: Digits) -> None:
     images, labels = digits
     model, attack = fresh_model(), isolated("draw", draw)
-    whole = run_attack("draw", attack, model, images, labels, ThreatModel(radius=0.5), batch=6)
-    last = run_attack("draw", attack, model, images[6:], labels[6:], ThreatModel(radius=0.5), batch=6)
+    whole = run_attack(NamedAttack("draw", attack), model, images, labels, ThreatModel(radius=0.5), batch=6)
+    last = run_attack(NamedAttack("draw", attack), model, images[6:], labels[6:], ThreatModel(radius=0.5), batch=6)
     assert np.array_equal(whole.adversarial[6:], last.adversarial)
     assert not np.array_equal(whole.robust, whole.clean)
 
@@ -126,7 +126,7 @@ def test_an_attack_that_fails_later_is_named_with_its_error(digits: Digits) -> N
     model = fresh_model()
     try_attack("few", few, model, *digits, THREAT)
     with pytest.raises(AttackError, match=r"attack few raised IndexError on 12 images.*two images at a time"):
-        run_attack("few", isolated("few", few), model, *digits, THREAT)
+        run_attack(NamedAttack("few", isolated("few", few)), model, *digits, THREAT)
 
 
 def test_a_model_that_cannot_be_copied_takes_no_attacks_of_ones_own(digits: Digits) -> None:

@@ -7,7 +7,7 @@ from known_models import Digits, Wrapped, load_images, train_linear
 from torch import Tensor, nn
 
 from stages.evaluation.accuracy import to_float
-from stages.evaluation.attacks import run_attack
+from stages.evaluation.attacks import NamedAttack, run_attack
 from stages.evaluation.verdict import AttackError, distances, tolerance, verify
 from stages.rap.threat import ThreatModel
 
@@ -101,7 +101,7 @@ def test_an_attack_that_works_in_place_does_not_move_the_centre_of_the_ball(mode
         labels.add_(1)
         return images.fill_(0.5)
 
-    found = run_attack("overwrite", overwrite, model, *digits, LINF, batch=4)
+    found = run_attack(NamedAttack("overwrite", overwrite), model, *digits, LINF, batch=4)
     assert found.refused == found.clean.sum() > 6
     assert np.array_equal(found.robust, found.clean)
 
@@ -122,7 +122,7 @@ def test_floats_of_any_kind_are_taken_as_they_are(model: nn.Module, digits: Digi
             return step.transpose(2, 3).contiguous().transpose(2, 3)
         return step.to(kind)  # pyright: ignore[reportArgumentType]
 
-    found = run_attack("step", attack, model, *digits, LINF)
+    found = run_attack(NamedAttack("step", attack), model, *digits, LINF)
     assert found.refused == 0
     assert found.adversarial.dtype == np.float32
     assert not np.array_equal(found.robust, found.clean)
@@ -146,4 +146,4 @@ NO_IMAGES = {
 def test_anything_but_images_is_refused_with_what_it_was(model: nn.Module, digits: Digits, case: str) -> None:
     change, message = NO_IMAGES[case]
     with pytest.raises(AttackError, match=f"attack mine returned {message}.*expected a dense tensor of floats"):
-        run_attack("mine", lambda model, images, labels, threat: change(images), model, *digits, LINF, batch=4)
+        run_attack(NamedAttack("mine", lambda *given: change(given[1])), model, *digits, LINF, batch=4)

@@ -193,18 +193,18 @@ def test_without_projection_states_leave_the_ball_but_not_the_box(norm):
 def test_a_segment_that_goes_on_equals_one_made_at_once(norm, conditioning, first):
     process = process_of(norm, conditioning=conditioning)
     whole = run(process)
-    made = torch.full((8,), first)
+    taken = torch.full((8,), first)
     clean = process.lattice.from_bytes(pictures())
-    begun = run(process, steps=first)
-    ended = run(process, steps=6 - first, start=begun.levels[-1] - clean, made=made)
+    begun = run(process, times=process.times(first))
+    ended = run(process, start=begun.levels[-1] - clean, times=process.times(6 - first, taken))
     assert torch.equal(torch.cat([begun.levels, ended.levels[1:]]), whole.levels)
     assert torch.equal(torch.cat([begun.losses, ended.losses]), whole.losses)
 
 
-def test_the_steps_already_made_matter_where_the_adapter_is_given_them():
+def test_the_steps_already_taken_matter_where_the_adapter_is_given_them():
     for conditioning, equal in (("state", False), ("deployed", True)):
         process = process_of(conditioning=conditioning)
-        fresh, warm = run(process), run(process, made=torch.full((8,), 2))
+        fresh, warm = run(process), run(process, times=process.times(6, torch.full((8,), 2)))
         assert torch.equal(fresh.levels, warm.levels) == equal
 
 
@@ -214,20 +214,22 @@ def test_the_steps_already_made_matter_where_the_adapter_is_given_them():
 def test_the_adapter_is_asked_at_the_t_of_the_conditioning(conditioning, expected):
     process, model = process_of(conditioning=conditioning), robust()
     labels = torch.zeros(8, dtype=torch.int64)
-    attack(model, pictures(), labels, process, start_of(process), made=torch.full((8,), 2))
+    attack(model, pictures(), labels, process, start_of(process), process.times(6, torch.full((8,), 2)))
     assert model.adapter.times() == expected  # pyright: ignore
 
 
 def test_random_conditioning_covers_all_t_and_repeats_with_its_seed():
     process, model = process_of(conditioning="random"), robust()
     labels = torch.zeros(8, dtype=torch.int64)
-    first = attack(model, pictures(), labels, process, start_of(process), seed=1)
+
+    def attacked(seed: int) -> Tensor:
+        return attack(model, pictures(), labels, process, start_of(process), process.times(6, labels, seed)).levels
+
+    first = attacked(seed=1)
     asked = torch.stack([t for _, t in model.adapter.asked])  # pyright: ignore
     assert set(asked.unique().tolist()) == {1, 2, 3, 4, 5, 6}
-    again = attack(model, pictures(), labels, process, start_of(process), seed=1)
-    other = attack(model, pictures(), labels, process, start_of(process), seed=2)
-    assert torch.equal(first.levels, again.levels)
-    assert not torch.equal(first.levels, other.levels)
+    assert torch.equal(first, attacked(seed=1))
+    assert not torch.equal(first, attacked(seed=2))
 
 
 @pytest.mark.parametrize("norm", THREATS)

@@ -22,7 +22,7 @@ def test_batches_hold_the_states_that_were_stored(norm, augmented, tmp_path):
     run_serially(setup)
     shards = [read_shard(setup.root, name) for name in setup.journal.lines()[3]["shards"]]
     parts = [shard.segments for shard in shards]
-    assert any((part.made > 0).any() for part in parts)
+    assert any((part.taken > 0).any() for part in parts)
     order = np.random.default_rng(0).permutation(sum(map(len, parts)))
     batches = [Batch(places=part, states=np.arange(len(part)) % 3) for part in np.array_split(order, 3)]
     examples = RoundExamples(parts, batches, setup.train)
@@ -41,7 +41,7 @@ def test_batches_hold_the_states_that_were_stored(norm, augmented, tmp_path):
             assert torch.equal(made.states[each], lattice.to_float(wanted))
             assert torch.equal(made.clean[each], lattice.to_float(clean)[0])
             assert made.labels[each] == DATA.train.labels[position]
-            assert made.t[each] == (0 if state == 0 else part.made[row] + state)
+            assert made.t[each] == (0 if state == 0 else part.taken[row] + state)
             seen += 1
     assert seen == len(order)
 

@@ -86,11 +86,11 @@ def test_every_unit_goes_on_with_the_last_visit_of_its_cohort():
             assert before is not None
             assert unit.parent == before.fingerprint
             assert np.array_equal(unit.index, before.index)
-            on = unit.made > 0
-            assert (unit.made[on] == before.made[on] + before.steps).all()
+            on = unit.taken > 0
+            assert (unit.taken[on] == before.taken[on] + before.steps).all()
             going += int(on.sum())
         else:
-            assert (unit.made == 0).all()
+            assert (unit.taken == 0).all()
         last[unit.cohort] = unit
     assert going > 100
     assert set(np.concatenate([unit.index for unit in every])) == set(DATA.train.rows)

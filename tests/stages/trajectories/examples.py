@@ -61,17 +61,17 @@ def attacked(
     images[0], images[1] = 0, 255
     robust = RobustClassifier(None, Net(images[0].numel()), steps=process.steps, threat=threat)
     labels, index = torch.arange(n) % 4, torch.arange(n) * 7 + 2
-    noise, seed, made = draw_start(process, 2**63 + 11, index.numpy(), shape), 2**63 + 11, torch.zeros_like(index)
+    noise, seed, taken = draw_start(process, 2**63 + 11, index.numpy(), shape), 2**63 + 11, torch.zeros_like(index)
     if warm:
-        first = attack(robust, images, labels, process, noise, steps=2)
-        noise, made = first.levels[-1] - process.lattice.from_bytes(images), made + 2
-    trajectory = attack(robust, images, labels, process, noise, steps=steps, made=made)
+        first = attack(robust, images, labels, process, noise, process.times(2))
+        noise, taken = first.levels[-1] - process.lattice.from_bytes(images), taken + 2
+    trajectory = attack(robust, images, labels, process, noise, process.times(steps, taken))
     segments = encode(
         trajectory,
         process.lattice.from_bytes(images),
         process=process,
         index=index,
-        made=made,
+        taken=taken,
         start_seed=seed if derived and not warm and norm == "Linf" and start == "uniform" else None,
     )
     return Attacked(segments, images, trajectory.levels)
@@ -83,17 +83,17 @@ def random_segments(
     """Segments that no network would make: every sign is as likely as the next."""
     draw, pixels = np.random.default_rng(seed), int(np.prod(shape))
     index = torch.from_numpy(draw.integers(0, 2**40, n))
-    made = torch.full((n,), 3 if warm else 0, dtype=torch.int16)
+    taken = torch.full((n,), 3 if warm else 0, dtype=torch.int16)
     if process.norm == "L2":
         size = (steps + 1, n, pixels)
         delta = torch.from_numpy(draw.integers(-2, 3, size).astype(np.int16))
-        return Segments(process=process, shape=shape, index=index, made=made, delta=delta)
+        return Segments(process=process, shape=shape, index=index, taken=taken, delta=delta)
     start = torch.from_numpy(draw.integers(-process.bound, process.bound + 1, (n, pixels)).astype(np.int16))
     return Segments(
         process=process,
         shape=shape,
         index=index,
-        made=made,
+        taken=taken,
         start=start if warm else None,
         start_seed=None if warm else int(draw.integers(0, 2**63)),
         signs=torch.from_numpy(draw.integers(-1, 2, (steps, n, pixels)).astype(np.int8)),
@@ -119,7 +119,7 @@ def row_of(segments: Segments, **changes: object) -> LedgerRow:
             "last_index": int(segments.index.max()),
             "n": len(segments),
             "k": k,
-            "fresh": int((segments.made == 0).sum()),
+            "fresh": int((segments.taken == 0).sum()),
             "last_states": "checksum",
             "success": (0.25,) * k,
             "loss": (0.5,) * k,

@@ -52,7 +52,7 @@ def unit_of(process: AttackProcess | None = None, *, first: int = 0, count: int 
         steps=process.steps,
         start_seed=2**64 - 5,
         index=SPLIT.rows[first : first + count].copy(),
-        made=np.zeros(count, np.int64),
+        taken=np.zeros(count, np.int64),
         augmentation=None,
         parent="",
     )
@@ -68,7 +68,7 @@ def next_unit(before: Unit, *, restarted: int = 3, **changes: object) -> Unit:
             "round": before.round + 1,
             "visit": before.visit + 1,
             "start_seed": 77,
-            "made": np.where(on, before.made + before.steps, 0),
+            "taken": np.where(on, before.taken + before.steps, 0),
             "parent": before.fingerprint,
             **changes,
         },  # pyright: ignore[reportArgumentType]

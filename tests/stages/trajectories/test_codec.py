@@ -116,7 +116,7 @@ def parts(process, **changes):
     n, pixels = 2, 12
     linf = {"signs": torch.zeros(3, n, pixels, dtype=torch.int8), "start_seed": 1}
     l2 = {"delta": torch.zeros(4, n, pixels, dtype=torch.int16)}
-    given = {"index": torch.arange(n), "made": torch.zeros(n, dtype=torch.int16), "shape": (3, 2, 2)}
+    given = {"index": torch.arange(n), "taken": torch.zeros(n, dtype=torch.int16), "shape": (3, 2, 2)}
     return {"process": process, **given, **(l2 if process.norm == "L2" else linf), **changes}
 
 
@@ -126,7 +126,7 @@ REFUSED = {
     "Linf with two starts": (LINF, {"start": torch.zeros(2, 12, dtype=torch.int16)}, "start or start_seed"),
     "L2 without differences": (L2, {"delta": None}, "L2 segments are their differences"),
     "L2 with a seed": (L2, {"start_seed": 1}, "L2 segments are their differences"),
-    "a warm start from a seed": (LINF, {"made": torch.tensor([0, 4], dtype=torch.int16)}, "have had up to 4 steps"),
+    "a warm start from a seed": (LINF, {"taken": torch.tensor([0, 4], dtype=torch.int16)}, "have had up to 4 steps"),
     "images of another size": (LINF, {"shape": (3, 3, 3)}, "12 pixels for images of shape"),
     "no step": (L2, {"delta": torch.zeros(1, 2, 12, dtype=torch.int16)}, "2 segments of 0 steps"),
 }

@@ -170,7 +170,7 @@ REFUSED = {
     "every other round": ({"rounds": range(0, 9, 2)}, "give a range without a step"),
     "a state that there is not": ({"state": 4}, "state is 4; these segments have states 0 to 3"),
     "a state in words": ({"state": "final"}, "give a number, 'last' or 'all'"),
-    "other images": ({"images": SPLIT.take(np.arange(30))}, "attacked the images .* give the run's own data set"),
+    "other images": ({"images": SPLIT.take(np.arange(30))}, "attacked the images .* give the run's own training split"),
 }
 
 

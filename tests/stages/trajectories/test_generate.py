@@ -137,7 +137,7 @@ def test_the_name_of_a_shard_depends_on_all_that_makes_its_states():
         replace(unit, start_seed=1),
         replace(unit, index=shifted),
         replace(unit, index=unit.index[::-1].copy()),
-        replace(unit, made=unit.made + 1),
+        replace(unit, taken=unit.taken + 1),
         replace(unit, augmentation=AUGMENTED),
         replace(unit, augmentation=np.zeros_like(AUGMENTED)),
         replace(unit, parent="a"),

@@ -52,7 +52,7 @@ def test_a_read_shard_decodes_to_the_attacked_states(case, tmp_path):
     assert back.segments.process == made.segments.process
     assert back.segments.shape == made.segments.shape
     assert torch.equal(back.segments.index, made.segments.index)
-    assert torch.equal(back.segments.made, made.segments.made)
+    assert torch.equal(back.segments.taken, made.segments.taken)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
