@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.storage import Storage
@@ -58,12 +58,12 @@ class Ledger:
         return [_row(found) for batch in self.query(rounds) for found in batch.to_pylist()]
 
     def query(
-        self, rounds: range | None = None, *, where: ds.Expression | None = None, columns: list[str] | None = None
+        self, rounds: range | None = None, *, where: pc.Expression | None = None, columns: list[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of some rounds (or all) that fit a filter, such as ``pyarrow.dataset.field("fresh") > 0``, in
+        """The rows of some rounds (or all) that fit a filter, such as ``pyarrow.compute.field("fresh") > 0``, in
         batches, so that memory stays small. Raises LedgerError for a damaged file."""
         if rounds is not None:
-            inside = (ds.field("round") >= rounds.start) & (ds.field("round") < rounds.stop)
+            inside = (pc.field("round") >= rounds.start) & (pc.field("round") < rounds.stop)
             where = inside if where is None else where & inside
         for first, last in self._spans():
             if rounds is None or (first < rounds.stop and last >= rounds.start):
@@ -140,8 +140,10 @@ class Ledger:
         return spans
 
     def _read(
-        self, first: int, last: int, where: ds.Expression | None, columns: list[str] | None
+        self, first: int, last: int, where: pc.Expression | None, columns: list[str] | None
     ) -> Iterator[pa.RecordBatch]:
+        from pyarrow import dataset as ds  # which imports pandas: a second that only readers spend
+
         key = _key(first, last)
         try:
             fragment = ds.ParquetFileFormat().make_fragment(pa.BufferReader(self.storage.get(key)))
