@@ -23,9 +23,14 @@ from stages.training.versions import VersionMismatchError
 from stages.trajectories.ledger import LedgerError
 from stages.trajectories.shards import ShardError
 
+
+class SearchError(RuntimeError):
+    """A search whose trials keep dying, or all of which failed."""
+
+
 DAMAGE = (ArtifactError, LedgerError, ShardError, VersionMismatchError)
 """What is not what was written, which each message names."""
-FAILED = (StorageError, LeaseLostError, AttackError, DeviceMemoryError, DivergedError, SessionLostError)
+FAILED = (StorageError, LeaseLostError, AttackError, DeviceMemoryError, DivergedError, SessionLostError, SearchError)
 """What goes wrong in the middle, with what to do in its message."""
 FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 LITTLE = 2**20  # bytes left of a disk that count as full, since not every library says why it could not write
@@ -38,9 +43,9 @@ class ClaimedError(ValueError):
 def conduct(work: Callable[[Say], str], *, root: str) -> int:
     """Do a command's work, which says what it does, and print what it returns; the exit code.
 
-    0; 1 for damaged files, an attack that fails, a training that diverges, a full disk or device, processes that keep
-    dying, or a Ray that is lost; 2 for work that was refused before it began; 130 for Ctrl-C. What is none of these
-    is raised.
+    0; 1 for damaged files, an attack that fails, a training that diverges, a search that finds nothing, a full disk or
+    device, processes that keep dying, or a Ray that is lost; 2 for work that was refused before it began; 130 for
+    Ctrl-C. What is none of these is raised.
     """
     try:
         with Spoken() as say:

@@ -1,6 +1,5 @@
 """The command line: a preset, flags that override it, and what is refused before any work is done."""
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,13 +8,13 @@ from typing import Annotated, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from pipeline.axes import DEFAULT_SPACE, default_space, read_space
 from pipeline.exits import fail
-from pipeline.recipe import PRESETS, Recipe, SearchConfig, as_in_paper
+from pipeline.fields import flag, number, whole
+from pipeline.recipe import PRESETS, Recipe, as_in_paper
 from stages.settings import check_settings
 
 USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--flags]"
-# An explicit flag fixes what the search would otherwise try.
-SEARCHED = {"--attack.steps": "steps", "--attack.step-size": "step_sizes", "--attack.noise-scale": "noise_scales"}
 NUMBERS = ConstructorRegistry()
 """How command lines read a field that is a number, and no other: `number` and `whole`."""
 SHORT = {
@@ -31,7 +30,6 @@ OF_A_RUN = (
     | {flag: "--threat.radius" for flag in ("--radius", "--eps", "--threat.eps")}
 )
 TURNS = 2  # processes that may share a CPU of a local session
-LARGEST = 2**31 - 1  # of a whole number: beyond it libraries overflow, each in its own way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +40,24 @@ class WorkersConfig:
     """CPUs of a local session; unset: all of this machine's. A running cluster has its own number."""
     generators: int | None = None
     """Generator actors, at most one a cohort of a round; unset: as many as fit beside the train worker."""
+    trials: int | None = None
+    """Trials of a search that run at once; unset: as many as there is room for."""
+    trial_gpus: float | None = None
+    """GPUs of a trial, or a share of one such as 0.5; unset: 1 where networks run on GPUs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run; auto: on GPUs where the cluster has any."""
 
     def __post_init__(self) -> None:
         check_settings(self, "workers")
-        for name, value in {"cpus": self.cpus, "generators": self.generators}.items():
+        for name in ("cpus", "generators", "trials"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"workers.{name} is {value}; it must be at least 1, or left unset")
+        if self.trial_gpus is not None and (self.trial_gpus <= 0 or (self.trial_gpus > 1 and self.trial_gpus % 1)):
+            raise ValueError(
+                f"workers.trial_gpus is {self.trial_gpus:g}; it must be a share of a GPU, greater than 0, or a whole "
+                "number of them, or left unset"
+            )
         present = os.cpu_count() or 1
         if self.cpus is not None and self.cpus > TURNS * present:
             raise ValueError(
@@ -97,9 +105,31 @@ def parse(argv: list[str]) -> Command:
         command = tyro.cli(Command, prog=USAGE, default=default, args=flags, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))
-    fixed = {field: () for flag, field in SEARCHED.items() if _given(flag, flags)}
-    search: SearchConfig = replace(command.recipe.search, **fixed)
-    return replace(command, recipe=replace(command.recipe, search=search))
+    try:
+        return replace(command, recipe=_with_space(command.recipe, flags))
+    except ValueError as error:
+        fail(str(error))
+
+
+def _with_space(recipe: Recipe, flags: list[str]) -> Recipe:
+    """The recipe with the space that its search goes through; a setting that is given as a flag is not in it.
+
+    Raises ValueError where that leaves nothing to search, or a setting is given and searched at once.
+    """
+    search = recipe.search
+    if not search.trials:
+        return recipe
+    recipe.loop()  # what the recipe itself gets wrong comes first
+    space = search.space or default_space(recipe, [name for name in DEFAULT_SPACE if _given(f"--{flag(name)}", flags)])
+    if not space:
+        raise ValueError(
+            f"{', '.join(map(flag, DEFAULT_SPACE))} are all given, so nothing is left to search: leave one out, "
+            "name others with --search.space, or give --search.trials 0"
+        )
+    for name in read_space(recipe, space):
+        if _given(f"--{flag(name)}", flags):
+            raise ValueError(f"--{flag(name)} is given, and --search.space searches it: leave one of the two out")
+    return replace(recipe, search=replace(search, space=space))
 
 
 def check_flags(argv: list[str]) -> None:
@@ -117,28 +147,6 @@ def in_full(argv: list[str], names: Mapping[str, str]) -> list[str]:
         flag, equals, value = given.partition("=")
         written.append(f"{names.get(flag, flag)}{equals}{value}")
     return written
-
-
-def number(text: str) -> float:
-    """A finite number, as a decimal or as a fraction such as 8/255. Raises ValueError for anything else."""
-    numerator, slash, denominator = text.partition("/")
-    try:
-        value = float(numerator) / (float(denominator) if slash else 1.0)
-    except ZeroDivisionError:
-        raise ValueError(f"{text} divides by zero") from None
-    except ValueError:
-        raise ValueError(f"{text!r} is no number: give a decimal, or a fraction such as 8/255") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
-
-
-def whole(text: str) -> int:
-    """A whole number that a count or a seed may be. Raises ValueError for anything else."""
-    value = int(text)
-    if abs(value) > LARGEST:
-        raise ValueError(f"{text} is larger than {LARGEST}, which no count or seed needs to be")
-    return value
 
 
 @NUMBERS.primitive_rule

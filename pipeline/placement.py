@@ -37,6 +37,9 @@ class Workers(Place):
     """What a single task, a trial and the loop's actors get."""
 
     loop: LoopWorkers
+    trial_gpus: float = 0
+    trials: int | None = None
+    """Trials at once; None: as many as there is room for."""
 
 
 class Session:
@@ -90,7 +93,12 @@ def divide(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> Workers:
     """
     place = place_for_tasks(cluster, config)
     loop = _on_gpus(cluster, config, recipe) if place.device == "cuda" else _on_cpus(cluster, config, recipe)
-    return Workers(**vars(place), loop=loop)
+    trial_gpus = place.gpus if config.trial_gpus is None else config.trial_gpus
+    if trial_gpus and place.device != "cuda":
+        raise PlacementError(
+            f"workers.trial_gpus is {trial_gpus:g}, but networks run on CPUs here: leave it unset, or add GPU nodes"
+        )
+    return Workers(**vars(place), loop=loop, trial_gpus=trial_gpus, trials=config.trials)
 
 
 def _on_gpus(cluster: Cluster, config: WorkersConfig, recipe: Recipe) -> LoopWorkers:

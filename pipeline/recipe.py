@@ -13,6 +13,7 @@ from stages.nets.unet import UNET_SIZES, UNetConfig
 from stages.rap.objective import ObjectiveConfig
 from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
+from stages.search.halving import Rungs
 from stages.settings import check_settings
 from stages.training.adapter import TrainConfig
 from stages.training.schedule import ScheduleConfig
@@ -43,33 +44,41 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """The search over T, step size and noise scale: short loops, judged on the hold-out. What a flag sets under
-    --attack is not searched."""
+    """The search: short loops with other settings, judged on the hold-out, of which the worse ones are stopped early
+    where the judge tells them apart."""
 
-    trials: int = 4
-    """Trials; the first is the recipe as it stands, the others a random sample of the grid. 0: no search."""
-    rounds: int = 24
-    """Rounds of the longest trials; ASHA ends the others at a third of them."""
-    steps: tuple[int, ...] = ()
-    """T to try; none: the recipe's own. It decides what the adapter is told, not how long a trajectory goes on."""
-    step_sizes: tuple[float, ...] = (0.25, 0.5, 1.0)
-    """Step sizes to try, in units of the radius."""
-    noise_scales: tuple[float, ...] = (0.5, 1.0)
-    """Scales of the start's noise to try, in units of the radius."""
+    trials: int = 8
+    """Trials; the first is the recipe as it stands. 0: no search."""
+    space: tuple[str, ...] = ()
+    """Settings to try, each as name=value,value,... or name=low..high, with :log or :int behind a range; unset:
+    attack.steps (T), attack.step-size and attack.noise-scale, but for those that are given as flags."""
+    algorithm: Literal["random", "grid", "tpe"] = "random"
+    """How trials are chosen: at random, all points of a grid in random order, or by Optuna's TPE from the verdicts of
+    the trials before (pip install 'rap-pipeline[optuna]')."""
+    rounds: int | None = None
+    """Rounds of the longest trials; unset: half of schedule.rounds."""
+    first_rounds: int | None = None
+    """Rounds after which trials are compared for the first time; unset: a quarter of search.rounds."""
+    factor: int = 2
+    """At each comparison the best 1 / factor go on, for factor times as many rounds, and what ties with them."""
+    images: int | None = None
+    """Images of the hold-out on which trials are compared; unset: all of them."""
+    batch: int = 8
+    """Trials that tpe chooses at once."""
 
     def __post_init__(self) -> None:
         check_settings(self, "search")
-        if self.trials < 0:
-            raise ValueError(f"search.trials is {self.trials}; it must be at least 0")
-        if self.rounds < 3:
-            raise ValueError(f"search.rounds is {self.rounds}; it must be at least 3, for ASHA's first rung")
-        if any(value <= 0 for value in (*self.steps, *self.step_sizes, *self.noise_scales)):
-            raise ValueError("search.steps, search.step_sizes and search.noise_scales must be greater than 0")
-        if any(scale > 1 for scale in self.noise_scales):
-            raise ValueError(
-                f"search.noise_scales are {', '.join(f'{scale:g}' for scale in self.noise_scales)}, in units of the "
-                "radius; they must be at most 1: more noise is larger than the ball"
-            )
+        for name, least in (
+            ("trials", 0),
+            ("rounds", 1),
+            ("first_rounds", 1),
+            ("factor", 2),
+            ("images", 1),
+            ("batch", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"search.{name} is {value}; it must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,27 +146,45 @@ class Recipe:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
-    def loop(self, attack: AttackConfig | None = None, *, rounds: int | None = None) -> LoopConfig:
-        """The loop of this recipe, or of a trial with another attack and fewer rounds.
-
-        Raises ValueError when the attack does not fit the threat model.
-        """
-        schedule, judge = self.schedule, self.judge
-        process = (attack or self.attack).process(self.threat)
-        if rounds is not None:
-            schedule = replace(schedule, rounds=rounds)
-            judge = replace(judge, every=max(1, rounds // 3))
+    def loop(self) -> LoopConfig:
+        """The loop of this recipe. Raises ValueError when the attack does not fit the threat model."""
         return LoopConfig(
             threat=self.threat,
-            attack=process,
+            attack=self.attack.process(self.threat),
             adapter=self.adapter.unet(),
-            schedule=schedule,
+            schedule=self.schedule,
             train=self.train,
-            judge=judge,
+            judge=self.judge,
             augment=self.augment,
             straight_through=self.adapter.straight_through,
             checkpoint_rounds=self.checkpoint_rounds,
             seed=self.seed,
+        )
+
+    @property
+    def rungs(self) -> Rungs:
+        """The rounds after which the search compares its trials. Raises ValueError where there are none."""
+        rounds = self.search.rounds or max(1, self.schedule.rounds // 2)
+        first = self.search.first_rounds or max(1, rounds // 4)
+        if first > rounds:
+            raise ValueError(
+                f"search.first_rounds is {first}, more than the {rounds} rounds of the longest trials (search.rounds, "
+                "or half of schedule.rounds)"
+            )
+        return Rungs(first=first, rounds=rounds, factor=self.search.factor)
+
+    def trial_loop(self) -> LoopConfig:
+        """The loop of a trial with this recipe: shorter, judged wherever trials are compared.
+
+        Checkpoints are as far apart as in a run at most, and one is at every comparison.
+        """
+        rungs = self.rungs
+        apart = max(n for n in range(1, rungs.first + 1) if n <= self.checkpoint_rounds and not rungs.first % n)
+        return replace(
+            self.loop(),
+            schedule=replace(self.schedule, rounds=rungs.rounds),
+            judge=JudgeConfig(images=self.search.images, every=rungs.first),
+            checkpoint_rounds=apart,
         )
 
 
@@ -171,7 +198,7 @@ def digits() -> Recipe:
         schedule=ScheduleConfig(rounds=400, batch=32, overlap_rounds=0),
         train=TrainConfig(learning_rate=7e-3),
         judge=JudgeConfig(images=None, every=100),
-        search=SearchConfig(trials=0),  # a short one chooses by chance
+        search=SearchConfig(trials=0),
         checkpoint_rounds=25,
     )
 
@@ -218,7 +245,7 @@ def cifar10(norm: Literal["Linf", "L2"], radius: float) -> Recipe:
             objective=ObjectiveConfig(reconstruction=0.0, kl=3.0),
         ),
         judge=JudgeConfig(images=512, every=20),
-        search=SearchConfig(trials=8, rounds=30),
+        search=SearchConfig(trials=8, rounds=120),
         evaluation=EvaluationConfig(images=512, chunk=128, batch=128),
         checks=ChecksConfig(others=0),  # another WRN-28-10 costs as much as the first
         augment=True,

@@ -18,8 +18,8 @@ from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.dry_run import describe_costs
 from pipeline.defend.loop import run_loop
 from pipeline.defend.plan import Plan, claimed, make_plan
+from pipeline.defend.searching import search
 from pipeline.defend.trained import Trained, examine_trained, selected_model, subjects_of
-from pipeline.defend.trials import search_attack
 from pipeline.delivery import check_arrival
 from pipeline.exits import conduct, fail
 from pipeline.flags import parse
@@ -31,6 +31,7 @@ from pipeline.progress import Passing, Say, passing
 from pipeline.tell.report_contents import contents_of, gallery
 from pipeline.tell.results import Results, ending, write_results
 from pipeline.tell.run_facts import RunFacts
+from pipeline.tell.trial_table import search_text
 from stages.evaluation.accuracy import on_device
 from stages.lease import Lease
 from stages.report import Contents
@@ -51,11 +52,14 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
             (classifier, holdout_accuracy), *others = classifiers_of([plan, *plan.others], workers, say)
             say(f"classifier: {holdout_accuracy:.1%} on the hold-out")
 
-        setup = plan.setup(classifier)
-        with timed("search"):
-            attack, search = search_attack(setup, recipe, workers, say)
-            setup = replace(setup, config=recipe.loop(attack))
+        searched = None
+        if recipe.search.trials:
+            with timed("search"):
+                searched = search(plan.setup(classifier), recipe, workers, say)
+                say(search_text(searched))
+                plan = plan.with_recipe(searched.recipe)
 
+        setup = plan.setup(classifier)
         with timed("training"):
             from_cache, generated_now = None, 0
             if plan.cached:
@@ -78,8 +82,7 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
             setup=setup,
             robust=robust,
             selected=selected,
-            attack=attack,
-            search=search,
+            searched=searched,
             from_cache=from_cache,
             generated_now=generated_now,
         )

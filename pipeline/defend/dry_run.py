@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from pipeline.defend.plan import Plan
+from pipeline.defend.searching import search_fingerprint
 from pipeline.defend.survey import Survey, survey
-from pipeline.defend.trials import candidates, search_fingerprint
 from pipeline.placement import own_device
 from stages.evaluation.lineup import Lineup
 from stages.rap.attack import attack
@@ -55,9 +55,13 @@ def stages(plan: Plan) -> list[StageCost]:
 
 
 def _search(plan: Plan, setup: Setup) -> StageCost:
-    recipe, trials = plan.recipe, len(candidates(plan.recipe))
-    short = replace(setup, config=recipe.loop(rounds=recipe.search.rounds)).schedule
-    cost = f"{trials} trials of up to {short.attack_steps:,} attack steps and {short.updates:,} updates"
+    recipe, rungs = plan.recipe, plan.recipe.rungs
+    whole = replace(setup, config=recipe.trial_loop()).schedule
+    first = rungs.first / rungs.rounds
+    cost = (
+        f"up to {recipe.search.trials} trials of {first * whole.attack_steps:,.0f} to {whole.attack_steps:,} attack "
+        f"steps and {first * whole.updates:,.0f} to {whole.updates:,} updates"
+    )
     return StageCost("search", search_fingerprint(plan.setup(setup.classifier), recipe), "to do", cost)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from cluster.parcels import pack
 from pipeline.artifacts import check_name, usable_root
-from pipeline.defend.trials import candidates
+from pipeline.defend.trials import first_trials
 from pipeline.exits import ClaimedError, settings_called
 from pipeline.flags import Command
 from pipeline.measure.evaluation import final_measurements
@@ -103,6 +103,10 @@ class Plan:
             for number in range(1, count + 1)
         )
 
+    def with_recipe(self, recipe: Recipe) -> "Plan":
+        """The same run with the recipe that its search chose."""
+        return replace(self, command=replace(self.command, recipe=recipe))
+
     def setup(self, classifier: nn.Module) -> Setup:
         """The loop of the recipe as it stands, around a base classifier."""
         return Setup(
@@ -153,24 +157,33 @@ def shards_of(root: Storage, name: str) -> list[str]:
 
 
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
-    attacks = candidates(recipe) if recipe.search.trials else [recipe.attack]
-    for attack in attacks:
-        loop = recipe.loop(attack)
-        Schedule(loop.schedule, images=len(data.train), seed=recipe.seed)
-        if loop.schedule.batch % loop.train.workers:
-            raise ValueError(
-                f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
-                "choose a multiple"
-            )
+    _check_loop(recipe, data)
+    for trial in first_trials(recipe) if recipe.search.trials else ():
+        try:
+            _check_loop(trial.recipe, data)
+            trial.recipe.trial_loop()
+        except ValueError as error:
+            raise ValueError(f"trial {trial.number} of the search ({trial}): {error}") from None
     with settings_called({"the radius": "threat.radius"}):
         check_radius(recipe.threat, data.channels * data.size**2)
+    _autoattack(recipe, data)
+    if recipe.classifier.augment and recipe.data.name != "cifar10":
+        raise ValueError("classifier.augment flips images, which changes digits: set it for cifar10 only")
+
+
+def _check_loop(recipe: Recipe, data: ImageData) -> None:
+    """What can be wrong with a training on these data."""
+    loop = recipe.loop()
+    Schedule(loop.schedule, images=len(data.train), seed=recipe.seed)
+    if loop.schedule.batch % loop.train.workers:
+        raise ValueError(
+            f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
+            "choose a multiple"
+        )
     size, patch = data.size, recipe.adapter.unet().patch
     if size % patch:
         raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")
-    _autoattack(recipe, data)
     check_loss(recipe.attack.loss, classes=len(data.classes))
-    if recipe.classifier.augment and recipe.data.name != "cifar10":
-        raise ValueError("classifier.augment flips images, which changes digits: set it for cifar10 only")
     if recipe.augment and recipe.data.name != "cifar10":
         raise ValueError("augment flips images, which changes digits: set it for cifar10 only")
 

@@ -1,7 +1,7 @@
 """How far a run has come: its own functions, one after the other, up to the first that asks for workers."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 from pipeline.artifacts import Store
 from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.plan import Plan
+from pipeline.defend.searching import search
 from pipeline.defend.trained import examine_trained, selected_model, subjects_of
-from pipeline.defend.trials import search_attack
 from pipeline.measure.chunks import Chunk
 from pipeline.measure.evaluation import chunks_of, evaluate
 from pipeline.measure.subjects import inputs_of
@@ -67,9 +67,10 @@ def _go_through(plan: Plan, found: Survey) -> None:
     (classifier, _), *others = classifiers_of([plan, *plan.others], _no_workers, _say_nothing)
     found.built.append("classifier")
     setup = plan.setup(classifier)
-    attack, _ = search_attack(setup, recipe, _no_workers, _say_nothing)
+    if recipe.search.trials:
+        plan = plan.with_recipe(search(setup, recipe, _no_workers, _say_nothing).recipe)
     found.built.append("search")
-    found.setup = setup = replace(setup, config=recipe.loop(attack))
+    found.setup = setup = plan.setup(classifier)
     if not setup.is_complete:
         return
     found.built.append("rounds")

@@ -7,13 +7,13 @@ import numpy as np
 from torch import nn
 
 from pipeline.defend.plan import Plan
+from pipeline.defend.searching import Searched
 from pipeline.measure.checks import Checked, Origin, examine
 from pipeline.measure.evaluation import Subject, subject_of
 from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
 from pipeline.progress import Say
 from stages.evaluation.checks.explanations import SelectionFacts
-from stages.rap.process import AttackConfig
 from stages.rap.robust import RobustClassifier
 from stages.training.setup import Setup, load_trained
 
@@ -26,10 +26,8 @@ class Trained:
     robust: RobustClassifier
     selected: Mapping[str, object]
     """The selected checkpoint: its version, of how many rounds, and the judge's verdict."""
-    attack: AttackConfig
-    """As the search chose it, or the recipe's own."""
-    search: Mapping[str, object]
-    """The record of every trial."""
+    searched: Searched | None
+    """The search that chose the recipe; None where there was none."""
     from_cache: Mapping[str, object] | None
     """What is to be said of first weights from another run's shards."""
     generated_now: int

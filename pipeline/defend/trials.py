@@ -1,177 +1,167 @@
-"""The search over step size, T and noise scale: short serial loops on Tune, each judged on the hold-out.
+"""The trials of a search: what each of them tries, and how one is trained up to a rung, where the judge has its say.
 
-A trial runs the loop of `stages.training.rounds` in its own process against the shared store, so its shards
-are there for whoever asks for the same ones. Test data are out of reach: a setup holds none.
+A trial runs the loop of `stages.training.rounds` in its own process, below ROOT/trials, against the shared store: it
+goes on from its own checkpoint, and whoever asks for the same shards finds them. Test data are out of reach: a setup
+holds none.
 """
 
-import itertools
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
 
-from cluster.refs import Ref, put
-from pipeline.artifacts import Store, scratch
-from pipeline.placement import Workers
-from pipeline.progress import Say
+from pipeline.artifacts import Artifact, Store
+from pipeline.axes import own_settings, read_space, snapped
+from pipeline.fields import flag, replaced
 from pipeline.recipe import Recipe
-from stages.fingerprint import canonical, fingerprint
-from stages.randomness import permutation
-from stages.rap.process import AttackConfig
-from stages.rap.threat import Lattice, default_denominator
+from stages.evaluation.accuracy import Accuracy
+from stages.fingerprint import fingerprint
+from stages.numerics import DeviceMemoryError
+from stages.randomness import key_seed
+from stages.search.space import Settings, gridded, sampled
+from stages.search.tpe import check_optuna, suggested
+from stages.training.diverged import DivergedError
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
 
-if TYPE_CHECKING:
-    from cluster.tuner import TrialResult
+KIND = "verdict"
+"""Of the artifacts that hold what the judge said of a trial at a rung."""
+LONGEST = 80  # characters of a trial's name, which is that of a folder as well
 
-RUNGS = 3  # judgements of a trial; after the first, ASHA ends those that are not among the better half
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Some settings in place of the recipe's own."""
+
+    number: int
+    """0 is the recipe as it stands."""
+    settings: Settings
+    recipe: Recipe
+
+    def __str__(self) -> str:
+        """The settings in words."""
+        return ", ".join(f"{flag(name)} {_text(value)}" for name, value in self.settings.items())
+
+    @property
+    def name(self) -> str:
+        """A readable name for folders and tools."""
+        parts = (f"{name.rpartition('.')[2]}={_text(value)}" for name, value in self.settings.items())
+        return re.sub(r"[^\w=.,+-]", "_", f"{self.number:03}-{','.join(parts)}")[:LONGEST]
+
+    def setup(self, setup: Setup) -> Setup:
+        """The trial's own loop in place of a run's."""
+        config = self.recipe.trial_loop()
+        own = replace(setup, config=config, initial=None, keep_versions=False)
+        inputs = {"train": setup.train.fingerprint, "holdout": setup.holdout.fingerprint}
+        return replace(own, name=f"trials/{fingerprint('trial', 1, model=own.model, loop=config, **inputs)}")
 
 
-def candidates(recipe: Recipe) -> list[AttackConfig]:
-    """The attacks that the search tries: the recipe's own, then a random sample of the grid, on the lattice.
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    Steps never exceed the radius; settings that become equal on the lattice count once.
+
+def first_trials(recipe: Recipe) -> list[Trial]:
+    """The trials that are known before any verdict: all of them, but with tpe those of the first batch.
+
+    The first is the recipe's own. Raises ValueError for a space that makes no sense.
     """
-    search, attack, radius = recipe.search, recipe.attack, recipe.threat.radius
-    scales = search.noise_scales if attack.start != "none" else ()
-    lattice, own = Lattice(attack.denominator or default_denominator(recipe.threat.norm)), resolved(attack, recipe)
-    grid = list(
-        dict.fromkeys(
-            replace(
-                own,
-                steps=steps,
-                step_size=own.step_size if step is None else lattice.snap(min(step * radius, radius)),
-                noise_scale=own.noise_scale if scale is None else lattice.snap(scale * radius),
-            )
-            for steps, step, scale in itertools.product(
-                search.steps or (attack.steps,), search.step_sizes or (None,), scales or (None,)
-            )
-        )
-    )
-    order = permutation(len(grid), recipe.seed, "search")
-    return [own, *(grid[i] for i in order if grid[i] != own)][: search.trials]
+    config, space = recipe.search, read_space(recipe, recipe.search.space)
+    if config.algorithm == "tpe":
+        check_optuna()
+    drawn = gridded if config.algorithm == "grid" else sampled
+    count = min(config.trials, config.batch) if config.algorithm == "tpe" else config.trials
+    own = own_settings(recipe, space)
+    return _new(recipe, chain([own], drawn(space, seed=recipe.seed)), count, [])
 
 
-def resolved(attack: AttackConfig, recipe: Recipe) -> AttackConfig:
-    """The attack with every length as a number on the lattice."""
-    process = attack.process(recipe.threat)
-    noise = process.noise / process.denominator if process.noise else None
-    return replace(attack, step_size=process.step / process.denominator, noise_scale=noise)
+def next_trials(recipe: Recipe, trials: Sequence[Trial], robust: Sequence[float]) -> list[Trial]:
+    """The batch that TPE asks for after the verdicts on all trials before; at random where it asks for one again.
 
-
-def search_fingerprint(setup: Setup, recipe: Recipe) -> str:
-    """The name of the search's result."""
-    return fingerprint(
-        "search",
-        1,
-        model=setup.model,
-        train=setup.train.fingerprint,
-        holdout=setup.holdout.fingerprint,
-        loop=recipe.loop(rounds=recipe.search.rounds),
-        candidates=candidates(recipe),
-    )
-
-
-def search_attack(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say) -> tuple[AttackConfig, dict]:
-    """The attack whose short loop has the best robust accuracy, and the record of every trial.
-
-    Without trials, the recipe's own.
+    Empty once there are as many as the recipe asks for, or no others.
     """
-    own = resolved(recipe.attack, recipe)
-    if recipe.search.trials == 0:
-        return own, {"trials": []}
-    tried, name = candidates(recipe), search_fingerprint(setup, recipe)
-    artifact = Store(setup.root).get("search", name)
-    if artifact is None:
-        place = workers()
-        fewer = (
-            "" if len(tried) == recipe.search.trials else f" (all of the grid; {recipe.search.trials} were asked for)"
-        )
-        say(f"searching over {len(tried)} attacks{fewer}, {recipe.search.rounds} rounds each")
-        artifact = Store(setup.root).make(
-            "search",
-            name,
-            lambda directory: {"trials": _tune(setup, recipe, tried, name, place, say)},
-            config=recipe.search,
-            inputs={"train": setup.train.fingerprint, "holdout": setup.holdout.fingerprint},
-        )
-    trials = artifact.metrics["trials"]
-    finished = [trial for trial in trials if trial["robust"] is not None]
-    best = max(finished, key=lambda trial: (trial["rounds"], trial["robust"]["value"]))
-    chosen = tried[best["trial"]]
-    say(
-        f"search: {describe(chosen)} with {best['robust']['value']:.1%} of {best['robust']['images']} "
-        f"after {best['rounds']} rounds"
-    )
-    return chosen, {"trials": trials, "chosen": best["trial"]}
+    config, space = recipe.search, read_space(recipe, recipe.search.space)
+    count = min(config.batch, config.trials - len(trials))
+    if config.algorithm != "tpe" or count <= 0:
+        return []
+    told = [(trial.settings, value) for trial, value in zip(trials, robust, strict=True)]
+    asked = suggested(space, told, seed=key_seed(recipe.seed, "tpe", len(trials)) % 2**32)
+    found = list(trials)
+    for settings in islice(asked, count):
+        found += _new(recipe, chain([settings], sampled(space, seed=recipe.seed)), 1, found)
+    return found[len(trials) :]
 
 
-def _tune(setup: Setup, recipe: Recipe, tried: list[AttackConfig], name: str, place: Workers, say: Say) -> list[dict]:
-    """Every trial as it stands in results: its attack, how far it came, and the judge's verdicts."""
-    from cluster.tuner import search as tune  # takes seconds, and a worker that reads a plan searches nothing
-
-    shared = put((setup, recipe, tried, place.device))
-    results = tune(
-        partial(_trial, [shared], name),
-        {"trial": list(range(len(tried)))},
-        trials=len(tried),
-        metric="robust",
-        rungs=RUNGS,
-        cpus_per_trial=max(recipe.attack.threads, recipe.train.threads),
-        gpus_per_trial=place.gpus,
-        storage=scratch(setup.root, "search"),
-        name=name,
-        seed=recipe.seed,
-        progress=partial(_announce, tried, say),
-    )
-    records = [_record(result, tried) for result in results]
-    if all(record["robust"] is None for record in records):
-        raise RuntimeError(f"no trial of the search finished; the first failed with: {records[0]['error']}")
-    return records
+def _new(recipe: Recipe, settings: Iterator[Settings], count: int, known: Sequence[Trial]) -> list[Trial]:
+    """The first so many of the settings that are not known, on the lattice."""
+    seen, found = {tuple(trial.settings.values()) for trial in known}, []
+    for each in settings:
+        own = snapped(recipe, each)
+        if len(found) < count and tuple(own.values()) not in seen:
+            seen.add(tuple(own.values()))
+            number = len(known) + len(found)
+            found.append(Trial(number=number, settings=own, recipe=replaced(recipe, own)))
+        if len(found) == count:
+            break
+    return found
 
 
-def _trial(shared: list[Ref], name: str, config: dict, report: Callable[[dict], None]) -> None:
-    """A short serial loop with one attack, reporting each verdict of the judge as a rung."""
-    setup, recipe, tried, device = shared[0].get()
-    rounds, number = recipe.search.rounds, config["trial"]
-    loop = replace(recipe.loop(tried[number], rounds=rounds), checkpoint_rounds=max(1, rounds // RUNGS))
-    run = f"search/{name}/trial-{number}"
-
-    def rung(line: dict) -> None:
-        if "judge" in line:
-            done = line["round"] + 1
-            verdict = line["judge"]["robust"]
-            report(
-                {"rung": max(1, done * RUNGS // rounds), "robust": verdict["value"], "judge": verdict, "rounds": done}
-            )
-
-    run_serially(
-        replace(setup, config=loop, name=run, device=device, repeats=device == "cpu", keep_versions=False), report=rung
-    )
+def verdict_name(setup: Setup, rounds: int) -> str:
+    """The fingerprint of the verdict on a trial's loop after some rounds."""
+    return fingerprint(KIND, 1, trial=setup.name, rounds=rounds)
 
 
-def _announce(tried: list[AttackConfig], say: Say, config: dict, rung: dict | None) -> None:
-    attack = describe(tried[config["trial"]])
-    if rung is None:
-        say(f"trial {config['trial']} ({attack}) failed")
-    else:
-        say(f"trial {config['trial']} ({attack}): judge {rung['robust']:.1%} after {rung['rounds']} rounds")
+def find_verdict(setup: Setup, rounds: int) -> Artifact | None:
+    """What the judge said of a trial's loop after some rounds; None where it was not asked yet."""
+    return Store(setup.root).get(KIND, verdict_name(setup, rounds))
 
 
-def describe(attack: AttackConfig) -> str:
-    """The three parameters that are searched, in words."""
-    return f"T = {attack.steps}, step size {attack.step_size or 0:g}, noise scale {attack.noise_scale or 0:g}"
+def make_verdict(setup: Setup, rounds: int) -> Artifact:
+    """The same, for which the loop goes on from where it stands where that is needed.
+
+    A trial whose loss becomes NaN, or that needs more memory than the device has, failed for good: that is its verdict.
+    """
+
+    def write(_: Path) -> dict:
+        try:
+            judged = _judged(setup, rounds)
+        except (DivergedError, DeviceMemoryError) as error:
+            judged = _failed(setup, str(error))
+        lines = [line for line in setup.journal.read() if line["round"] < rounds]
+        return {"rounds": rounds, **judged, "cost": _cost(setup, lines)}
+
+    inputs = {"train": setup.train.fingerprint, "holdout": setup.holdout.fingerprint}
+    config = {"trial": setup.name, "rounds": rounds, "loop": setup.config}
+    name = verdict_name(setup, rounds)
+    return Store(setup.root).make(KIND, name, write, config=config, inputs=inputs, device=setup.device)
 
 
-def _record(result: "TrialResult", tried: list[AttackConfig]) -> dict:
-    number = result.config["trial"]
-    last = result.rungs[-1] if result.rungs else {}
+def _judged(setup: Setup, rounds: int) -> dict:
+    """The judge's verdict after so many rounds, as it stands in the metrics."""
+    done = setup.journal.checkpointed
+
+    def follow(line: dict) -> None:
+        nonlocal done
+        done = line["round"] + 1
+
+    if done < rounds:
+        run_serially(setup, stopped=lambda: done >= rounds, report=follow)
+    return next(setup.journal.read(rounds - 1))["judge"]
+
+
+def _failed(setup: Setup, error: str) -> dict:
+    images = min(setup.config.judge.images or len(setup.holdout), len(setup.holdout))
+    none = Accuracy(correct=0, images=images).as_json()
+    return {"clean": none, "robust": none, "remains": bytes(-(-images // 8)).hex(), "error": error}
+
+
+def _cost(setup: Setup, lines: Sequence[dict]) -> dict[str, float]:
+    """What the rounds took: attack steps, updates, and seconds of its process, but for attempts that were killed."""
+    schedule, share = setup.schedule, len(lines) / setup.config.schedule.rounds
     return {
-        "trial": number,
-        "attack": canonical(tried[number]),
-        "rounds": last.get("rounds", 0),
-        "robust": last.get("judge"),
-        "rungs": [{"rounds": rung["rounds"], "robust": rung["robust"]} for rung in result.rungs],
-        "error": result.error,
+        "attack_steps": round(share * schedule.attack_steps),
+        "updates": len(lines) * schedule.updates_per_round,
+        "seconds": round(sum(line["seconds"] for line in lines), 2),
+        "shards": sum(len(line["shards"]) for line in lines),
+        "bytes": sum(line["bytes"] for line in lines),
     }

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.artifacts import Artifact, Store
+from pipeline.axes import resolved
 from pipeline.defend.borrowed import cached_fingerprint
 from pipeline.defend.plan import Plan
 from pipeline.defend.trained import Trained
-from pipeline.defend.trials import search_fingerprint
 from pipeline.measure.findings import Findings
+from pipeline.tell.trial_table import search_json
 from stages.fingerprint import canonical
 from stages.trajectories.ledger import Ledger
 
@@ -76,8 +77,8 @@ class RunFacts:
             name=plan.name,
             classifier=recipe.model.name or recipe.classifier.architecture,
             adapter_parameters=sum(weight.numel() for weight in adapter.parameters()) if adapter else 0,
-            attack=canonical(trained.attack),  # pyright: ignore[reportArgumentType]
-            search=trained.search,
+            attack=canonical(resolved(recipe)),  # pyright: ignore[reportArgumentType]
+            search=search_json(trained.searched) if trained.searched else {"trials": []},
             from_cache=trained.from_cache,
             selected=trained.selected,
             trajectories=_shard_summary(plan, totals, trained.generated_now),
@@ -122,16 +123,14 @@ class RunFacts:
 
 def _origins(plan: Plan, trained: Trained) -> dict[str, list[Artifact]]:
     """What was made before the loop, by stage: the classifiers, the search, the weights from foreign shards."""
-    setup = trained.setup
-    store, own = Store(plan.root), plan.setup(setup.classifier)
+    setup, store = trained.setup, Store(plan.root)
     names = {"classifier": [("classifier", each.classifier_fingerprint) for each in (plan, *plan.others)]}
-    if plan.recipe.search.trials:
-        names["search"] = [("search", search_fingerprint(own, plan.recipe))]
     if plan.cached:
         names["cached training"] = [("cached-training", cached_fingerprint(setup, list(plan.cached)))]
-    return {
+    made = {
         stage: [artifact for kind, name in each if (artifact := store.get(kind, name))] for stage, each in names.items()
     }
+    return made | ({"search": trained.searched.receipts} if trained.searched else {})
 
 
 def _work_seconds(

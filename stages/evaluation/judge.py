@@ -53,6 +53,11 @@ class Judgement:
     mask: Bool[np.ndarray, " judged"]
     rows: Int64[np.ndarray, " judged"]
 
+    def as_json(self) -> dict[str, object]:
+        """The accuracies, and the bits of the mask in hexadecimal digits, as they stand in metrics."""
+        remains = np.packbits(self.mask).tobytes().hex()
+        return {"clean": self.clean.as_json(), "robust": self.robust.as_json(), "remains": remains}
+
 
 @numerics.verdict()
 def judge(

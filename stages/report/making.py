@@ -74,18 +74,18 @@ def search_blocks(contents: Contents) -> tuple[Block, ...]:
     if not trials:
         return ()
     chosen = contents.search.get("chosen")
-    attacks = [trial.get("attack") or {} for trial in trials]
-    varied = [name for name in attacks[0] if len({words.cell(attack.get(name)) for attack in attacks}) > 1]
+    tried = [trial.get("settings") or {} for trial in trials]
+    varied = [name for name in tried[0] if len({words.cell(settings.get(name)) for settings in tried}) > 1]
     names = [name.replace("_", " ") for name in varied]
     numbers = [trial.get("trial", place) for place, trial in enumerate(trials)]
     rows = tuple(
         (
             f"trial {number}" + (" (chosen)" if number == chosen else ""),
-            *(words.cell(attack.get(name)) for name in varied),
+            *(words.cell(settings.get(name)) for name in varied),
             words.cell(trial.get("rounds")),
             words.cell(_accuracy(trial["robust"]) if trial.get("robust") else trial.get("error")),
         )
-        for number, attack, trial in zip(numbers, attacks, trials, strict=True)
+        for number, settings, trial in zip(numbers, tried, trials, strict=True)
     )
     ours = frozenset(place for place, number in enumerate(numbers) if number == chosen)
     columns = ("", *names, "rounds", "hold-out, under attack")
@@ -95,7 +95,7 @@ def search_blocks(contents: Contents) -> tuple[Block, ...]:
     blocks: list[Block] = []
     if varied and len(finished) > 1:
         lines = [
-            (label, [*(attacks[at].get(name) for name in varied), 100 * _accuracy(trials[at]["robust"]).value])
+            (label, [*(tried[at].get(name) for name in varied), 100 * _accuracy(trials[at]["robust"]).value])
             for label, at in zip(labels, finished, strict=True)
         ]
         svg = charts.parallel([*names, "hold-out (%)"], lines, best)
@@ -108,7 +108,7 @@ def search_blocks(contents: Contents) -> tuple[Block, ...]:
     ]
     if any(points for _, points in climbs):
         says = "; ".join(f"{label}: " + ", ".join(words.percent(v) for _, v in points) for label, points in climbs)
-        note = "Trials that are not among the better half at a rung are stopped."
+        note = "At a rung, a trial is stopped where the judge's images tell it apart from those that go on."
         svg = charts.rungs(climbs, best)
         blocks.append(Chart(name="rungs", title="The judge's verdicts, rung by rung", says=says, svg=svg, note=note))
     return (*blocks, Grid(columns=columns, rows=rows, ours=ours))

@@ -9,6 +9,7 @@ paired test at each rung: what cannot be told apart at that number of images goe
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -33,6 +34,14 @@ class TrialVerdict:
     @property
     def robust(self) -> Accuracy:
         return Accuracy.from_mask(self.remains)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> "TrialVerdict":
+        """From what `Judgement.as_json` writes, perhaps with an error."""
+        clean, images = found["clean"], found["robust"]["images"]
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(found["remains"]), np.uint8), count=images)
+        accuracy = Accuracy(correct=clean["correct"], images=clean["images"])
+        return cls(clean=accuracy, remains=bits.astype(bool), error=found.get("error", ""))
 
 
 @dataclass(frozen=True, kw_only=True)

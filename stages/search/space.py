@@ -2,7 +2,7 @@
 the seed, so that asking for more keeps what was asked for before.
 
 >>> space = {"attack.steps": Choice((5, 10)), "train.learning_rate": Range(5e-4, 5e-3, log=True)}
->>> [list(settings.values()) for settings in sampled(space, seed=0, count=2)]
+>>> [list(settings.values()) for settings in itertools.islice(sampled(space, seed=0), 2)]
 [[5, 0.00131], [5, 0.0024]]
 """
 
@@ -58,28 +58,29 @@ Axis = Choice | Range
 Space = Mapping[str, Axis]
 
 
-def sampled(space: Space, *, seed: int, count: int) -> list[Settings]:
-    """The first ``count`` of the random settings of a seed, none of them twice; fewer where there are no more."""
-    found: dict[tuple, Settings] = {}
+def sampled(space: Space, *, seed: int) -> Iterator[Settings]:
+    """The random settings of a seed, none of them twice; an end where there are no more."""
+    found: set[tuple[Value, ...]] = set()
     last = 0
     for draw in itertools.count():
-        if len(found) == count or draw - last > REPEATS:
-            return list(found.values())
+        if draw - last > REPEATS:
+            return
         shares = uniform(len(space), seed, "search", draw)
         settings = {name: axis.at(float(share)) for (name, axis), share in zip(space.items(), shares, strict=True)}
         if tuple(settings.values()) not in found:
-            found[tuple(settings.values())] = settings
+            found.add(tuple(settings.values()))
             last = draw
-    raise AssertionError
+            yield settings
 
 
-def gridded(space: Space, *, seed: int, count: int) -> list[Settings]:
-    """The first ``count`` points of the grid, in an order that is random for a seed; all of them where it has fewer.
+def gridded(space: Space, *, seed: int) -> Iterator[Settings]:
+    """All points of the grid, in an order that is random for a seed.
 
     Raises ValueError for a space with a range.
     """
     points = list(_points(space))
-    return [points[place] for place in permutation(len(points), seed, "search grid")[:count]]
+    for place in permutation(len(points), seed, "search grid"):
+        yield points[place]
 
 
 def _points(space: Space) -> Iterator[Settings]:

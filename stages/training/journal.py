@@ -82,7 +82,7 @@ def round_line(
         "bytes": sum(row.bytes for row in rows),
     }
     if verdict is not None:
-        line["judge"] = {"clean": verdict.clean.as_json(), "robust": verdict.robust.as_json()}
+        line["judge"] = verdict.as_json()
     return line
 
 

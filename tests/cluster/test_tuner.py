@@ -1,83 +1,72 @@
-import json
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 
-from cluster.tuner import choose, search
+from cluster.session import PlacementError
+from cluster.tuner import RETRIES, run_trials
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def climb(config: dict, report) -> None:
-    """The metric of rung r is step x r; each start leaves a file, and the first one of step 2 is killed."""
-    starts = Path(config["marks"])
-    start = len(list(starts.glob(f"{config['step']}-*")))
-    (starts / f"{config['step']}-{start}").touch()
-    if config["step"] == 2 and start == 0:
+def work(asked: dict) -> None:
+    """Leaves a file a start; dies or fails as often as it is told to, and then leaves another one."""
+    marks, name = Path(asked["marks"]), asked["name"]
+    start = len(list(marks.glob(f"{name}-start-*")))
+    (marks / f"{name}-start-{start}").write_text(str(ray.get_runtime_context().get_placement_group_id()))
+    if start < asked.get("deaths", 0):
         os.kill(os.getpid(), signal.SIGKILL)
-    for rung in (1, 2, 3, 4):
-        report({"rung": rung, "height": config["step"] * rung})
+    if start < asked.get("errors", 0):
+        raise ValueError("the ground\nis broken")
+    (marks / f"{name}-done").touch()
 
 
-def stumble(config: dict, report) -> None:
-    if (Path(config["marks"]) / "broken").exists():
-        raise ValueError("the ground is broken")
-    report({"rung": 1, "height": config["step"]})
+def meet(asked: dict) -> None:
+    """Fails where another trial works at the same time."""
+    place = Path(asked["marks"]) / "at work"
+    place.mkdir()
+    threading.Event().wait(0.2)
+    place.rmdir()
 
 
-def run(trial, storage: Path, space: dict, **options) -> list:
-    fixed = {"trials": 4, "metric": "height", "rungs": 4, "concurrent": 1, "cpus_per_trial": 0.5}
-    return search(trial, space, **fixed | {"storage": storage, "name": "test", "seed": 0} | options)
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_a_search_finds_the_best_stops_the_worst_survives_a_kill_and_is_kept(tmp_path):
-    space = {"step": [4, 3, 2, 1], "marks": [str(tmp_path)]}
+def test_trials_run_under_their_names_and_one_that_dies_begins_again(tmp_path):
     told = []
-    results = run(climb, tmp_path / "searches", space, progress=lambda config, rung: told.append((config, rung)))
-    assert [result.config["step"] for result in results] == [4, 3, 2, 1]
-    assert [len(result.rungs) for result in results] == [4, 1, 1, 1]
-    assert results[0].rungs[-1] == {"rung": 4, "height": 16}
-    assert [result.error for result in results] == [None] * 4
-    assert [rung["height"] for config, rung in told if config["step"] == 4] == [4, 8, 12, 16]
-    starts = sorted(path.name for path in tmp_path.glob("*-*"))
-    assert starts == ["1-0", "2-0", "2-1", "3-0", "4-0"]
-    assert run(climb, tmp_path / "searches", space) == results
-    assert sorted(path.name for path in tmp_path.glob("*-*")) == starts
-    with pytest.raises(ValueError, match="holds another search"):
-        run(climb, tmp_path / "searches", space, rungs=5)
+    asked = {
+        "1-first": {"marks": str(tmp_path), "name": "first"},
+        "2-dies": {"marks": str(tmp_path), "name": "dies", "deaths": RETRIES},
+    }
+    failed = run_trials(work, asked, cpus=0.5, logs=tmp_path / "tune", ended=lambda *each: told.append(each))
+    assert failed == {}
+    assert sorted(told) == [("1-first", None), ("2-dies", None)]
+    assert {path.name for path in tmp_path.glob("*-done")} == {"first-done", "dies-done"}
+    assert len(list(tmp_path.glob("dies-start-*"))) == RETRIES + 1
+    assert all(path.read_text() != "None" for path in tmp_path.glob("*-start-*"))
+    assert not list((tmp_path / "tune").iterdir())
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_a_failed_trial_says_why_and_begins_again_with_the_next_call(tmp_path):
-    space = {"step": [5], "marks": [str(tmp_path)]}
-    (tmp_path / "broken").touch()
-    [failed] = run(stumble, tmp_path / "searches", space)
-    assert failed.error == "ValueError: the ground is broken"
-    (tmp_path / "broken").unlink()
-    told = []
-    [result] = run(stumble, tmp_path / "searches", space, progress=lambda config, rung: told.append(rung))
-    assert result.error is None
-    assert result.rungs == [{"rung": 1, "height": 5}]
-    assert [rung["height"] for rung in told] == [5]
+def test_a_trial_that_keeps_failing_says_why_and_the_others_end(tmp_path):
+    asked = {
+        "1-fails": {"marks": str(tmp_path), "name": "fails", "errors": 100},
+        "2-dies": {"marks": str(tmp_path), "name": "dies", "deaths": 100},
+        "3-works": {"marks": str(tmp_path), "name": "works"},
+    }
+    failed = run_trials(work, asked, cpus=0.5, logs=tmp_path / "tune")
+    assert failed["1-fails"] == "ValueError: the ground is broken"
+    assert "died" in failed["2-dies"]
+    assert set(failed) == {"1-fails", "2-dies"}
+    assert (tmp_path / "works-done").exists()
+    assert {path.name for path in (tmp_path / "tune").glob("*/*") if path.is_dir()} == set(asked)
 
 
-def test_the_whole_grid_is_tried_when_it_is_small_enough():
-    configs = choose({"a": [1, 2], "b": ["x", "y", "z"]}, 6, 0)
-    assert len({json.dumps(config) for config in configs}) == 6
+def test_no_more_run_at_once_than_were_asked_for(tmp_path):
+    asked = {f"{number}": {"marks": str(tmp_path)} for number in range(4)}
+    assert run_trials(meet, asked, cpus=0.5, concurrent=1, logs=tmp_path / "tune") == {}
 
 
-def test_a_sample_is_a_function_of_its_seed_without_repeats():
-    space = {"a": list(range(10)), "b": list(range(10))}
-    sample = choose(space, 20, 1)
-    assert len({json.dumps(config) for config in sample}) == 20
-    assert sample == choose(space, 20, 1)
-    assert sample != choose(space, 20, 2)
-
-
-@pytest.mark.parametrize("options", [{"trials": 0}, {"grace": 5}, {"reduction_factor": 1}, {"space": {"step": []}}])
-def test_numbers_that_make_no_sense_are_refused(options, tmp_path):
-    with pytest.raises(ValueError, match="needs at least"):
-        run(climb, tmp_path, **{"space": {"step": [1]}} | options)
+def test_a_trial_that_no_node_can_hold_is_refused_at_once(tmp_path):
+    with pytest.raises(PlacementError, match=r"a trial needs 1 x \(1 CPUs, 8 GPUs\), but this machine has"):
+        run_trials(work, {"one": {}}, cpus=1, gpus=8, logs=tmp_path / "tune")
+    assert not (tmp_path / "tune").exists()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.defend.plan import claimed, make_plan, recipe_fingerprint
-from pipeline.defend.trials import candidates
+from pipeline.defend.trials import first_trials
 from pipeline.evaluate_flags import parse as parse_evaluation
 from pipeline.flags import parse
 from pipeline.recipe import PRESETS
@@ -94,7 +94,6 @@ def test_fractions_are_understood_where_a_number_is_asked_for() -> None:
     recipe = parse(["cifar10-linf", "--attack.step-size", "2/255", "--threat.radius=8/255"]).recipe
     assert recipe.attack.step_size == 2 / 255
     assert recipe.threat.radius == 8 / 255
-    assert parse(["--search.step-sizes", "1/2", "5/3"]).recipe.search.step_sizes == (1 / 2, 5 / 3)
     assert parse_evaluation(["--model", "m:b", "--radius=8/255"]).radius == 8 / 255
 
 
@@ -117,13 +116,43 @@ def test_a_name_that_looks_like_a_fraction_is_refused_as_the_path_that_it_is(
 
 
 def test_an_explicit_flag_is_not_searched() -> None:
-    searched = parse([]).recipe.search
-    assert searched.step_sizes
-    assert searched.noise_scales
-    fixed = parse(["--attack.step_size=0.05"]).recipe.search
-    assert fixed.step_sizes == ()
-    assert fixed.noise_scales == searched.noise_scales
-    assert parse(["--attack.steps", "10", "--search.steps", "5"]).recipe.search.steps == ()
+    assert parse([]).recipe.search.space == ()
+    searched = parse(["--search.trials=3"]).recipe.search.space
+    assert [axis.partition("=")[0] for axis in searched] == ["attack.steps", "attack.step-size", "attack.noise-scale"]
+    assert parse(["--search.trials=3", "--attack.step_size=0.1"]).recipe.search.space == (searched[0], searched[2])
+    other = ["--search.trials=3", "--attack.steps", "10", "--search.space", "attack.step-size=0.1,0.2"]
+    assert parse(other).recipe.search.space == ("attack.step-size=0.1,0.2",)
+
+
+SEARCHES = {
+    "a setting that is given": (
+        ["--attack.steps=5", "--search.space", "attack.steps=5,10"],
+        "--attack.steps is given, and --search.space searches it",
+    ),
+    "nothing left": (["--attack.steps=5", "--attack.step-size=0.1", "--attack.noise-scale=0.1"], "nothing is left to"),
+    "a grid of a range": (["--search.algorithm=grid", "--search.space", "schedule.life=1..9"], "a grid has no points"),
+    "settings that do not go together": (
+        [
+            *("--attack.conditioning=state", "--schedule.life=1", "--search.trials=4", "--search.algorithm=grid"),
+            *("--search.space", "schedule.visit-steps=1,10", "attack.steps=5,10"),
+        ],
+        "of the search (schedule.visit-steps 10, attack.steps 5): conditioning is state",
+    ),
+    "more than the lag": (["--search.space", "schedule.round-cohorts=1,9"], "trial 1 of the search"),
+    "no rung": (["--search.rounds=10", "--search.first-rounds=11"], "search.first_rounds is 11, more than the 10"),
+    "half a trial": (["--workers.trial-gpus=1.5"], "workers.trial_gpus is 1.5; it must be a share"),
+}
+
+
+@pytest.mark.parametrize("case", SEARCHES)
+def test_a_search_that_makes_no_sense_is_refused_before_any_work(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = SEARCHES[case]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--search.trials=3", *flags, "--root", str(tmp_path / "root")])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "root").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -131,8 +160,8 @@ def test_every_preset_makes_sense_also_with_the_papers_settings(preset: str) -> 
     for flags in ([], ["--paper"]):
         recipe = parse([preset, *flags]).recipe
         images = recipe.data.train_images or {"digits": 1277, "cifar10": 49_000}[recipe.data.name]
-        for attack in candidates(recipe) or [recipe.attack]:
-            loop = recipe.loop(attack)
+        tried = [trial.recipe for trial in first_trials(recipe)] if recipe.search.trials else [recipe]
+        for loop in (each.loop() for each in tried):
             schedule = Schedule(loop.schedule, images=images, seed=0)
             assert schedule.lag_bound <= loop.schedule.max_lag_updates
 

@@ -105,18 +105,16 @@ UNREADABLE = ["nan", "inf", "-inf", "", "1e400", "99999999999999999999", "0x10",
 
 @pytest.mark.parametrize("value", UNREADABLE)
 def test_what_is_no_number_is_refused_by_its_flag(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """All flags of a kind are read by one rule: one of each, alone, optional and in a list, stands for the others."""
+    """All flags of a kind are read by one rule: one of each, alone and optional, stands for the others."""
     for read, flag in (
         (parse, "--threat.radius"),
         (parse, "--attack.step-size"),
-        (parse, "--search.step-sizes"),
         (parse, "--evaluation.images"),
         (parse, "--judge.images"),
-        (parse, "--search.steps"),
         (lambda argv: parse_evaluation(["--model", "m:b", *argv]), "--radius"),
         (lambda argv: parse_evaluation(["--model", "m:b", *argv]), "--images"),
     ):
-        is_float = flag in ("--threat.radius", "--attack.step-size", "--search.step-sizes", "--radius")
+        is_float = flag in ("--threat.radius", "--attack.step-size", "--radius")
         if value == "99999999999999999999" and is_float and math.isfinite(float(value)):
             continue
         with pytest.raises(SystemExit, match="2"):

@@ -106,7 +106,7 @@ def test_a_dry_run_says_what_is_built(
     assert states() == dict.fromkeys(stages, "built")
     shutil.rmtree(next(root.glob("store/autoattack/*")))
     assert states() == dict.fromkeys(stages, "built") | {"evaluation": "3 of 4 chunks", "checks": "to do"}
-    shutil.rmtree(next(root.glob("store/search/*")))
+    shutil.rmtree(next(root.glob("store/verdict/*")))
     assert states() == {**dict.fromkeys(stages, "to do"), "classifier": "built", "rounds": "round 8 of 8"}
 
 

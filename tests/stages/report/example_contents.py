@@ -173,9 +173,9 @@ def search() -> dict:
     def trial(number: int, steps: int, noise: float | None, correct: int | None) -> dict:
         robust = None if correct is None else Accuracy(correct, 160).as_json()
         rungs = [] if correct is None else [{"rounds": 4, "robust": 0.1}, {"rounds": 8, "robust": correct / 160}]
-        attack = {"steps": steps, "noise_scale": noise, "loss": "cross-entropy"}
+        settings = {"attack.steps": steps, "attack.noise_scale": noise, "attack.loss": "cross-entropy"}
         error = "out of memory" if correct is None else None
-        return {"trial": number, "attack": attack, "rounds": 8, "robust": robust, "rungs": rungs, "error": error}
+        return {"trial": number, "settings": settings, "rounds": 8, "robust": robust, "rungs": rungs, "error": error}
 
     return {"trials": [trial(0, 10, 0.2, 27), trial(1, 20, None, 17), trial(2, 5, 0.1, None)], "chosen": 0}
 
@@ -184,12 +184,12 @@ def hostile() -> Contents:
     """Everything that is text tries to break out of where it stands."""
     check = Check(1, HOSTILE, "warn", HOSTILE, images=1, says=HOSTILE, evidence={HOSTILE: HOSTILE})
     row = Row(name=HOSTILE, values=(HOSTILE,), setting=HOSTILE, source=HOSTILE)
-    attack = {"steps": 1, HOSTILE: HOSTILE}
+    settings = {"attack.steps": 1, HOSTILE: HOSTILE}
     robust = Accuracy(1, 2).as_json()
     trials = [
         {
             "trial": HOSTILE,
-            "attack": {**attack, "loss": loss},
+            "settings": {**settings, "attack.loss": loss},
             "robust": robust,
             "rungs": [{"rounds": 1, "robust": 0.5}],
         }

@@ -173,7 +173,7 @@ def test_hostile_text_stays_text(tmp_path):
         {"search": {"trials": []}},
         {"training": ({"round": 0, "updates": 6},)},
         {"training": ({"round": 0, "updates": 6, "loss": float("nan"), "lag": None, "age": {}, "judge": None},)},
-        {"search": {"trials": [{"trial": 0, "attack": {}, "robust": None, "error": "out of memory"}]}},
+        {"search": {"trials": [{"trial": 0, "settings": {}, "robust": None, "error": "out of memory"}]}},
         {"seconds": {"nothing": 0.0}},
         {"broken": (stages.report.Broken(model="m", images=2, by={}),)},
         {"recipe": {"nothing": {}}},

@@ -1,0 +1,255 @@
+"""A search chooses the same whoever does the work, in whatever order, and whoever is killed meanwhile."""
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from loops import loop_workers
+
+import cluster.tuner
+from pipeline.axes import read_space
+from pipeline.defend.searching import Searched, search
+from pipeline.defend.trials import Trial
+from pipeline.exits import SearchError
+from pipeline.placement import Workers
+from pipeline.recipe import PRESETS, AdapterConfig, Recipe, SearchConfig
+from pipeline.tell.trial_table import rows, search_json, search_text, table_of_trials
+from stages.storage import Storage
+from stages.training.journal import Journal
+from stages.training.setup import Setup
+
+BROKEN = 1e20  # a learning rate with which the loss becomes NaN
+SPACE = ("train.learning-rate=3e-3,1e-2,3e-2", "attack.step-size=0.05,0.2")
+
+
+def recipe_of(trials: int = 4, space: tuple[str, ...] = SPACE, **search: object) -> Recipe:
+    digits = PRESETS["digits"]()
+    settings = {"rounds": 8, "first_rounds": 2, "images": 40} | search
+    return replace(
+        digits,
+        adapter=AdapterConfig(size="flat"),
+        schedule=replace(digits.schedule, cohort_images=16, round_cohorts=2, batch=16),
+        search=SearchConfig(trials=trials, space=space, **settings),  # pyright: ignore[reportArgumentType]
+        checkpoint_rounds=1,
+    )
+
+
+def workers(trials: int | None) -> Callable[[], Workers]:
+    return lambda: Workers(device="cpu", cpus=1, gpus=0, loop=loop_workers(1), trials=trials)
+
+
+def nobody() -> Workers:
+    pytest.fail("there is nothing left to train")
+
+
+def run_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Trials run here, one after the other, the last first; returns the names of those that did."""
+    ran: list[str] = []
+
+    def run(trial, asked, *, ended, **_: object) -> dict[str, str]:
+        for name in reversed(asked):
+            ran.append(name)
+            trial(asked[name])
+            ended(name, None)
+        return {}
+
+    class Here:
+        def __init__(self, value: object) -> None:
+            self.value = value
+
+        def get(self) -> object:
+            return self.value
+
+    monkeypatch.setattr(cluster.tuner, "run_trials", run)
+    monkeypatch.setattr("pipeline.defend.searching.put", Here)
+    return ran
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Trials run in this process; the names of those that did."""
+    return run_here(monkeypatch)
+
+
+def found(searched: Searched, root: Path) -> dict:
+    """All that is to be the same: what was tried, each verdict on each image, the choice, and the last weights."""
+    weights = {
+        trial: [line["weights"] for line in Journal(Storage.at(root).below(f"trials/{trial}")).lines()]
+        for trial in Storage.at(root).names("trials")
+    }
+    verdicts = [
+        (rung.rounds, rung.decision, {number: each.metrics["remains"] for number, each in rung.receipts.items()})
+        for rung in searched.rungs
+    ]
+    return {
+        "settings": [trial.settings for trial in searched.trials],
+        "verdicts": verdicts,
+        "chosen": (searched.chosen, searched.ties),
+        "weights": weights,
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_setup: Callable[..., Setup], tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A search without Ray, to its end: its root, what it found, and which trials ran in which order."""
+    root = tmp_path_factory.mktemp("search")
+    with pytest.MonkeyPatch.context() as patch:
+        ran = run_here(patch)
+        searched = search(make_setup(root), recipe_of(), workers(1), lambda line: None)
+    return root, searched, ran
+
+
+def test_every_trial_is_trained_to_the_rungs_it_reaches_and_no_further(undisturbed: tuple) -> None:
+    root, searched, ran = undisturbed
+    assert [rung.rounds for rung in searched.rungs] == [2, 4, 8]
+    for trial in searched.trials:
+        rounds = [rung.rounds for rung in searched.rungs if trial.number in rung.receipts]
+        assert ran.count(trial.name) == len(rounds)
+    done = sorted(len(lines) for lines in found(searched, root)["weights"].values())
+    assert done == sorted(
+        max(rung.rounds for rung in searched.rungs if trial.number in rung.receipts) for trial in searched.trials
+    )
+    assert set(searched.rungs[1].receipts) == set(searched.rungs[0].decision.going_on)
+    assert 0 in searched.rungs[-1].receipts  # the recipe as it stands
+
+
+def test_the_same_again_trains_nothing_also_from_a_copy(
+    undisturbed: tuple, make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    root, searched, _ = undisturbed
+    shutil.copytree(root, tmp_path / "copy")
+    again = search(make_setup(tmp_path / "copy"), recipe_of(), nobody, print)
+    assert found(again, tmp_path / "copy") == found(searched, root)
+
+
+def test_more_trials_keep_the_verdicts_that_are_there(
+    undisturbed: tuple, in_process: list[str], make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    root, searched, _ = undisturbed
+    shutil.copytree(root, tmp_path / "copy")
+    more = search(make_setup(tmp_path / "copy"), recipe_of(6), workers(1), print)
+    assert [trial.settings for trial in more.trials[:4]] == [trial.settings for trial in searched.trials]
+    first = {name for name in in_process if in_process.count(name)}
+    assert {more.trials[4].name, more.trials[5].name} <= first
+    for number, receipt in searched.rungs[0].receipts.items():
+        assert more.rungs[0].receipts[number].manifest == receipt.manifest
+
+
+def test_a_lost_verdict_is_read_again_from_the_rounds_that_were_trained(
+    undisturbed: tuple, in_process: list[str], make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    root, searched, _ = undisturbed
+    shutil.copytree(root, tmp_path / "copy")
+    receipt = searched.rungs[0].receipts[0]
+    shutil.rmtree(tmp_path / "copy" / "store" / "verdict" / receipt.fingerprint)
+    again = search(make_setup(tmp_path / "copy"), recipe_of(), workers(1), print)
+    assert in_process == [searched.trials[0].name]
+    assert found(again, tmp_path / "copy") == found(searched, root)
+
+
+def test_tpe_chooses_the_same_when_it_is_asked_again(
+    in_process: list[str], make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna")
+    recipe = recipe_of(5, ("train.learning-rate=1e-3..3e-2:log",), algorithm="tpe", batch=3, rounds=2)
+    searched = search(make_setup(tmp_path), recipe, workers(1), print)
+    assert len(searched.trials) == len(set(in_process)) == 5
+    assert found(search(make_setup(tmp_path), recipe, nobody, print), tmp_path) == found(searched, tmp_path)
+
+
+def test_a_training_that_diverges_is_a_verdict_and_all_of_them_are_one_message(
+    in_process: list[str], make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    recipe = recipe_of(2, (f"train.learning-rate={BROKEN}",), rounds=4)
+    said: list[str] = []
+    searched = search(make_setup(tmp_path), recipe, workers(1), said.append)
+    assert searched.rungs[0].decision.failed == (1,)
+    assert searched.chosen == 0
+    assert any(line.startswith("trial 1 (train.learning-rate 1e+20) failed: ") for line in said)
+    assert search_json(searched)["trials"][1]["robust"] is None
+    ran = len(in_process)
+    broken = replace(recipe, train=replace(recipe.train, learning_rate=BROKEN), search=replace(recipe.search, trials=1))
+    with pytest.raises(
+        SearchError, match=r"all 1 trials of the search failed by round 2; trial 0 \(train.learning-rate"
+    ):
+        search(make_setup(tmp_path), broken, workers(1), said.append)
+    assert len(in_process) == ran  # that verdict was there: the same settings are the same trial
+
+
+def test_trials_that_keep_dying_end_the_search_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    def fail(trial, asked, *, ended, **_: object) -> dict[str, str]:
+        return dict.fromkeys(asked, "its process died")
+
+    monkeypatch.setattr(cluster.tuner, "run_trials", fail)
+    monkeypatch.setattr("pipeline.defend.searching.put", lambda value: value)
+    with pytest.raises(SearchError, match=r"4 of 4 trials kept failing before round 2, the first, 000-.*: its process"):
+        search(make_setup(tmp_path), recipe_of(), workers(1), print)
+
+
+@contextmanager
+def killing(root: Path, kills: int) -> Iterator[list[int]]:
+    """Kills so many processes that train a trial, each as soon as it has written down a round."""
+    killed, over = [], threading.Event()
+
+    def kill() -> None:
+        while len(killed) < kills and not over.wait(0.02):
+            for path in root.glob("trials/*/metrics/*.jsonl"):
+                lines = Journal(Storage.at(path.parents[1])).lines()
+                process = int(lines[-1]["worker"].rpartition(":")[2]) if lines else os.getpid()
+                if process not in (os.getpid(), *killed) and len(killed) < kills:
+                    killed.append(process)
+                    os.kill(process, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_one_at_a_time_two_at_once_and_killed_are_the_same_search(
+    at_once: int, undisturbed: tuple, make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    root, searched, _ = undisturbed
+    with killing(tmp_path, at_once) as killed:
+        ours = search(make_setup(tmp_path), recipe_of(), workers(at_once), print)
+    assert len(killed) == at_once
+    assert found(ours, tmp_path) == found(searched, root)
+
+
+def test_a_search_is_told_as_a_table_that_has_every_verdict(undisturbed: tuple) -> None:
+    _, searched, _ = undisturbed
+    table = list(rows(searched))
+    assert len(table) == sum(len(rung.receipts) for rung in searched.rungs)
+    for row in table:
+        assert row["robust_low"] <= row["robust"] <= row["robust_high"]
+        assert row["images"] == 40
+        assert row["attack_steps"] == row["rounds"] * 32
+        assert row["updates"] == row["rounds"] * 2
+    assert [row["trial"] for row in table if row["decision"] == "chosen"] == [searched.chosen]
+    text = table_of_trials(searched)
+    assert len([line for line in text.splitlines() if "]" in line]) == len(searched.trials)
+    assert f"trial {searched.chosen} (" in search_text(searched)
+    told = search_json(searched)
+    assert [trial["trial"] for trial in told["trials"]] == [0, 1, 2, 3]
+    assert told["trials"][searched.chosen]["rounds"] == 8
+
+
+def test_the_chosen_recipe_has_the_settings_of_its_trial(undisturbed: tuple) -> None:
+    _, searched, _ = undisturbed
+    chosen: Trial = searched.trials[searched.chosen]
+    assert searched.recipe.train.learning_rate == chosen.settings["train.learning_rate"]
+    assert set(read_space(recipe_of(), SPACE)) == set(chosen.settings)
