@@ -76,6 +76,7 @@ def _runner(trial: Callable[[Any], None], asked: dict[str, Any]) -> Callable[[di
 
     def run(choice: dict[str, str]) -> None:
         trial(asked[choice["trial"]])
+        tune.report({"ended": True})  # of a trial without a report, Tune prints that there is none
 
     return run
 

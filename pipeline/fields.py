@@ -84,6 +84,27 @@ def replaced(config: Config, settings: Mapping[str, object]) -> Config:
     return replace(config, **own)  # pyright: ignore[reportType, reportArgumentType] - a dataclass
 
 
+def merged(config: Config, values: Mapping[str, object], name: str = "") -> Config:
+    """A config with the values of a file, as JSON or YAML nests them, in place of its own.
+
+    Raises ValueError, with a field's name, for fields that there are not, and as its own checks.
+    """
+    kinds, own = typing.get_type_hints(type(config)), {}
+    for part, value in values.items():
+        key, called = str(part).replace("-", "_"), f"{name}{part}"
+        if key not in kinds:
+            raise ValueError(f"there is no setting {called}; {_there(type(config))}")
+        if dataclasses.is_dataclass(kinds[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{called} is {value!r}; it is a group of settings: {_there(kinds[key])}")
+            own[key] = merged(getattr(config, key), value, f"{called}.")
+        elif isinstance(value, str) and str not in (kinds[key], *typing.get_args(kinds[key])):
+            own[key] = read_value(kinds[key], value, called)  # YAML takes 5e-3 for a text
+        else:
+            own[key] = tuple(value) if isinstance(value, list) else value
+    return replace(config, **own)  # pyright: ignore[reportType, reportArgumentType] - a dataclass
+
+
 def read_field(config: object, name: str, text: str) -> Any:  # noqa: ANN401 - of whatever type the field has
     """A field's value as a command line writes it. Raises ValueError for what the field's type does not allow."""
     return read_value(field_type(config, name), text, flag(name))

@@ -12,6 +12,7 @@ from pipeline.axes import DEFAULT_SPACE, default_space, read_space
 from pipeline.exits import fail
 from pipeline.fields import flag, number, whole
 from pipeline.recipe import PRESETS, Recipe, as_in_paper
+from pipeline.recipe_files import read_recipe
 from stages.settings import check_settings
 
 USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--flags]"
@@ -26,7 +27,7 @@ SHORT = {
 """Flags that both commands take, by the settings that they set."""
 OF_A_RUN = (
     SHORT
-    | {"--data": "--data.name", "--norm": "--threat.norm"}
+    | {"--data": "--data.name", "--norm": "--threat.norm", "--trials": "--search.trials"}
     | {flag: "--threat.radius" for flag in ("--radius", "--eps", "--threat.eps")}
 )
 TURNS = 2  # processes that may share a CPU of a local session
@@ -83,32 +84,59 @@ class Command:
     the best."""
     dry_run: bool = False
     """Print the stages, whether they are built, and what the rest costs; do nothing."""
+    recipe_file: Annotated[str | None, tyro.conf.arg(name="recipe")] = None
+    """Start from the recipe in a file instead of a preset: best.json of a search, recipe.json of a run, or YAML."""
     paper: bool = False
     """Start from the paper's own settings instead of the preset's."""
     preset: tyro.conf.Suppress[str] = "digits"
 
 
-def parse(argv: list[str]) -> Command:
-    """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
+def parse(argv: list[str], *, usage: str = USAGE, purpose: str | None = None, trials: int = 0) -> Command:
+    """The command that the arguments give; ``trials`` are the search's where preset or file have none.
+
+    Ends with exit code 2 and one message where they make no sense.
+    """
     check_flags(argv)
-    preset, flags = "digits", argv
-    if argv and not argv[0].startswith("-"):
-        preset, flags = argv[0], argv[1:]
-    if preset not in PRESETS:
-        fail(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}. Usage: {USAGE}")
-    recipe = PRESETS[preset]()
+    named = argv[:1] if argv and not argv[0].startswith("-") else []
+    flags = in_full(argv[len(named) :], OF_A_RUN)
+    preset, recipe = _start(named, _recipe_file(flags), usage)
     if "--paper" in flags:
         recipe = as_in_paper(recipe)
+    if not recipe.search.trials:
+        recipe = replace(recipe, search=replace(recipe.search, trials=trials))
     default = Command(recipe=recipe, workers=WorkersConfig(), preset=preset)
-    flags = in_full(flags, OF_A_RUN)
     try:
-        command = tyro.cli(Command, prog=USAGE, default=default, args=flags, registry=NUMBERS)
+        command = tyro.cli(Command, prog=usage, description=purpose, default=default, args=flags, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))
     try:
         return replace(command, recipe=_with_space(command.recipe, flags))
     except ValueError as error:
         fail(str(error))
+
+
+def _recipe_file(flags: list[str]) -> str | None:
+    """The file that --recipe names."""
+    for given, following in zip(flags, [*flags[1:], ""], strict=True):
+        name, equals, value = given.partition("=")
+        if name == "--recipe":
+            return value if equals else following
+    return None
+
+
+def _start(named: list[str], file: str | None, usage: str) -> tuple[str, Recipe]:
+    """The recipe that flags override, and its preset: of those arguments, or of a file."""
+    preset = named[0] if named else "digits"
+    if preset not in PRESETS:
+        fail(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}. Usage: {usage}")
+    if file is None:
+        return preset, PRESETS[preset]()
+    if named:
+        fail(f"{preset} and --recipe {file} are both recipes to start from: give one of them")
+    try:
+        return read_recipe(file)
+    except ValueError as error:
+        fail(f"--recipe {file}: {error}")
 
 
 def _with_space(recipe: Recipe, flags: list[str]) -> Recipe:

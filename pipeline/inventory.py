@@ -1,10 +1,10 @@
-"""What lies below a root, and which runs and evaluations need it.
+"""What lies below a root, and which runs, searches and evaluations need it.
 
 Of the shards, of which there may be millions, only 16 bytes each are held.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -19,17 +19,19 @@ from stages.trajectories import shards
 from stages.trajectories.ledger import FOLDER, Ledger
 from stages.trajectories.shards import read_shard
 
-TRAININGS = {"search": "search", "ablations": "ablation", "classifiers": "classifier"}
+TRAININGS = {"ablations": "ablation", "classifiers": "classifier"}
 """What ROOT/<folder>/<fingerprint> holds is to go on from, until the artifact of that kind and fingerprint is there."""
+TRIALS = "trials"
+"""What ROOT/trials/<fingerprint> holds is to go on from, until the searches that name it are finished."""
 SUFFIX = shards.shard_key("").rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """A run or an evaluation."""
+    """A run, a search or an evaluation."""
 
     folder: str
-    """Where it lies below the root: runs/<name> or evaluations/<name>."""
+    """Where it lies below the root: runs/<name>, searches/<name> or evaluations/<name>."""
     finished: bool
     """Whether its results are written; only then is known which artifacts it needs."""
     artifacts: frozenset[str]
@@ -39,6 +41,8 @@ class Folder:
     trained: int = 0
     """Rounds trained, of `rounds`."""
     rounds: int = 0
+    trials: frozenset[str] = frozenset()
+    """Where a search's trials lie below the root."""
 
 
 class Inventory:
@@ -49,15 +53,21 @@ class Inventory:
 
     @cached_property
     def kept(self) -> dict[str, Folder]:
-        """Runs, then evaluations, by folder."""
+        """Runs, then searches, then evaluations, by folder."""
         runs = [_run(self.root, name) for name in self.root.names("runs")]
+        searches = [_search(self.root, name) for name in self.root.names("searches")]
         evaluations = [_evaluation(self.root, name) for name in self.root.names("evaluations")]
-        return {each.folder: each for each in [*runs, *evaluations]}
+        return {each.folder: each for each in [*runs, *searches, *evaluations]}
 
     @property
     def runs(self) -> list[str]:
         """The folders of runs."""
         return [folder for folder in self.kept if folder.startswith("runs/")]
+
+    @property
+    def owned(self) -> list[str]:
+        """The folders that have one owner while work goes on in them: of runs and searches."""
+        return [folder for folder in self.kept if folder.startswith(("runs/", "searches/"))]
 
     def ledger(self, folder: str) -> Ledger:
         """The ledger of a run or a training."""
@@ -76,11 +86,14 @@ class Inventory:
     @cached_property
     def trainings(self) -> dict[str, list[Entry]]:
         """What searches, trainings of checks and classifiers left to go on from, by "folder/fingerprint"."""
-        return _grouped(chain.from_iterable(map(self.root.entries, TRAININGS)), slice(0, 2))
+        return _grouped(chain.from_iterable(map(self.root.entries, [TRIALS, *TRAININGS])), slice(0, 2))
 
-    def is_done(self, training: str) -> bool:
-        """Whether what a training was for is there."""
+    def is_done(self, training: str, dropped: Collection[str] = ()) -> bool:
+        """Whether what a training was for is there, or nobody wants it who is not dropped."""
         folder, _, name = training.partition("/")
+        if folder == TRIALS:
+            searches = (each for key, each in self.kept.items() if key not in dropped and not each.finished)
+            return not any(training in each.trials for each in searches)
         files = self.artifacts.get(f"{TRAININGS[folder]}/{name}", [])
         return any(each.key.endswith("/manifest.json") for each in files)
 
@@ -91,9 +104,10 @@ class Inventory:
 
     def needed_shards(self, dropped: Iterable[str] = ()) -> set[bytes]:
         """Shards of runs, and of trainings that are to go on; not those of the dropped folders alone."""
-        places = [folder for folder in self.kept if folder not in set(dropped)]
+        dropped = set(dropped)
+        places = [folder for folder in self.kept if folder not in dropped]
         for training, entries in self.trainings.items():
-            if not self.is_done(training):  # a search has a journal a trial
+            if not self.is_done(training, dropped):  # the check's trainings have a journal each
                 places += sorted({each.key.partition("/metrics/")[0] for each in entries if "/metrics/" in each.key})
         return {bytes.fromhex(name) for place in places for name in self.shards_of(place)}
 
@@ -108,7 +122,7 @@ class Inventory:
         shards, artifacts = self.needed_shards(dropped), self.needed_artifacts(dropped)
         unneeded = (entry for name, entry in self.shards() if bytes.fromhex(name) not in shards)
         receipts = [] if artifacts is None else [name for name in self.artifacts if name not in artifacts]
-        left = [training for training in self.trainings if self.is_done(training)]
+        left = [training for training in self.trainings if self.is_done(training, dropped)]
         yield from (
             each
             for each in chain(
@@ -184,6 +198,19 @@ def _run(root: Storage, name: str) -> Folder:
         preset=recipe.get("preset", ""),
         trained=Journal(run).checkpointed,
         rounds=recipe["recipe"]["schedule"]["rounds"] if recipe else 0,
+    )
+
+
+def _search(root: Storage, name: str) -> Folder:
+    found = _json(root.below(f"searches/{name}"), "search.json")
+    trials, chosen = found.get("trials", ()), found.get("chosen")
+    best = f"trial {chosen}: {_percent(trials[chosen]['robust'])} on the hold-out; " if chosen is not None else ""
+    return Folder(
+        folder=f"searches/{name}",
+        finished=found.get("finished", False),
+        artifacts=frozenset(found.get("artifacts", ())),
+        robust_accuracy=f"{best}{len(trials)} trials" if found.get("finished") else f"{len(trials)} trials, begun",
+        trials=frozenset(each["folder"] for each in trials if "folder" in each),
     )
 
 

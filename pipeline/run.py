@@ -18,7 +18,7 @@ from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.dry_run import describe_costs
 from pipeline.defend.loop import run_loop
 from pipeline.defend.plan import Plan, claimed, make_plan
-from pipeline.defend.searching import search
+from pipeline.defend.searching import search, search_folder
 from pipeline.defend.trained import Trained, examine_trained, selected_model, subjects_of
 from pipeline.delivery import check_arrival
 from pipeline.exits import conduct, fail
@@ -31,6 +31,7 @@ from pipeline.progress import Passing, Say, passing
 from pipeline.tell.report_contents import contents_of, gallery
 from pipeline.tell.results import Results, ending, write_results
 from pipeline.tell.run_facts import RunFacts
+from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import search_text
 from stages.evaluation.accuracy import on_device
 from stages.lease import Lease
@@ -55,8 +56,11 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
         searched = None
         if recipe.search.trials:
             with timed("search"):
-                searched = search(plan.setup(classifier), recipe, workers, say)
+                setup = plan.setup(classifier)
+                folder = search_folder(plan, setup)
+                searched = search(setup, recipe, workers, say, folder=folder)
                 say(search_text(searched))
+                write_search(searched, folder, preset=plan.command.preset)
                 plan = plan.with_recipe(searched.recipe)
 
         setup = plan.setup(classifier)

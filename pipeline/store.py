@@ -46,10 +46,11 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Delete what no run or evaluation needs: shards, receipts, and what finished searches and trainings left."""
+    """Delete what no run, search or evaluation needs: shards, receipts, and what finished trials and trainings left."""
 
     drop: tuple[str, ...] = ()
-    """Runs and evaluations, as runs/NAME and evaluations/NAME, that are deleted as well, with what only they need."""
+    """Runs, searches and evaluations, as runs/NAME, searches/NAME and evaluations/NAME, that are deleted as well, with
+    what only they need."""
     older_hours: float = 24.0
     """Keep what is younger than this: a command at work may be about to need it. What is dropped goes at any age."""
     yes: bool = False
@@ -170,13 +171,13 @@ def _unknown(inventory: Inventory) -> Iterator[str]:
 
 
 def prune(inventory: Inventory, config: Prune, say: Say) -> str:
-    """Delete, or say, what is not needed. Raises ClaimedError where a run is at work."""
+    """Delete, or say, what is not needed. Raises ClaimedError where a run or search is at work."""
     unknown = [folder for folder in config.drop if folder not in inventory.kept]
     if unknown:
         known = ", ".join(inventory.kept) or "none"
-        raise ClaimedError(f"--drop {unknown[0]}: there is no such run or evaluation; there are: {known}")
+        raise ClaimedError(f"--drop {unknown[0]}: there is no such run, search or evaluation; there are: {known}")
     with ExitStack() as stack:
-        for folder in inventory.runs:
+        for folder in inventory.owned:
             try:
                 stack.enter_context(lease(inventory.root.below(folder), "lock"))
             except TakenError as error:

@@ -5,12 +5,14 @@ one worker and eight, undisturbed and killed, choose the same; the same call aga
 trials keeps those that are there.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from cluster.refs import Ref, put
 from pipeline.artifacts import Artifact, scratch
+from pipeline.defend.plan import Plan
 from pipeline.defend.trials import Trial, find_verdict, first_trials, make_verdict, next_trials
 from pipeline.exits import SearchError
 from pipeline.placement import Workers
@@ -19,8 +21,10 @@ from pipeline.recipe import Recipe
 from stages.evaluation.comparison import Comparison
 from stages.fingerprint import fingerprint
 from stages.search.halving import Decision, TrialVerdict, decide, ranked, tied_with_best
+from stages.storage import Storage
 from stages.training.setup import Setup
 
+SEARCH = "search.json"  # of a search's folder
 OWN = 0  # the recipe as it stands, which goes on to the end, so that the result says what the search gained
 
 
@@ -45,6 +49,8 @@ class Searched:
     rungs: Sequence[Rung]
     chosen: int
     """The best of the last rung."""
+    classifier: str
+    """The fingerprint of what is defended."""
     ties: tuple[int, ...]
     """Of the last rung, those that the judge's images do not tell apart from it."""
 
@@ -79,19 +85,26 @@ def search_fingerprint(setup: Setup, recipe: Recipe) -> str:
     )
 
 
-def search(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say) -> Searched:
-    """All trials of the recipe's search, to the end. ``workers`` are asked for where there is something to train.
+def search_folder(plan: Plan, setup: Setup) -> Storage:
+    """Where what a search leaves for people lies: the same for whoever searches the same."""
+    name = f"{plan.command.preset}-{search_fingerprint(setup, plan.recipe)[:8]}"
+    return plan.root.below(f"searches/{name}")
+
+
+def search(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say, *, folder: Storage) -> Searched:
+    """All trials of the recipe's search, to the end. ``workers`` are asked for where there is something to train; then
+    search.json in the folder says which trials there are.
 
     Raises SearchError where trials keep dying, or all of them fail.
     """
-    return _Search(setup, recipe, workers, say).run()
+    return _Search(setup, recipe, workers, say, folder).run()
 
 
 class _Search:
     """A search on its way."""
 
-    def __init__(self, setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say) -> None:
-        self.setup, self.recipe, self.workers, self.say = setup, recipe, workers, say
+    def __init__(self, setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Say, folder: Storage) -> None:
+        self.setup, self.recipe, self.workers, self.say, self.folder = setup, recipe, workers, say, folder
         self.trials = first_trials(recipe)
         self.rungs: list[Rung] = []
 
@@ -105,7 +118,13 @@ class _Search:
         for rounds in (first, *later):
             alive = self._rung(rounds, alive).decision.going_on
         last = self.rungs[-1].verdicts
-        return Searched(trials=self.trials, rungs=self.rungs, chosen=ranked(last)[0], ties=tied_with_best(last))
+        return Searched(
+            trials=self.trials,
+            rungs=self.rungs,
+            chosen=ranked(last)[0],
+            ties=tied_with_best(last),
+            classifier=self.setup.classifier_fingerprint,
+        )
 
     def _extend(self, rounds: int) -> None:
         """Ask for further trials, a batch at a time, each after the verdicts of the first rung on those before."""
@@ -146,6 +165,7 @@ class _Search:
         from cluster.tuner import run_trials  # takes seconds, and a worker that reads a plan searches nothing
 
         place = self.workers()
+        self._note(rounds)
         names = {self.trials[number].name: number for number in numbers}
         self.say(f"search: {len(names)} of {len(setups)} trials to round {rounds}")
         passing(self.say)(f"search: {len(names)} trials to round {rounds}")
@@ -170,6 +190,19 @@ class _Search:
                 f"{len(failed)} of {len(names)} trials kept failing before round {rounds}, the first, {name}, with: "
                 f"{error}; what the others found is kept, and the same command tries these again"
             )
+
+    def _note(self, rounds: int) -> None:
+        """Write down which trials there are, and how far they are to get, for whoever looks on."""
+        found = {
+            "finished": False,
+            "rungs": self.recipe.rungs.all,
+            "rung": rounds,
+            "asked": self.recipe.search.trials,
+            "trials": [
+                {"trial": each.number, "name": each.name, "folder": each.setup(self.setup).name} for each in self.trials
+            ],
+        }
+        self.folder.put(SEARCH, json.dumps(found, indent=1).encode())
 
     def _tell(self, number: int, setup: Setup, rounds: int, error: str | None) -> None:
         trial = self.trials[number]

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.artifacts import Store
 from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.plan import Plan
-from pipeline.defend.searching import search
+from pipeline.defend.searching import search, search_folder
 from pipeline.defend.trained import examine_trained, selected_model, subjects_of
 from pipeline.measure.chunks import Chunk
 from pipeline.measure.evaluation import chunks_of, evaluate
@@ -68,7 +68,9 @@ def _go_through(plan: Plan, found: Survey) -> None:
     found.built.append("classifier")
     setup = plan.setup(classifier)
     if recipe.search.trials:
-        plan = plan.with_recipe(search(setup, recipe, _no_workers, _say_nothing).recipe)
+        plan = plan.with_recipe(
+            search(setup, recipe, _no_workers, _say_nothing, folder=search_folder(plan, setup)).recipe
+        )
     found.built.append("search")
     found.setup = setup = plan.setup(classifier)
     if not setup.is_complete:

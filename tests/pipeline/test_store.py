@@ -127,10 +127,12 @@ def test_a_ledger_is_written_again_from_its_shards(setup: Setup) -> None:
 def test_pruning_deletes_what_nobody_needs_and_no_more(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     before, weights = objects(setup), published(setup)
     setup.root.put(shard_key("0" * 32), b"of a round that was never trained on")
-    for name in ("store/search/a/manifest.json", "search/a/trial-0/train/state-3.pt", "ledger/search/a/trial-0/0-2"):
+    for name in ("store/ablation/a/manifest.json", "ablations/a/part/train/state-3.pt", "ledger/ablations/a/part/0-2"):
         setup.root.put(name, b"{}")
-    setup.root.put("search/b/trial-0/train/state-3.pt", b"to go on from")
-    leftovers = objects(setup) - before - {"search/b/trial-0/train/state-3.pt"} | {"store/search/a/manifest.json"}
+    for name in ("trials/a/train/state-3.pt", "ledger/trials/a/0-2"):  # which no search names
+        setup.root.put(name, b"{}")
+    setup.root.put("ablations/b/part/train/state-3.pt", b"to go on from")
+    leftovers = objects(setup) - before - {"ablations/b/part/train/state-3.pt"} | {"store/ablation/a/manifest.json"}
     spare = {key for key in before if key.startswith("store/pgd/spare")}
     assert store(setup, "prune", "--yes") == 0  # all of it is younger than a day
     assert objects(setup) >= before | leftovers
@@ -138,10 +140,28 @@ def test_pruning_deletes_what_nobody_needs_and_no_more(setup: Setup, capsys: pyt
     assert objects(setup) >= before | leftovers
     assert f"{len(leftovers | spare)} objects" in capsys.readouterr().out
     assert store(setup, "prune", "--older-hours", "0", "--yes") == 0
-    assert objects(setup) == (before - spare) | {"search/b/trial-0/train/state-3.pt"}
+    assert objects(setup) == (before - spare) | {"ablations/b/part/train/state-3.pt"}
     assert store(setup, "verify") == 0
     assert run_serially(setup) == 0
     assert published(setup) == weights
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_a_trial_goes_on_from_stays_until_its_search_is_finished(
+    finished: bool, setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial, verdict = "trials/a/train/state-3.pt", "store/verdict/b/manifest.json"
+    noted = {"finished": finished, "trials": [{"trial": 0, "folder": "trials/a"}], "artifacts": ["verdict/b"]}
+    setup.root.put("searches/s/search.json", json.dumps(noted).encode())
+    for name in (trial, verdict):
+        setup.root.put(name, b"{}")
+    assert store(setup, "prune", "--older-hours", "0", "--yes") == 0
+    assert setup.root.exists(trial) is not finished
+    assert setup.root.exists(verdict)
+    assert store(setup, "ls") == 0
+    assert "searches/s" in capsys.readouterr().out
+    assert store(setup, "prune", "--older-hours", "0", "--yes", "--drop", "searches/s") == 0
+    assert not [key for key in objects(setup) if key.startswith(("trials", "searches", "store/verdict"))]
 
 
 def test_receipts_stay_while_a_run_has_yet_to_say_which_it_needs(

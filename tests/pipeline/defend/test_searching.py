@@ -14,7 +14,8 @@ from loops import loop_workers
 
 import cluster.tuner
 from pipeline.axes import read_space
-from pipeline.defend.searching import Searched, search
+from pipeline.defend.searching import Searched
+from pipeline.defend.searching import search as search_in
 from pipeline.defend.trials import Trial
 from pipeline.exits import SearchError
 from pipeline.placement import Workers
@@ -42,6 +43,11 @@ def recipe_of(trials: int = 4, space: tuple[str, ...] = SPACE, **search: object)
 
 def workers(trials: int | None) -> Callable[[], Workers]:
     return lambda: Workers(device="cpu", cpus=1, gpus=0, loop=loop_workers(1), trials=trials)
+
+
+def search(setup: Setup, *arguments: object) -> Searched:
+    """A search whose folder is below its own root."""
+    return search_in(setup, *arguments, folder=setup.root.below("searches/test"))  # pyright: ignore[reportArgumentType]
 
 
 def nobody() -> Workers:

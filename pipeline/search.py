@@ -1,0 +1,61 @@
+"""python -m pipeline.search: trials of other settings, and the recipe that comes out best.
+
+The same command again resumes, and one for more trials keeps those that are there.
+"""
+
+import sys
+from contextlib import ExitStack
+from functools import partial
+
+from pipeline.defend.classifiers import classifiers_of
+from pipeline.defend.plan import Plan, make_plan
+from pipeline.defend.searching import search, search_folder
+from pipeline.delivery import check_arrival
+from pipeline.exits import ClaimedError, conduct, fail
+from pipeline.flags import parse
+from pipeline.placement import Session
+from pipeline.progress import Say, passing
+from pipeline.recipe import SearchConfig
+from pipeline.tell.search_files import write_search
+from pipeline.tell.trial_table import search_text, table_of_trials
+from stages.lease import TakenError, lease
+
+USAGE = "python -m pipeline.search [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--trials N] [--flags]"
+
+
+def run_search(plan: Plan, say: Say) -> str:
+    """A plan's search from what is there to the end; what the command prints."""
+    with ExitStack() as stack:
+        passing(say)("classifier")
+        workers = Session(plan.command.workers, plan.recipe, stack, first=partial(check_arrival, plan.external))
+        ((classifier, _),) = classifiers_of([plan], workers, say)
+        setup = plan.setup(classifier)
+        folder = search_folder(plan, setup)
+        try:
+            held = stack.enter_context(lease(folder, "lock"))
+        except TakenError as error:
+            raise ClaimedError(f"{error}: let that search end, or stop it") from None
+        say(f"{plan.data.name}: search {folder}")
+        searched = search(setup, plan.recipe, workers, say, folder=folder)
+        held.check()
+        written = write_search(searched, folder, preset=plan.command.preset)
+    paths = "".join(f"\n{name:14}{path}" for name, path in written.items())
+    train = f"python -m pipeline.run --recipe {written['best']} --root {plan.root}"
+    return f"\n{table_of_trials(searched)}\n\n{search_text(searched)}\n{paths}\n\nto train it: {train}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit code, as `conduct` says."""
+    given = sys.argv[1:] if argv is None else argv
+    command = parse(given, usage=USAGE, purpose="Search settings of a recipe.", trials=SearchConfig().trials)
+    try:
+        if not command.recipe.search.trials:
+            raise ValueError("--trials is 0: a search needs at least 1")  # noqa: TRY301 - as what a plan refuses
+        plan = make_plan(command)
+    except ValueError as error:
+        fail(str(error))
+    return conduct(lambda say: run_search(plan, say), root=command.root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

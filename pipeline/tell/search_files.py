@@ -1,0 +1,62 @@
+"""What a search leaves for people, in ROOT/searches/NAME."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from pipeline.defend.searching import SEARCH, Searched
+from pipeline.recipe_files import recipe_json
+from pipeline.tell.trial_table import Row, rows, search_json
+from stages.storage import Storage
+
+
+def write_search(searched: Searched, folder: Storage, *, preset: str) -> dict[str, str]:
+    """Write trials.csv and trials.parquet (a row a trial and rung), best.json (the recipe that was chosen, which
+    --recipe takes) and search.json; returns where each is, by name."""
+    found, told = list(rows(searched)), search_json(searched)
+    best = replace(searched.recipe, search=replace(searched.recipe.search, trials=0, space=()))
+    verdict = told["trials"][searched.chosen]
+    noted = json.loads(folder.find(SEARCH) or b"{}")
+    trials = [{**before, **now} for before, now in zip(_named(searched, noted), told["trials"], strict=True)]
+    needed = [f"classifier/{searched.classifier}", *(each.manifest["name"] for each in searched.receipts)]
+    contents = {
+        "table": ("trials.csv", _csv(found)),
+        "parquet": ("trials.parquet", _parquet(found)),
+        "best": ("best.json", _json(recipe_json(best, preset) | {"trial": verdict})),
+        "search": (SEARCH, _json({**noted, **told, "trials": trials, "artifacts": needed, "finished": True})),
+    }
+    for name, content in contents.values():
+        folder.put(name, content)
+    return {name: folder.location(file) for name, (file, _) in contents.items()}
+
+
+def _named(searched: Searched, noted: dict) -> list[dict]:
+    """What was noted of each trial when it began; its name alone where all verdicts came from another search."""
+    known = {each["trial"]: each for each in noted.get("trials", ())}
+    return [known.get(trial.number, {"name": trial.name}) for trial in searched.trials]
+
+
+def _json(content: dict) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _csv(found: list[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0]))
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue().encode()
+
+
+def _parquet(found: list[Row]) -> bytes:
+    columns = {name: [row[name] for row in found] for name in found[0]}
+    for name, values in columns.items():
+        if len({type(value) for value in values if value is not None}) > 1:  # a column has one type
+            columns[name] = [value if value is None else str(value) for value in values]
+    content = pa.BufferOutputStream()
+    parquet.write_table(pa.table(columns), content)
+    return content.getvalue().to_pybytes()

@@ -1,0 +1,102 @@
+"""The search as a user runs it: killed, again, and for more trials; what it leaves is what a run takes."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from commands import TINY, flags_of, run
+
+from pipeline.flags import parse
+from pipeline.recipe_files import read_recipe
+from pipeline.search import main
+
+SEARCH = {name: value for name, value in TINY.items() if not name.startswith("search")} | {
+    "search.rounds": 4,
+    "search.first-rounds": 2,
+    "search.images": 32,
+    "search.space": "train.learning-rate=1e-3..1e-2:log",
+}
+
+
+def command(root: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.search", *flags_of(SEARCH), "--root", str(root), *flags]
+
+
+def table_of(root: Path) -> list[dict]:
+    (path,) = root.glob("searches/digits-*/trials.csv")
+    times = ("seconds",)
+    with path.open() as file:
+        return [{name: value for name, value in row.items() if name not in times} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    root = tmp_path_factory.mktemp("search")
+    ended = run(command(root, "--trials=3", "--workers.trials=1"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return root, ended.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_leaves_a_table_and_a_recipe_that_a_run_takes(undisturbed: tuple[Path, str]) -> None:
+    root, printed = undisturbed
+    rows = table_of(root)
+    (parquet,) = root.glob("searches/digits-*/trials.parquet")
+    assert [row["trial"] for row in pq.read_table(parquet).to_pylist()] == [int(row["trial"]) for row in rows]
+    (chosen,) = [row for row in rows if row["decision"] == "chosen"]
+    best = next(root.glob("searches/digits-*/best.json"))
+    preset, recipe = read_recipe(str(best))
+    assert preset == "digits"
+    assert recipe.train.learning_rate == float(chosen["train.learning-rate"])
+    assert recipe.search.trials == 0
+    assert f"python -m pipeline.run --recipe {best}" in printed
+    assert parse(["--recipe", str(best)]).recipe == recipe
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_and_called_again_it_is_the_same_and_more_trials_keep_those_that_are_there(
+    undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        command(tmp_path, "--trials=3"), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    ) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "judge" in line:
+                driver.send_signal(signal.SIGKILL)
+    assert not list(tmp_path.glob("searches/*/best.json"))
+    ended = run(command(tmp_path, "--trials=3"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rows = table_of(tmp_path)
+    assert rows == table_of(undisturbed[0])
+    ended = run(command(tmp_path, "--trials=4"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    first = [row["verdict"] for row in rows if row["rounds"] == "2"]
+    assert [row["verdict"] for row in table_of(tmp_path) if row["rounds"] == "2"][:3] == first
+    noted = json.loads(next(tmp_path.glob("searches/*/search.json")).read_text())
+    assert noted["finished"]
+    assert len(noted["trials"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--trials=0"], "a search needs at least 1"),
+        (["--trials=2", "--search.space", "attack.steps=0,5"], "attack.steps (T) is 0"),
+    ],
+)
+def test_a_search_of_nothing_is_refused(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--root", str(tmp_path / "root")])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "root").exists()
