@@ -117,7 +117,7 @@ def parse(argv: list[str], *, usage: str = USAGE, purpose: str | None = None, tr
 
 def _recipe_file(flags: list[str]) -> str | None:
     """The file that --recipe names."""
-    for given, following in zip(flags, [*flags[1:], ""], strict=True):
+    for given, following in zip(flags, [*flags, ""][1:], strict=True):
         name, equals, value = given.partition("=")
         if name == "--recipe":
             return value if equals else following

@@ -52,7 +52,7 @@ REFUSED = {
     "an unknown setting": ('{"attack": {"stepsize": 1}}', "there is no setting attack.stepsize; there are: "),
     "no group": ('{"attack": 1}', "attack is 1; it is a group of settings: there are: "),
     "a wrong type": ('{"search": {"trials": 1.5}}', "search.trials is 1.5; it must be a whole number"),
-    "the field's own check": ('{"train": {"ema": 2}}', "train.ema is 2; it must lie in [0, 1)"),
+    "the field's own check": ('{"train": {"ema": 2.0}}', "train.ema is 2; it must lie in [0, 1)"),
 }
 
 
