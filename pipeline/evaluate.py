@@ -65,7 +65,7 @@ SPEED = "Section 4.5 compares a model with and without its adapter"
 def evaluate_model(
     model: nn.Module,
     *,
-    data: str | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    data: str | DataConfig | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
     norm: Norm,
     radius: float,
     images: int = IMAGES_UNSET,
@@ -83,10 +83,10 @@ def evaluate_model(
 ) -> Results:
     """Evaluate a model in eval mode that takes images in [0, 1] and returns logits: AutoAttack, PGD-40, own attacks.
 
-    ``data`` is a data set that the project knows, of which the test images are taken, or (images, labels): uint8 or
-    floats in [0, 1] that were 8-bit images. Where the first is absent, ``data_download`` fetches it to ``data_root``
-    (by default RAP_DATA_ROOT, or ~/datasets). ``chunk`` images are attacked together, recorded and resumed as a whole:
-    fewer take less memory. ``attacks`` are functions (model, images, labels, threat) -> images, or
+    ``data`` is what --data names, or a `DataConfig` of it, of which the test images are taken, or (images, labels):
+    uint8 or floats in [0, 1] that were 8-bit images. Where the first is absent, ``data_download`` fetches it to
+    ``data_root`` (by default RAP_DATA_ROOT, or ~/datasets). ``chunk`` images are attacked together, recorded and
+    resumed as a whole: fewer take less memory. ``attacks`` are functions (model, images, labels, threat) -> images, or
     "module:function", ``autoattack`` those of AutoAttack that its version "custom" runs. With ``quick`` only a
     screening is made, without Ray. ``checks`` is the size of the checks that
     follow, None for none of them (nor are there any in L1).
@@ -120,10 +120,12 @@ def evaluate_model(
             batch=chunk,
         )
     storage = usable_root(root, "root")
-    named = data if isinstance(data, str) else "own images"
-    if isinstance(data, str):
+    named = "own images"
+    if isinstance(data, str | DataConfig):
         with settings_called(SETTINGS):
-            asked = DataConfig(name=data, root=data_root, download=data_download)  # pyright: ignore[reportArgumentType]
+            asked = (
+                data if isinstance(data, DataConfig) else DataConfig(name=data, root=data_root, download=data_download)
+            )
         loaded = known_data(asked, "data_")
         test, classes, named = loaded.test, len(loaded.classes), loaded.name
     else:
@@ -170,7 +172,7 @@ class Prepared:
 def prepare(command: EvaluateCommand) -> Prepared:
     """Load what a command names. Raises ValueError, in words for the user, for anything that would fail later."""
     usable_root(command.root)
-    data = known_data(command.data_config, "--data-")
+    data = known_data(command.data, "--data.")
     model, trained = load_subject(command.model, data)
     threat = command.threat(trained)
     models: dict[str, nn.Module] = {"model": model}
@@ -247,7 +249,7 @@ def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage
     if prepared.other is not None:
         results = replace(results, comparison=compare_with(found, prepared.other))
     key = fingerprint("evaluation", 1, models=found.fingerprints, test=found.test, command=asdict(command.identity))
-    directory = root.below(f"evaluations/{command.name or f'{command.data_config.name}-{key[:8]}'}")
+    directory = root.below(f"evaluations/{command.name or f'{command.data.kind}-{key[:8]}'}")
     contents = None
     if found.checked is not None:
         model = on_device(prepared.model, own_device(command.workers))

@@ -7,10 +7,10 @@ import tyro
 
 from pipeline.artifacts import check_name
 from pipeline.exits import fail, settings_called
-from pipeline.flags import NUMBERS, SHORT, WorkersConfig, check_flags, in_full
+from pipeline.flags import NUMBERS, SHORT, WorkersConfig, check_flags, in_full, is_given
 from pipeline.measure.paper_tables import DATA, TableName
 from pipeline.recipe import EvaluationConfig
-from stages.data.datasets import DataConfig, DataName
+from stages.data.datasets import DataConfig
 from stages.evaluation.autoattack import Version
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.claim import ClaimConfig
@@ -26,12 +26,7 @@ class EvaluateCommand:
     """Measure how robust a model is, whoever trained it."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataName | None = None
-    """Data set whose test images are attacked: digits, mnist or cifar10; unset: the table's, else digits."""
-    data_root: str | None = None
-    """Folder where torchvision leaves data sets; unset: RAP_DATA_ROOT, else ~/datasets."""
-    data_download: bool = False
-    """Fetch the data set to that folder where it is absent."""
+    data: DataConfig = field(default_factory=DataConfig)
     norm: Norm | None = None
     """Norm of the ball: Linf, L2 or L1; unset: that in which a saved model was trained."""
     radius: float | None = None
@@ -110,12 +105,6 @@ class EvaluateCommand:
         return WorkersConfig(cpus=self.cpus, device=self.device)
 
     @property
-    def data_config(self) -> DataConfig:
-        """The data set, by default the table's, and where it is looked for."""
-        name = self.data or (DATA.get(self.table, "cifar10") if self.table else "digits")
-        return DataConfig(name=name, root=self.data_root, download=self.data_download)
-
-    @property
     def evaluation(self) -> EvaluationConfig:
         """AutoAttack and PGD; the number of images is yet to be filled in."""
         with settings_called({"evaluation.": "--"}):
@@ -136,8 +125,7 @@ class EvaluateCommand:
             self,
             model=kept.model,
             compare=None,
-            data_root=None,
-            data_download=False,
+            data=replace(self.data, name=self.data.kind, root=None, download=False),
             claim=kept.claim,
             cpus=None,
             device=kept.device,
@@ -164,9 +152,11 @@ class EvaluateCommand:
 def parse(argv: list[str]) -> EvaluateCommand:
     """The command that the arguments give. Ends with exit code 2 and one message where they make no sense."""
     check_flags(argv)
+    flags = in_full(argv, SHORT | {"--eps": "--radius"})
     try:
-        return tyro.cli(
-            EvaluateCommand, prog=USAGE, args=in_full(argv, SHORT | {"--eps": "--radius"}), registry=NUMBERS
-        )
+        command = tyro.cli(EvaluateCommand, prog=USAGE, args=flags, registry=NUMBERS)
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))
+    if command.table and not is_given("--data.name", flags):
+        return replace(command, data=replace(command.data, name=DATA.get(command.table, "cifar10")))
+    return command

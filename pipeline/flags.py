@@ -23,11 +23,12 @@ SHORT = {
     "--weights": "--model.weights",
     "--mean": "--model.mean",
     "--std": "--model.std",
+    "--data": "--data.name",
 }
 """Flags that both commands take, by the settings that they set."""
 OF_A_RUN = (
     SHORT
-    | {"--data": "--data.name", "--norm": "--threat.norm", "--trials": "--search.trials"}
+    | {"--norm": "--threat.norm", "--trials": "--search.trials"}
     | {flag: "--threat.radius" for flag in ("--radius", "--eps", "--threat.eps")}
 )
 TURNS = 2  # processes that may share a CPU of a local session
@@ -148,14 +149,15 @@ def _with_space(recipe: Recipe, flags: list[str]) -> Recipe:
     if not search.trials:
         return recipe
     recipe.loop()  # what the recipe itself gets wrong comes first
-    space = search.space or default_space(recipe, [name for name in DEFAULT_SPACE if _given(f"--{flag(name)}", flags)])
+    fixed = [name for name in DEFAULT_SPACE if is_given(f"--{flag(name)}", flags)]
+    space = search.space or default_space(recipe, fixed)
     if not space:
         raise ValueError(
             f"{', '.join(map(flag, DEFAULT_SPACE))} are all given, so nothing is left to search: leave one out, "
             "name others with --search.space, or give --search.trials 0"
         )
     for name in read_space(recipe, space):
-        if _given(f"--{flag(name)}", flags):
+        if is_given(f"--{flag(name)}", flags):
             raise ValueError(f"--{flag(name)} is given, and --search.space searches it: leave one of the two out")
     return replace(recipe, search=replace(search, space=space))
 
@@ -203,5 +205,6 @@ def _float_rule(field: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | N
     )
 
 
-def _given(flag: str, flags: list[str]) -> bool:
+def is_given(flag: str, flags: list[str]) -> bool:
+    """Whether a flag is among the arguments."""
     return any(given.partition("=")[0].replace("_", "-") == flag for given in flags)

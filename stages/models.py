@@ -5,7 +5,6 @@
 """
 
 import inspect
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from stages.nets.interface import logits_key, through_interface
 from stages.nets.normalisation import check_normalisation
 from stages.nets.zoos import ZOOS, ZooNetwork, zoo_network
 from stages.paths import local_path
-from stages.settings import check_settings
+from stages.settings import check_settings, read_arguments
 from stages.weights import load_weights
 
 
@@ -61,17 +60,7 @@ class ModelConfig:
     @property
     def keywords(self) -> dict[str, Any]:
         """The arguments, read. Raises ValueError for what is no object of JSON."""
-        try:
-            found = json.loads(self.arguments)
-        except ValueError as error:
-            raise ValueError(
-                f"model.arguments is {self.arguments!r}, which is no JSON ({error}): write it as '{{\"depth\": 28}}'"
-            ) from error
-        if not isinstance(found, dict):
-            raise ValueError(  # noqa: TRY004 - a setting of the user's is wrong, whatever its type
-                f"model.arguments is {self.arguments!r}; it must be an object of JSON, as '{{\"depth\": 28}}'"
-            )
-        return found
+        return read_arguments(self.arguments, "model.arguments")
 
     @property
     def is_given(self) -> bool:

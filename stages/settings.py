@@ -11,6 +11,7 @@ ValueError: config.order is 'lsat'; allowed are first, last
 """
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -48,6 +49,18 @@ def checked(value: Value, hint: Hint, name: str) -> Value:
     if not _is(own, hint):
         raise ValueError(f"{name} is {value!r}; {_allowed(hint)}")
     return own  # pyright: ignore[reportReturnType] - as _is has found
+
+
+def read_arguments(text: str, name: str) -> dict[str, Any]:
+    """Keyword arguments that are written as JSON. Raises ValueError, with the setting's name, for anything else."""
+    example = f"write it as '{json.dumps({'depth': 28})}'"
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is {text!r}, which is no JSON ({error}): {example}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} is {text!r}; it must be an object of JSON: {example}")  # noqa: TRY004 - a setting
+    return found
 
 
 @lru_cache

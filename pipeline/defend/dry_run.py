@@ -190,7 +190,7 @@ def _first(setup: Setup, count: int) -> tuple[torch.Tensor, torch.Tensor, np.nda
 
 def predicted_bytes(plan: Plan, steps: int) -> int:
     """Most bytes of a segment's arrays, before compression: planes and a stored start, or differences."""
-    pixels = plan.data.channels * plan.data.size**2
+    pixels = math.prod(plan.data.shape)
     if plan.recipe.threat.norm == "L2":
         return 2 * pixels * (steps + 1)
     start = 2 * pixels if plan.recipe.schedule.life > 1 or plan.recipe.attack.start == "gaussian" else 0

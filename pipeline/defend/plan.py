@@ -1,6 +1,7 @@
 """The plan of a run: everything that can be refused before work starts is refused while it is made."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from pipeline.flags import Command
 from pipeline.measure.evaluation import final_measurements
 from pipeline.measure.subjects import inputs_of, known_data, load_base_classifier
 from pipeline.recipe import Recipe
-from stages.data.datasets import ImageData
+from stages.data.datasets import NAMES, ImageData
 from stages.data.splits import Split
 from stages.evaluation.contract import check_model
 from stages.evaluation.lineup import Lineup, lineup
@@ -26,6 +27,7 @@ from stages.evaluation.measurement import Measurement
 from stages.fingerprint import canonical, fingerprint
 from stages.identity import UnnameableError, object_fingerprint
 from stages.lease import Lease, TakenError, lease
+from stages.models import ModelConfig
 from stages.randomness import permutation
 from stages.rap.losses import check_loss
 from stages.rap.threat import check_radius
@@ -34,6 +36,7 @@ from stages.training.journal import Journal
 from stages.training.schedule import Schedule
 from stages.training.setup import Setup
 
+DIGITS = ("digits", "mnist")
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
 
 
@@ -46,6 +49,8 @@ class Plan:
     root: Storage
     name: str
     """Of the run, which lies below ROOT/runs."""
+    key: str
+    """`recipe_fingerprint` of what the run trains."""
     external: nn.Module | None
     """A classifier that came trained, already checked; None where it is trained here."""
     described: Mapping[str, Any]
@@ -129,14 +134,27 @@ def make_plan(command: Command) -> Plan:
     recipe = command.recipe
     data = known_data(recipe.data, "--data.")
     _check_recipe(recipe, data)
-    external, described = None, {"classifier": recipe.classifier, "inputs": inputs_of(data)}
+    external, described, brought = None, {"classifier": recipe.classifier, "inputs": inputs_of(data)}, {}
     if recipe.model.is_given:
         external, described = _external_classifier(recipe, data)
+        brought["model"] = object_fingerprint(external)
+    if recipe.data.name not in NAMES:
+        brought["data"] = data.available.fingerprint
+    key = recipe_fingerprint(recipe, **brought)
     root = usable_root(command.root)
-    name = command.name or f"{command.preset}-{recipe_fingerprint(recipe)[:8]}"
+    name = command.name or f"{command.preset}-{key[:8]}"
     check_name(name, "the run is kept in ROOT/runs/NAME")
     cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
-    return Plan(command=command, data=data, root=root, name=name, external=external, described=described, cached=cached)
+    return Plan(
+        command=command,
+        data=data,
+        root=root,
+        name=name,
+        key=key,
+        external=external,
+        described=described,
+        cached=cached,
+    )
 
 
 def shards_of(root: Storage, name: str) -> list[str]:
@@ -157,6 +175,8 @@ def shards_of(root: Storage, name: str) -> list[str]:
 
 
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
+    if not len(data.train):
+        raise ValueError(f"{data.name} leaves no images to train on: give data.test_share below 1")
     _check_loop(recipe, data)
     for trial in first_trials(recipe) if recipe.search.trials else ():
         try:
@@ -165,10 +185,10 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
         except ValueError as error:
             raise ValueError(f"trial {trial.number} of the search ({trial}): {error}") from None
     with settings_called({"the radius": "threat.radius"}):
-        check_radius(recipe.threat, data.channels * data.size**2)
+        check_radius(recipe.threat, math.prod(data.shape))
     _autoattack(recipe, data)
-    if recipe.classifier.augment and recipe.data.name != "cifar10":
-        raise ValueError("classifier.augment flips images, which changes digits: set it for cifar10 only")
+    if recipe.classifier.augment and recipe.data.name in DIGITS:
+        raise ValueError("classifier.augment flips images, which changes digits: leave it out")
 
 
 def _check_loop(recipe: Recipe, data: ImageData) -> None:
@@ -180,18 +200,20 @@ def _check_loop(recipe: Recipe, data: ImageData) -> None:
             f"schedule.batch {loop.schedule.batch} cannot be divided among train.workers {loop.train.workers}; "
             "choose a multiple"
         )
-    size, patch = data.size, recipe.adapter.unet().patch
-    if size % patch:
-        raise ValueError(f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {size} pixels do not fit")
+    (height, width), patch = data.size, recipe.adapter.unet().patch
+    if height % patch or width % patch:
+        raise ValueError(
+            f"adapter.size {recipe.adapter.size} folds patches of {patch}, which {height} x {width} pixels do not fit"
+        )
     check_loss(recipe.attack.loss, classes=len(data.classes))
-    if recipe.augment and recipe.data.name != "cifar10":
-        raise ValueError("augment flips images, which changes digits: set it for cifar10 only")
+    if recipe.augment and recipe.data.name in DIGITS:
+        raise ValueError("augment flips images, which changes digits: leave it out")
 
 
 def _autoattack(recipe: Recipe, data: ImageData) -> Lineup:
     """What of AutoAttack runs on a model for these data. Raises ValueError where what was asked for cannot."""
-    config, shape = recipe.evaluation, (data.channels, data.size, data.size)
-    return lineup(config.version, config.attacks, recipe.threat.norm, classes=len(data.classes), shape=shape)
+    config = recipe.evaluation
+    return lineup(config.version, config.attacks, recipe.threat.norm, classes=len(data.classes), shape=data.shape)
 
 
 def _external_classifier(recipe: Recipe, data: ImageData) -> tuple[nn.Module, dict[str, Any]]:
@@ -210,9 +232,12 @@ def _external_classifier(recipe: Recipe, data: ImageData) -> tuple[nn.Module, di
     return classifier, described
 
 
-def recipe_fingerprint(recipe: Recipe) -> str:
-    """The hash of what a run trains."""
-    return fingerprint("recipe", 2, recipe=_trained(recipe))
+def recipe_fingerprint(recipe: Recipe, **brought: str) -> str:
+    """The hash of what a run trains; of a model or data that were ``brought``, by what they are and not where they
+    lie."""
+    data = replace(recipe.data, name=recipe.data.kind) if "data" in brought else recipe.data
+    model = ModelConfig() if "model" in brought else recipe.model
+    return fingerprint("recipe", 2, recipe=_trained(replace(recipe, data=data, model=model)), **brought)
 
 
 def _trained(recipe: Recipe) -> dict[str, object]:
@@ -243,7 +268,7 @@ def claimed(plan: Plan) -> Iterator[Lease]:
 
 def _keep_recipe(plan: Plan) -> None:
     """Write the recipe down, or compare it with the one that is there."""
-    kept = {"fingerprint": recipe_fingerprint(plan.recipe), "preset": plan.command.preset}
+    kept = {"fingerprint": plan.key, "preset": plan.command.preset}
     content = plan.run.find("recipe.json")
     if content is None:
         plan.run.put("recipe.json", json.dumps({**kept, "recipe": _trained(plan.recipe)}, indent=1).encode())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.artifacts import in_job_copy
 from pipeline.measure.evaluation import Subject, in_order, subject_of
 from stages import numerics
-from stages.data.datasets import NAMES, DataConfig, ImageData, load_data
+from stages.data.datasets import KINDS, NAMES, DataConfig, ImageData, load_data
 from stages.data.formats import DataError
 from stages.data.images import check_labels, paired
 from stages.data.splits import Split
@@ -34,10 +34,11 @@ def known_data(config: DataConfig, prefix: str) -> ImageData:
     ``prefix`` and end as those of `DataConfig`."""
     lost = ""
     try:
-        if config.name != "digits" and in_job_copy(config.folder):
+        if (place := config.place) is not None and in_job_copy(place):
+            setting = f"{prefix}root {place}" if place == config.folder else f"--data {config.name}"
             lost = (
-                f"{prefix}root {config.folder} lies in the copy of its working directory in which a job runs, and "
-                "which Ray removes: give an absolute path that every node sees"
+                f"{setting} lies in the copy of its working directory in which a job runs, and which Ray removes: give "
+                "an absolute path that every node sees"
             )
         if not (lost and config.download):
             return load_data(config)
@@ -51,8 +52,8 @@ def own_data(data: object) -> Split:
     if not isinstance(data, tuple | list) or len(data) != 2:
         found = f"a {type(data).__name__}" + (f" of {len(data)}" if isinstance(data, tuple | list) else "")
         raise ValueError(
-            f"data is {found}; expected the name of a data set, {', '.join(NAMES)}, or (images, labels): put those of "
-            "a loader or a Dataset into one tensor each, with torch.stack"
+            f"data is {found}; expected the name of a data set, {', '.join([*NAMES, *KINDS])}, or (images, labels): "
+            "put those of a loader or a Dataset into one tensor each, with torch.stack"
         )
     return split_of(*data)
 

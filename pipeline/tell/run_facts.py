@@ -1,5 +1,6 @@
 """How a run's model was made, for its results: what was chosen, trained and stored, and what that took."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -158,7 +159,7 @@ def _shard_summary(plan: Plan, totals: Totals, generated_now: int) -> dict:
     """
     if not totals.shards:
         return {"shards": 0, "generated_now": 0, "bytes": 0}
-    state = 4 * plan.data.channels * plan.data.size**2
+    state = 4 * math.prod(plan.data.shape)
     return {
         "shards": totals.shards,
         "generated_now": generated_now,

@@ -9,44 +9,99 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
+from stages.data.brought import READERS, Reading, read_function
 from stages.data.formats import DataError
+from stages.data.pictures import MODES
 from stages.data.sources import Source, read_cifar10, read_digits, read_mnist
 from stages.data.splits import Split, divide
 from stages.paths import local_path
-from stages.settings import check_settings
+from stages.settings import check_settings, read_arguments
 
-DataName = Literal["digits", "mnist", "cifar10"]
-NAMES: tuple[DataName, ...] = ("digits", "mnist", "cifar10")
+NAMES = ("digits", "mnist", "cifar10")
+KINDS = ("imagefolder:PATH", "npz:PATH", "torchvision:NAME", "hf:ID", "module:function")
+"""How the data sets of anybody's are named."""
+HOLDOUT = 160  # images of a hold-out that nothing says more of
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images to train and test on."""
 
-    name: DataName = "digits"
-    """Data set: digits (8x8, comes with scikit-learn), mnist or cifar10."""
+    name: str = "digits"
+    """Also --data: digits (8x8, comes with scikit-learn), mnist or cifar10; imagefolder:PATH (a folder of pictures for
+    each class), npz:PATH (images and labels), torchvision:NAME, hf:ID, or my_package.data:load, a function that returns
+    (images, labels)."""
     root: str | None = None
     """Folder where torchvision leaves data sets; unset: the environment variable RAP_DATA_ROOT, else
     ~/datasets."""
     train_images: int | None = None
     """Attack and train on only this many images, a fixed random choice; unset: all but the hold-out. The base
     classifier has a number of its own."""
-    holdout_images: int = 160
-    """Images taken from the training set, on which every decision before the final test is judged."""
+    holdout_images: int | None = None
+    """Images taken from the training set, on which every decision before the final test is judged; unset: 160, or a
+    fifth where there are fewer than 800."""
     download: bool = False
     """Fetch the data set to the root where it is absent."""
+    arguments: str = "{}"
+    """Keyword arguments of the function, or of torchvision's or Hugging Face's own, as JSON."""
+    image_size: tuple[int, ...] = ()
+    """Pictures of a folder or a library are resized to cover this and cropped to their centre: one number of pixels, or
+    height and width; unset: they have one size and keep it."""
+    channels: int | None = None
+    """Of pictures: 1 (grey), 3 (colour) or 4 (with transparency); unset: 1 where the first is grey, else 3."""
+    channels_last: bool = False
+    """Take arrays as [image, height, width, channel]."""
+    classes: int | None = None
+    """Number of classes of arrays; unset: one more than the largest label."""
+    test_share: float = 0.2
+    """Share of the images that are the test set, where the data name none; 1: all are, and none is left to train on."""
+    split_seed: int = 0
+    """Seed of which images these are."""
 
     def __post_init__(self) -> None:
         check_settings(self, "data")
-        if self.holdout_images < 1:
+        if self.name not in NAMES and not all(self.name.partition(":")):
+            raise ValueError(f"data.name is {self.name!r}; allowed are {', '.join([*NAMES, *KINDS])}")
+        if self.holdout_images is not None and self.holdout_images < 1:
             raise ValueError(f"data.holdout_images is {self.holdout_images}; it must be at least 1")
         if self.train_images is not None and self.train_images < 1:
             raise ValueError(f"data.train_images is {self.train_images}; it must be at least 1")
+
+        if len(self.image_size) > 2 or any(side < 1 for side in self.image_size):
+            raise ValueError(f"data.image_size is {self.image_size}; give one number of pixels, or height and width")
+        if self.channels not in (None, *MODES):
+            raise ValueError(f"data.channels is {self.channels}; allowed are 1, 3 and 4")
+        if self.classes is not None and self.classes < 2:
+            raise ValueError(f"data.classes is {self.classes}; it must be at least 2")
+        if not 0 < self.test_share <= 1:
+            raise ValueError(f"data.test_share is {self.test_share:g}; it must be above 0 and at most 1")
+        if self.split_seed < 0:
+            raise ValueError(f"data.split_seed is {self.split_seed}; it must be at least 0")
+        self.keywords  # noqa: B018 - refuses what is no JSON
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments, read. Raises ValueError for what is no object of JSON."""
+        return read_arguments(self.arguments, "data.arguments")
+
+    @property
+    def kind(self) -> str:
+        """The name without a place of this machine, as a directory may be called."""
+        kind, colon, rest = self.name.partition(":")
+        return rest if colon and kind not in READERS else kind
+
+    @property
+    def place(self) -> Path | None:
+        """The files that are read, where the name says so or leaves it to the root; None where there are none."""
+        kind, _, path = self.name.partition(":")
+        if kind in ("imagefolder", "npz"):
+            return local_path(path, "--data")
+        return self.folder if kind in ("mnist", "cifar10", "torchvision") else None
 
     @property
     def folder(self) -> Path:
@@ -80,9 +135,14 @@ class ImageData:
         return self.train.images.shape[1]
 
     @property
-    def size(self) -> int:
-        """Height, and width, in pixels."""
-        return self.train.images.shape[2]
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.train.images.shape[2:]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.train.images.shape[1:]
 
 
 def load_data(config: DataConfig) -> ImageData:
@@ -92,16 +152,24 @@ def load_data(config: DataConfig) -> ImageData:
     DataError when files are absent or wrong, or when there are fewer images than asked for.
     """
     source = read_source(config)
-    available = len(source.train) - config.holdout_images
+    count = len(source.train)
+    if not count:  # all images are tested
+        mean, std = channel_statistics(source.test.images)
+        none = source.train
+        return ImageData(source.name, none, none, none, source.test, source.classes, mean, std)
+    holdout_images = config.holdout_images or max(1, min(HOLDOUT, count // 5))
+    available = count - holdout_images
     wanted = available if config.train_images is None else config.train_images
     if not 0 < wanted <= available:
         raise DataError(
-            f"{source.name} has {len(source.train)} training images, too few for data.holdout_images "
-            f"{config.holdout_images} and data.train_images {config.train_images or 'at least 1'}: "
+            f"{source.name} has {count} training images, too few for data.holdout_images "
+            f"{holdout_images} and data.train_images {config.train_images or 'at least 1'}: "
             "lower one of them"
         )
-    holdout, everything = divide(source.train, config.holdout_images, available, "hold-out", config.name)
-    _, train = divide(source.train, config.holdout_images, wanted, "hold-out", config.name)
+    holdout, everything = divide(source.train, holdout_images, available, "hold-out", config.kind)
+    train = everything
+    if wanted < available:
+        _, train = divide(source.train, holdout_images, wanted, "hold-out", config.kind)
     mean, std = channel_statistics(everything.images)
     return ImageData(source.name, train, everything, holdout, source.test, source.classes, mean, std)
 
@@ -112,7 +180,22 @@ def read_source(config: DataConfig) -> Source:
         return read_mnist(config.folder, download=config.download)
     if config.name == "cifar10":
         return read_cifar10(config.folder, download=config.download)
-    return read_digits()
+    if config.name == "digits":
+        return read_digits()
+    kind, _, place = config.name.partition(":")
+    size = config.image_size
+    reading = Reading(
+        root=config.folder,
+        download=config.download,
+        arguments=config.keywords,
+        size=(size[0], size[-1]) if size else None,
+        channels=config.channels,
+        channels_last=config.channels_last,
+        classes=config.classes,
+        test_share=config.test_share,
+        seed=config.split_seed,
+    )
+    return READERS[kind](place, reading) if kind in READERS else read_function(config.name, reading)
 
 
 def channel_statistics(

@@ -109,7 +109,7 @@ def _check_shape(shape: torch.Size) -> None:
             f"the images have shape {list(shape)}; expected [image, channel, height, width], with at least one image"
         )
     channels, height, width = shape[1:]
-    if channels == height > 4 >= width:
+    if channels > 4 >= width and height > 4:
         raise ValueError(
             f"the images have shape {list(shape)}, which looks like [image, height, width, channel]; expected "
             "[image, channel, height, width]: use images.permute(0, 3, 1, 2), or transpose(0, 3, 1, 2) of an array"

@@ -61,7 +61,7 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictures:
-    """Images as in the paper's Fig. 4-7, in [0, 1], with 1 or 3 channels.
+    """Images as in the paper's Fig. 4-7, in [0, 1], with 1 to 4 channels.
 
     Predictions are what the classifier says when it is given the images of that name; ``restored_predictions`` are
     therefore those of the whole robust classifier under attack. Raises ValueError where the parts do not match.
@@ -275,9 +275,9 @@ class Contents:
 def _check_images(name: str, images: np.ndarray | None, shape: tuple[int, ...]) -> None:
     if images is None:
         return
-    if images.shape != shape or images.ndim != 4 or not images.size or images.shape[1] not in (1, 3):
+    if images.shape != shape or images.ndim != 4 or not images.size or not 1 <= images.shape[1] <= 4:
         raise ValueError(
-            f"{name} has the shape {list(images.shape)}; expected {list(shape)}, as images, channels (1 or 3), height, "
+            f"{name} has the shape {list(images.shape)}; expected {list(shape)}, as images, channels (1 to 4), height, "
             "width, with at least one image"
         )
     low, high = float(images.min()), float(images.max())

@@ -14,7 +14,11 @@ SIDE = 112  # pixels that an enlarged image has at least: about an inch, as many
 
 
 def png(image: Float[np.ndarray, "channel height width"]) -> bytes:
-    """The PNG file of an image in [0, 1] with 1 or 3 channels, enlarged by a whole factor (nearest neighbour)."""
+    """The PNG file of an image in [0, 1], enlarged by a whole factor (nearest neighbour).
+
+    Of 2 channels the first is seen, of 4 the first three.
+    """
+    image = image[: 3 if len(image) >= 3 else 1]
     levels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
     factor = max(1, -(-SIDE // max(image.shape[1:])))
     large = levels.repeat(factor, axis=1).repeat(factor, axis=2)

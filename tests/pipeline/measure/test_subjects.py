@@ -247,7 +247,7 @@ def test_absent_data_name_the_settings_that_whoever_asked_has(
     with pytest.raises(SystemExit) as ended:
         main([*flags, "--root", str(tmp_path / "root")])
     assert ended.value.code == 2
-    assert "Pass --data-download to fetch it, or name the folder where torchvision left it by --data-root" in " ".join(
+    assert "Pass --data.download to fetch it, or name the folder where torchvision left it by --data.root" in " ".join(
         capsys.readouterr().err.split()
     )
     assert not (tmp_path / "root").exists()
@@ -301,7 +301,7 @@ def test_settings_are_refused_by_the_names_of_the_function_that_takes_them(case:
         (["--radius", "0.1", "--model", "~nobody-here/model"], "error: --model ~nobody-here/model is no path of this"),
         (["--radius", "0.1", "--weights", "~nobody-here/w"], "error: --weights ~nobody-here/w is no path of this mach"),
         (["--radius", "0.1", "--weights", "https://host/w"], "error: --weights https://host/w is a URL: copy what"),
-        (["--data", "mnist", "--data-root", "~nobody-here"], "error: --data-root ~nobody-here is no path of this mac"),
+        (["--data", "mnist", "--data.root", "~nobody-here"], "error: --data.root ~nobody-here is no path of this mac"),
         (["--radius", "0.1", "--compare", "~nobody-here"], "error: --compare ~nobody-here is no path of this machine"),
         (["--radius", "0.1", "--root", "~nobody-here"], "error: --root ~nobody-here is no path of this"),
     ],

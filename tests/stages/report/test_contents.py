@@ -44,6 +44,7 @@ def test_images_are_broken_once():
 
 
 IMAGES = np.full((2, 3, 8, 8), 0.5, np.float32)
+SIX = np.concatenate([IMAGES, IMAGES], 1)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ IMAGES = np.full((2, 3, 8, 8), 0.5, np.float32)
         ({"restored": IMAGES[:1]}, r"pictures.restored has the shape \[1, 3, 8, 8\]; expected \[2, 3, 8, 8\]"),
         ({"labels": np.array([1])}, "pictures.labels is .*; expected 2 class numbers"),
         ({"restored_predictions": np.array([1, -1])}, "pictures.restored_predictions"),
-        ({"clean": IMAGES[:, :2], "adversarial": IMAGES[:, :2]}, r"channels \(1 or 3\)"),
+        ({"clean": SIX, "adversarial": SIX}, r"channels \(1 to 4\)"),
         ({"clean": IMAGES[:0], "adversarial": IMAGES[:0], "labels": np.array([], int)}, "at least one image"),
     ],
 )
