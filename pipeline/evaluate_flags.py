@@ -125,7 +125,7 @@ class EvaluateCommand:
             self,
             model=kept.model,
             compare=None,
-            data=replace(self.data, name=self.data.kind, root=None, download=False),
+            data=self.data.identity,
             claim=kept.claim,
             cpus=None,
             device=kept.device,

@@ -235,7 +235,7 @@ def _external_classifier(recipe: Recipe, data: ImageData) -> tuple[nn.Module, di
 def recipe_fingerprint(recipe: Recipe, **brought: str) -> str:
     """The hash of what a run trains; of a model or data that were ``brought``, by what they are and not where they
     lie."""
-    data = replace(recipe.data, name=recipe.data.kind) if "data" in brought else recipe.data
+    data = recipe.data.identity if "data" in brought else recipe.data
     model = ModelConfig() if "model" in brought else recipe.model
     return fingerprint("recipe", 2, recipe=_trained(replace(recipe, data=data, model=model)), **brought)
 

@@ -7,7 +7,7 @@
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,13 @@ class DataConfig:
         """The name without a place of this machine, as a directory may be called."""
         kind, colon, rest = self.name.partition(":")
         return rest if colon and kind not in READERS else kind
+
+    @property
+    def identity(self) -> "DataConfig":
+        """The same wherever on this machine the images lie."""
+        kind = self.name.partition(":")[0]
+        name = f"{kind}:anywhere" if kind in ("imagefolder", "npz") else self.name
+        return replace(self, name=name, root=None, download=False)
 
     @property
     def place(self) -> Path | None:

@@ -254,3 +254,8 @@ def test_a_library_that_is_not_installed_is_named(name: str, monkeypatch: pytest
 def test_settings_that_make_no_sense_are_refused(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         DataConfig(**settings)
+
+
+def test_the_same_data_elsewhere_are_the_same_to_a_recipe():
+    here, there = (DataConfig(name=f"npz:{folder}/mine.npz", root=folder) for folder in ("/here", "/there"))
+    assert here.identity == there.identity != DataConfig(name="npz:/here/mine.npz", split_seed=1).identity
