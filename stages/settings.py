@@ -15,6 +15,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -61,6 +62,11 @@ def read_arguments(text: str, name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{name} is {text!r}; it must be an object of JSON: {example}")  # noqa: TRY004 - a setting
     return found
+
+
+def with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they were before they were JSON, which has lists alone."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
 
 @lru_cache

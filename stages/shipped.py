@@ -20,6 +20,7 @@ from stages.paths import local_path
 from stages.rap.reverse import reverse_times
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
+from stages.settings import with_tuples
 from stages.weights import damage_of, place_weights, read_weights, save_weights
 
 FORMAT = 1
@@ -154,19 +155,14 @@ def _check_size(config: dict[str, Any], inputs: dict[str, Any], stored: int) -> 
 def _adapter(config: dict[str, Any] | None, inputs: dict[str, Any]) -> UNet | None:
     if config is None:
         return None
-    return UNet(UNetConfig(**_with_tuples(config)), inputs["channels"])
+    return UNet(UNetConfig(**with_tuples(config)), inputs["channels"])
 
 
 def _inputs(config: dict[str, Any]) -> dict[str, Any]:
-    return _with_tuples(config["inputs"])
+    return with_tuples(config["inputs"])
 
 
 def _described(config: dict[str, Any]) -> tuple[ModelConfig, ClassifierConfig]:
     """What builds the classifier again; how it was trained plays no part any more."""
     own = ClassifierConfig(architecture=config["classifier"]["architecture"])
-    return ModelConfig(**_with_tuples(config.get("model", {}))), own
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they were before they were JSON."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return ModelConfig(**with_tuples(config.get("model", {}))), own

@@ -21,6 +21,7 @@ from stages.data.datasets import DataConfig, load_data
 from stages.data.formats import DataError
 from stages.data.splits import Split
 from stages.rap.threat import Lattice
+from stages.settings import with_tuples
 from stages.storage import Storage
 from stages.trajectories.generate import clean_levels
 from stages.trajectories.ledger import FOLDER, Ledger
@@ -200,7 +201,7 @@ def training_images(storage: Storage, run: str, *, data_root: str | None = None,
         raise ValueError(_nothing(storage, run, None))
     if content is None:
         raise ValueError(f"{storage.location(f'runs/{run}/recipe.json')} is not there: give the run's training images")
-    named = json.loads(content)["recipe"]["data"]
+    named = with_tuples(json.loads(content)["recipe"]["data"])
     try:
         return load_data(DataConfig(**{**named, "root": data_root, "download": data_download})).train
     except DataError as error:
