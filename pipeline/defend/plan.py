@@ -177,6 +177,7 @@ def shards_of(root: Storage, name: str) -> list[str]:
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
     if not len(data.train):
         raise ValueError(f"{data.name} leaves no images to train on: give data.test_share below 1")
+    _autoattack(recipe, data)
     _check_loop(recipe, data)
     for trial in first_trials(recipe) if recipe.search.trials else ():
         try:
@@ -186,7 +187,6 @@ def _check_recipe(recipe: Recipe, data: ImageData) -> None:
             raise ValueError(f"trial {trial.number} of the search ({trial}): {error}") from None
     with settings_called({"the radius": "threat.radius"}):
         check_radius(recipe.threat, math.prod(data.shape))
-    _autoattack(recipe, data)
     if recipe.classifier.augment and recipe.data.name in DIGITS:
         raise ValueError("classifier.augment flips images, which changes digits: leave it out")
 
