@@ -52,6 +52,16 @@ def test_every_actor_has_a_gpu_or_half_of_the_only_one_or_the_placement_is_refus
     assert machines.room(cpus=loop.trainer_cpus, gpus=loop.trainer_gpus) >= loop.generators + trainers
 
 
+def test_a_trial_has_a_gpu_or_the_share_that_is_asked_for_and_none_on_cpus() -> None:
+    asked = WorkersConfig(trial_gpus=0.25, trials=3)
+    assert divide(cluster(4, 2), WorkersConfig(), recipe()).trial_gpus == 1
+    assert divide(cluster(4), WorkersConfig(), recipe()).trial_gpus == 0
+    workers = divide(cluster(4, 2), asked, recipe())
+    assert (workers.trial_gpus, workers.trials) == (0.25, 3)
+    with pytest.raises(PlacementError, match=r"workers\.trial_gpus is 0\.25, but networks run on CPUs here"):
+        divide(cluster(4), asked, recipe())
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(("gpus", "generators"), [(1, {1: 1}), (4, {1: 3, 3: 1})])
 def test_ray_places_what_was_divided_whoever_comes_first(gpus, generators) -> None:
