@@ -24,6 +24,27 @@ from stages.settings import with_tuples
 from stages.weights import damage_of, place_weights, read_weights, save_weights
 
 FORMAT = 1
+CARD = """---
+library_name: rap-pipeline
+pipeline_tag: image-classification
+tags: [adversarial-robustness]
+---
+
+# {what}
+
+```python
+from stages.shipped import load_model
+
+model = load_model("this folder")  # images [N, C, H, W] in [0, 1] -> logits [N, classes]
+```
+
+Normalisation is inside. What is known of it, as config.json has it:
+
+```json
+{notes}
+```
+"""
+"""The model card, with the front matter of model hubs."""
 AGAIN = "copy the folder of the model again, or save the model again"
 
 
@@ -60,6 +81,7 @@ def save_model(
     }
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     save_weights(robust.state_dict(), directory / "model.safetensors")
+    (directory / "README.md").write_text(CARD.format(what=_in_words(robust), notes=json.dumps(notes, indent=1)))
 
 
 def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: float | None = None) -> RobustClassifier:
@@ -117,6 +139,12 @@ def load_base(directory: Path) -> tuple[nn.Module, dict[str, Any]]:
     classifier, config = load_model(directory).classifier, _read_config(directory / "config.json")
     model, own = _described(config)
     return classifier, {"classifier": own, "model": model, "inputs": _inputs(config)}
+
+
+def _in_words(robust: RobustClassifier) -> str:
+    """The title of a model card."""
+    alone = "adversarially trained" if robust.adapter is None else "behind an adapter"
+    return f"{type(robust.classifier).__name__}, {alone}, trained in {robust.threat.norm} {robust.threat.radius:.4g}"
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 from unchecked import unchecked_types
@@ -293,3 +294,11 @@ def test_more_reverse_steps_than_t_are_refused(tmp_path):
     save(tmp_path / "model", robust_of())
     with pytest.raises(ValueError, match=r"reverse_steps is 11; allowed are 1 to T = 10"):
         load_model(tmp_path / "model", reverse_steps=11)
+
+
+def test_a_model_card_lies_beside_a_saved_model(tmp_path):
+    save(tmp_path / "model", robust_of())
+    front, _, text = (tmp_path / "model/README.md").read_text().removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(front)["pipeline_tag"] == "image-classification"
+    assert "# CNN, behind an adapter, trained in Linf 0.2" in text
+    assert '"judge": "50 %"' in text
