@@ -220,11 +220,12 @@ class _Rounds:
         needed = range(self.schedule.version(number + 1), number + 2)
         self.versions = {each: self.versions[each] for each in needed}
         if line["checkpoint"]:
-            state, versions, previous = copy.deepcopy(learner.state()), self.versions, dict(self.previous)
+            # copies: what the next rounds add is published behind the checkpoint, which would wait for it for ever
+            state, versions, previous = copy.deepcopy(learner.state()), [*self.versions.values()], dict(self.previous)
             judged = self.journal.best
             self.behind.submit(
                 lambda: self.journal.write_checkpoint(
-                    number + 1, state, [version.result() for version in versions.values()], previous, judged
+                    number + 1, state, [version.result() for version in versions], previous, judged
                 )
             )
         self.report(line)

@@ -3,9 +3,13 @@
 import threading
 
 import pytest
+from tiny_runs import SCHEDULE, loop_config, published, setup_of
 
 from stages.training import behind as module
+from stages.training import rounds
 from stages.training.behind import Behind
+from stages.training.journal import Journal
+from stages.training.rounds import run_serially
 
 
 def test_work_is_done_in_its_order_and_all_of_it_before_the_end():
@@ -65,3 +69,28 @@ def test_the_caller_is_never_far_ahead(monkeypatch):
             behind.submit(lambda: None)
             waiting.append(len(behind._waiting))
     assert max(waiting) <= 3
+
+
+def test_a_checkpoint_that_is_written_late_waits_for_no_version_that_came_after_it(tmp_path, monkeypatch):
+    later, write, end = threading.Event(), Journal.write, rounds._Rounds._end_round
+
+    def late(journal: Journal, line: dict) -> None:
+        if line["round"] == 1:  # behind which the checkpoint of the first two rounds is written
+            assert later.wait(timeout=100)
+        write(journal, line)
+
+    def watched(loop: rounds._Rounds, number: int, *rest: object) -> None:
+        end(loop, number, *rest)  # pyright: ignore[reportArgumentType]
+        if number == 2:
+            later.set()
+
+    wanted, setup = (setup_of(tmp_path / name, loop_config(schedule=SCHEDULE)) for name in ("prompt", "late"))
+    run_serially(wanted)
+    monkeypatch.setattr(Journal, "write", late)
+    monkeypatch.setattr(rounds._Rounds, "_end_round", watched)
+    loop = threading.Thread(target=run_serially, args=(setup,), daemon=True)
+    loop.start()
+    loop.join(timeout=100)
+    assert not loop.is_alive()
+    assert setup.is_complete
+    assert published(setup) == published(wanted)
