@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
+from scipy.special import bdtr
 
 from stages.evaluation.accuracy import Accuracy
 
@@ -70,8 +71,7 @@ class Comparison:
     def p_value(self) -> float:
         """McNemar's exact two-sided test that neither is better: of the images where they differ, half each way."""
         differing, fewer = self.first_only + self.second_only, min(self.first_only, self.second_only)
-        tail = sum(math.comb(differing, count) for count in range(fewer + 1))
-        return min(1.0, 2 * tail / 2**differing)
+        return min(1.0, 2 * float(bdtr(fewer, differing, 0.5)))
 
     def _correlation(self, first: Accuracy, second: Accuracy) -> float:
         """The phi coefficient, with Newcombe's continuity correction where it is positive."""
