@@ -17,6 +17,7 @@ from pipeline.evaluate import prepare
 from pipeline.evaluate_flags import EvaluateCommand
 from pipeline.run import main
 from stages.data.datasets import DataConfig, load_data
+from stages.models import ModelConfig
 from stages.shipped import load_model
 from stages.storage import Storage
 from stages.trajectories.shards import read_shard
@@ -71,7 +72,7 @@ def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]
 
 def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Path, str]) -> None:
     model = results_of(finished[0])["run"]["paths"]["model"]
-    prepared = prepare(EvaluateCommand(model=model, table="3", data=DataConfig(name="digits")))
+    prepared = prepare(EvaluateCommand(model=ModelConfig(name=model), table="3", data=DataConfig(name="digits")))
     assert list(prepared.models) == ["model", "undefended classifier"]
     assert prepared.models["undefended classifier"] is prepared.model.classifier
 
