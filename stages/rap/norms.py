@@ -27,10 +27,14 @@ def draw_in_ball(threat: ThreatModel, pixels: int, *key: str | int) -> Float[np.
     return direction / np.linalg.norm(direction) * (threat.radius * share)
 
 
-def draw_on_border(threat: ThreatModel, pixels: int, *key: str | int) -> Float[np.ndarray, " pixel"]:
-    """A random corner of the L-inf ball around 0, or a uniform point of the L2 sphere."""
-    drawn = randomness.normal(pixels, *key)
-    return threat.radius * drawn / (np.abs(drawn) if threat.norm == "Linf" else np.linalg.norm(drawn))
+def draw_on_border(images: Images, threat: ThreatModel, rows: Int64[np.ndarray, " image"], *key: str | int) -> Images:
+    """A random corner of the L-inf ball around each image, or a uniform point of the L2 sphere, beyond [0, 1] as well.
+
+    It is a function of the key and the image's row.
+    """
+    drawn = np.stack([randomness.normal(images[0].numel(), *key, int(row)) for row in rows])
+    length = np.abs(drawn) if threat.norm == "Linf" else np.linalg.norm(drawn, axis=1, keepdims=True)
+    return images + torch.from_numpy(threat.radius * drawn / length).to(images).reshape(images.shape)
 
 
 def direction(gradient: Images, norm: Norm) -> Images:

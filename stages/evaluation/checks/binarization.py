@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -195,9 +194,7 @@ def _on_border(
     examined: Examined, clean: Float[Tensor, "image channel height width"], seed: int
 ) -> Float[Tensor, "image channel height width"]:
     """A random point on the border of each image's ball (for L-inf, a corner), clamped to [0, 1]."""
-    threat, pixels = examined.threat, clean[0].numel()
-    noise = np.stack([norms.draw_on_border(threat, pixels, "binarization", seed, int(row)) for row in examined.rows])
-    return (clean + torch.from_numpy(noise).to(clean).reshape(clean.shape)).clamp(0, 1)
+    return norms.draw_on_border(clean, examined.threat, examined.rows, "binarization", seed).clamp(0, 1)
 
 
 @contextmanager

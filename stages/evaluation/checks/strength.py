@@ -282,6 +282,4 @@ def _on_border(
     seed: int,
 ) -> Float[Tensor, "image channel height width"]:
     """A random corner of an L-inf ball, or a point of an L2 sphere, clamped to [0, 1]."""
-    pixels = images[0].numel()
-    noise = np.stack([norms.draw_on_border(threat, pixels, "noise", seed, draw, int(row)) for row in rows])
-    return norms.project(images + torch.from_numpy(noise).to(images).reshape(images.shape), images, threat)
+    return norms.project(norms.draw_on_border(images, threat, rows, "noise", seed, draw), images, threat)
