@@ -61,10 +61,8 @@ def _run(root: Storage, name: str) -> Iterator[str]:
 def _training(lines: list[dict], rounds: int) -> Iterator[str]:
     """What the metrics of a training say."""
     last, recent = lines[-1], lines[-RECENT:]
-    judged = next((line["judge"] | {"round": line["round"] + 1} for line in reversed(lines) if "judge" in line), None)
-    if judged:
-        robust = judged["robust"]
-        yield f"judge {robust['value']:.1%} of {robust['images']} after round {judged['round']}"
+    if judged := _last_judged(lines):
+        yield f"{_verdict(judged)} after round {judged['round'] + 1}"
     speed = last["attack_steps_per_second"]
     speed_text = f"{speed:,.0f} attack steps/s a generator, " if speed else ""
     yield f"loss {last['loss']:.3f}, {speed_text}lag {last['lag']} updates, waiting {last['waiting']:.0%} of the time"
@@ -95,9 +93,18 @@ def _trial(root: Storage, folder: str | None) -> str:
     lines = Journal(root.below(folder)).lines() if folder else []
     if not lines:
         return "no round is trained yet" if folder else "its verdicts are there"
-    judged = next((line["judge"]["robust"] for line in reversed(lines) if "judge" in line), None)
-    verdict = f", judge {judged['value']:.1%} of {judged['images']}" if judged else ""
+    judged = _last_judged(lines)
+    verdict = f", {_verdict(judged)}" if judged else ""
     return f"round {lines[-1]['round'] + 1}, loss {lines[-1]['loss']:.3f}{verdict}"
+
+
+def _last_judged(lines: list[dict]) -> dict | None:
+    return next((line for line in reversed(lines) if "judge" in line), None)
+
+
+def _verdict(line: dict) -> str:
+    robust = line["judge"]["robust"]
+    return f"judge {robust['value']:.1%} of {robust['images']}"
 
 
 def _age(run: Storage) -> str:

@@ -10,6 +10,7 @@ from stages.evaluation.claim import radius_text
 from stages.evaluation.comparison import Comparison
 from stages.evaluation.evidence import Check, Table
 from stages.rap.threat import ThreatModel
+from stages.report.words import interval
 
 WORST_CASE = "robust accuracy (per-image worst case)"
 CELL = 28  # characters
@@ -134,6 +135,5 @@ def table_text(table: Table) -> str:
 
 def _cell(value: Accuracy | float | str | None) -> str:
     if isinstance(value, Accuracy):
-        low, high = value.interval
-        return f"{100 * value.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{100 * value.value:.1f} {interval(value)}"
     return "-" if value is None else value if isinstance(value, str) else f"{value:g}"

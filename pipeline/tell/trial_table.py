@@ -7,6 +7,7 @@ from pipeline.artifacts import Artifact
 from pipeline.defend.searching import OWN, Rung, Searched, describe
 from pipeline.fields import flag
 from stages.evaluation.accuracy import Accuracy
+from stages.report.words import interval
 
 Row = dict[str, Any]
 FATES = ("kept", "ties", "stopped", "failed")
@@ -125,8 +126,7 @@ def _order(rung: Rung) -> tuple[int, ...]:
 
 def _percent(found: Mapping) -> str:
     accuracy = Accuracy(correct=found["correct"], images=found["images"])
-    low, high = accuracy.interval
-    return f"{100 * accuracy.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * accuracy.value:.1f} {interval(accuracy)}"
 
 
 def _cell(value: object) -> str:
