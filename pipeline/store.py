@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from typing import Annotated
 
@@ -207,8 +208,12 @@ def export_run(inventory: Inventory, config: Export, say: Say) -> str:
     try:
         place = local_path(config.to, "export")
         with settings_called({"data_download": "--data-download", "data_root": "--data-root"}):
-            images = training_images(
-                inventory.root, config.run, data_root=config.data_root, data_download=config.data_download
+            images = partial(
+                training_images,
+                inventory.root,
+                config.run,
+                data_root=config.data_root,
+                data_download=config.data_download,
             )
             data = TrajectoryDataset(
                 inventory.root,

@@ -5,8 +5,9 @@ image, state, label, row = data[0]
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,8 @@ class TrajectoryDataset(Dataset[Example]):
     The last two read every shard once, when the data set is made.
 
     ``root`` is the run's, a directory or a URL. The shards hold perturbations; the images are those of the run's data
-    set, or ``images``, a split that holds them (`training_images` finds them in another folder, or fetches them).
+    set, or ``images``: a split that holds them, or a function that loads one once the rest makes sense, such as
+    `training_images` with another folder.
 
     Raises ValueError for a run that is not there, a state that its segments do not have, or other images than the
     run's; when read, ShardError for a shard that is missing or damaged.
@@ -77,7 +79,7 @@ class TrajectoryDataset(Dataset[Example]):
         state: int | str = "last",
         success: bool | None = None,
         classes: Sequence[int] | None = None,
-        images: Split | None = None,
+        images: Split | Callable[[], Split] | None = None,
     ) -> None:
         self.storage, self.state = Storage.at(root), state
         if rounds is not None and rounds.step != 1:
@@ -87,7 +89,8 @@ class TrajectoryDataset(Dataset[Example]):
         if not len(self.shards):
             raise ValueError(_nothing(self.storage, run, rounds))
         self._check_state(state)
-        self.split = training_images(self.storage, run) if images is None else images
+        images = partial(training_images, self.storage, run) if images is None else images
+        self.split = images if isinstance(images, Split) else images()
         theirs = set(self.shards["data"].to_pylist())
         if theirs != {self.split.fingerprint}:
             raise ValueError(
@@ -197,8 +200,6 @@ def training_images(storage: Storage, run: str, *, data_root: str | None = None,
     """The training images of a run's recipe, below ``data_root`` (as --data.root), where ``data_download`` fetches what
     is absent. Raises DataError where they are not there, ValueError for a run that is not."""
     content = storage.find(f"runs/{run}/recipe.json")
-    if content is None and run not in storage.names(FOLDER):
-        raise ValueError(_nothing(storage, run, None))
     if content is None:
         raise ValueError(f"{storage.location(f'runs/{run}/recipe.json')} is not there: give the run's training images")
     named = with_tuples(json.loads(content)["recipe"]["data"])
