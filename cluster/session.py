@@ -35,7 +35,8 @@ ENVIRONMENT = {
     # A worker without GPUs sees what the machine has; the device is always named explicitly.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ctrl-C ends a search like everything else, by KeyboardInterrupt; and no files for TensorBoard.
+    # Ctrl-C ends a search like everything else, by KeyboardInterrupt; and no files of Tune's own for TensorBoard, since
+    # of a trial it knows only that it ended.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # With the old output, verbose=0 prints nothing; the new one prints its configuration all the same.

@@ -37,6 +37,7 @@ from stages.evaluation.accuracy import on_device
 from stages.lease import Lease
 from stages.report import Contents
 from stages.shipped import save_model
+from stages.training.events import Settled, events_of
 from stages.training.setup import Setup
 
 
@@ -69,12 +70,14 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
             if plan.cached:
                 weights, from_cache = weights_from_cache(setup, list(plan.cached), workers, say)
                 setup = replace(setup, initial=weights)
+            events = events_of(setup.journal)
             if not setup.is_complete:
                 place = workers()
                 if done := setup.journal.checkpointed:
                     say(f"resuming with round {done + 1} of {recipe.schedule.rounds}, after the last checkpoint")
                 here = replace(setup, device=place.device, repeats=place.device == "cpu")
-                generated_now = run_loop(here, place.loop, progress=follow(setup, say, held))
+                generated_now = run_loop(here, place.loop, progress=follow(setup, say, held, events))
+            events.catch_up()
             setup.ledger.complete(recipe.schedule.rounds, setup.journal.read)
             robust, selected = selected_model(setup)
 
@@ -140,7 +143,7 @@ def save(plan: Plan, trained: Trained, auto: Evaluation) -> None:
         )
 
 
-def follow(setup: Setup, say: Say, held: Lease) -> Callable[[dict], None]:
+def follow(setup: Setup, say: Say, held: Lease, events: Settled) -> Callable[[dict], None]:
     """Says every judged round and every alarm as its line of metrics appears; ends a run that is not held any more."""
     rounds, going = setup.config.schedule.rounds, passing(say)
 
@@ -161,6 +164,7 @@ def follow(setup: Setup, say: Say, held: Lease) -> Callable[[dict], None]:
             )
         for alarm in line["alarms"]:
             say(f"ALARM in round {done}: {alarm}")
+        events.follow(line)
 
     return tell
 

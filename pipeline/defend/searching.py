@@ -15,6 +15,7 @@ from pipeline.artifacts import Artifact, scratch
 from pipeline.defend.plan import Plan
 from pipeline.defend.trials import Trial, find_verdict, first_trials, make_verdict, next_trials
 from pipeline.exits import SearchError
+from pipeline.fields import flag
 from pipeline.placement import Workers
 from pipeline.progress import Say, passing
 from pipeline.recipe import Recipe
@@ -22,6 +23,8 @@ from stages.evaluation.comparison import Comparison
 from stages.fingerprint import fingerprint
 from stages.search.halving import Decision, TrialVerdict, decide, ranked, tied_with_best
 from stages.storage import Storage
+from stages.training.events import FOLDER as EVENTS
+from stages.training.events import write_trial
 from stages.training.setup import Setup
 
 SEARCH = "search.json"  # of a search's folder
@@ -141,6 +144,7 @@ class _Search:
         verdicts = {number: TrialVerdict.of(receipt.metrics) for number, receipt in receipts.items()}
         decision = decide(verdicts, factor=self.recipe.search.factor, always=(OWN,))
         rung = Rung(rounds=rounds, receipts=receipts, decision=decision)
+        self._show(rung)
         self.rungs.append(rung)
         if not decision.kept:
             number = decision.failed[0]
@@ -151,6 +155,15 @@ class _Search:
         if rounds != self.recipe.rungs.rounds:
             self.say(f"search, after {rounds} rounds: {describe(decision)}")
         return rung
+
+    def _show(self, rung: Rung) -> None:
+        """Events for TensorBoard, a run a trial."""
+        since = self.rungs[-1].rounds if self.rungs else 0
+        for number, receipt in rung.receipts.items():
+            trial = self.trials[number]
+            settings = {flag(name): value for name, value in trial.settings.items()}
+            shown = self.folder.below(f"{EVENTS}/{trial.name}")
+            write_trial(shown, trial.setup(self.setup).journal, settings, receipt.metrics, since)
 
     def _judged(self, rounds: int, numbers: Iterable[int]) -> dict[int, Artifact]:
         """The verdicts on some trials after so many rounds; trials that have none yet are trained."""
