@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.parcels import ParcelError
-from cluster.session import PlacementError, SessionLostError
+from cluster.session import Interrupted, PlacementError, SessionLostError
 from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
 from pipeline.progress import Say, Spoken
@@ -44,8 +45,8 @@ def conduct(work: Callable[[Say], str], *, root: str) -> int:
     """Do a command's work, which says what it does, and print what it returns; the exit code.
 
     0; 1 for damaged files, an attack that fails, a training that diverges, a search that finds nothing, a full disk or
-    device, processes that keep dying, or a Ray that is lost; 2 for work that was refused before it began; 130 for
-    Ctrl-C. What is none of these is raised.
+    device, processes that keep dying, or a Ray that is lost; 2 for work that was refused before it began; as shells
+    count signals, 130 for Ctrl-C and 143 for SIGTERM. What is none of these is raised.
     """
     try:
         with Spoken() as say:
@@ -55,9 +56,9 @@ def conduct(work: Callable[[Say], str], *, root: str) -> int:
         fail(str(error))
     except (*DAMAGE, *FAILED) as error:
         return _stop(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; nothing committed is lost, and the same command resumes from here")
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
         path = Path(root).expanduser()
         if _is_full(path, error):

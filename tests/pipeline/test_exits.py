@@ -69,9 +69,12 @@ def test_what_is_refused_before_work_is_one_message_and_exit_code_2(
     assert capsys.readouterr().err == "error: what was found, and what to do\n"
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, Interrupted])
-def test_an_interrupt_is_exit_code_130(kind: type[BaseException], tmp_path: Path) -> None:
-    assert conducted(kind(), tmp_path) == 130
+@pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Interrupted, 143)])
+def test_an_interrupt_ends_with_its_signal_s_exit_code(
+    kind: type[BaseException], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert conducted(kind(), tmp_path) == code
+    assert "the same command resumes from here" in capsys.readouterr().out
 
 
 def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path) -> None:

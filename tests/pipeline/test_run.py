@@ -173,7 +173,7 @@ def test_a_command_that_was_killed_and_then_stopped_is_finished_by_a_job_to_the_
     head: str, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     attack = chosen_attack(finished[0])
-    for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
+    for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
         assert interrupted(command(tmp_path, *attack), sent) == code
         assert not list(tmp_path.glob("runs/*/results.json"))
     flags = flags_of({name: value for name, value in TINY.items() if name != "workers.cpus"})
