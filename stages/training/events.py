@@ -91,7 +91,7 @@ def _outcome(settings: Mapping[str, object], verdict: Mapping) -> Iterator[tuple
 
 
 def _write(folder: Storage, first: int, end: int, events: Iterable[tuple[float, int, object]]) -> None:
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboardX.record_writer import RecordWriter
 
     with folder.folder() as local:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import google_crc32c
 import pytest
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 from tiny_runs import after, setup_of
 
 from stages.evaluation.accuracy import Accuracy
