@@ -22,7 +22,7 @@ def test_real_cifar10_goes_through_every_stage(ray_session: object, tmp_path: Pa
         "data.holdout-images": 200,
         "classifier.architecture": "cnn",
         "classifier.images": 2000,
-        "classifier.epochs": 2,
+        "classifier.epochs": 1,
         "classifier.learning-rate": 0.05,
         "classifier.batch": 64,
         "classifier.precision": "float32",  # as those below: CPUs emulate the preset's

@@ -2,7 +2,6 @@
 another run's shards, in this one."""
 
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,23 +158,18 @@ def test_a_job_with_bad_input_fails_with_its_message(head: str) -> None:
     assert "error: --root rap-runs lies in the copy of its working directory in which a job runs" in done.stdout
 
 
-def interrupted(arguments: list[str], sent: signal.Signals) -> int:
-    """The exit code of a command that is sent a signal once its loop is in the fourth of eight rounds or beyond."""
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as driver:
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if "round 4/8" in line:
-                driver.send_signal(sent)
-    return driver.returncode
-
-
-def test_a_command_that_was_killed_and_then_stopped_is_finished_by_a_job_to_the_same_bytes(
+def test_a_command_that_was_killed_is_finished_by_a_job_to_the_same_bytes(
     head: str, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     attack = chosen_attack(finished[0])
-    for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
-        assert interrupted(command(tmp_path, *attack), sent) == code
-        assert not list(tmp_path.glob("runs/*/results.json"))
+    with subprocess.Popen(
+        command(tmp_path, *attack), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
+    ) as driver:
+        assert driver.stdout is not None
+        for line in driver.stdout:
+            if "round 4/8" in line:  # it may be beyond by now
+                driver.kill()
+    assert not list(tmp_path.glob("runs/*/results.json"))
     flags = flags_of({name: value for name, value in TINY.items() if name != "workers.cpus"})
     done = submit(head, *flags, *attack, "--root", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
