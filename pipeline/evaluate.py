@@ -22,7 +22,7 @@ from pipeline.evaluate_flags import EvaluateCommand, parse
 from pipeline.exits import conduct, fail, settings_called
 from pipeline.flags import WorkersConfig
 from pipeline.measure.findings import Findings
-from pipeline.measure.measuring import find, measurements_on, quick_findings
+from pipeline.measure.measuring import Asked, find, measurements_on, quick_findings, screening_on
 from pipeline.measure.paper_tables import IMAGES, measurements_of, speed_table, with_our_rows
 from pipeline.measure.subjects import (
     answering_logits,
@@ -45,7 +45,7 @@ from stages.data.datasets import DataConfig, ImageData
 from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.checks.examined import CheckSize
-from stages.evaluation.measurement import FunctionConfig, Measurement, function_attacks
+from stages.evaluation.measurement import function_attacks
 from stages.evaluation.screening import ScreeningConfig
 from stages.fingerprint import fingerprint
 from stages.models import ModelConfig
@@ -134,22 +134,14 @@ def evaluate_model(
     model = answering_logits(model, test, classes)
     check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
     place = workers or WorkersConfig()
+    measured = (
+        [screening_on(model, test, threat, images)] if quick else measurements_on(model, test, threat, config, given)
+    )
+    asked = Asked(models={"model": model}, data=named, test=test, measurements=measured, functions=given, checks=checks)
     if quick:
-        found = quick_findings(
-            model,
-            test,
-            threat,
-            images,
-            ScreeningConfig(),
-            root=storage,
-            device=device_of(model).type if device_of(model).type != "cpu" else demanded_device(place),
-            data=named,
-            say=say,
-        )
-    else:
-        measured = measurements_on(model, test, threat, config, given)
-        found = find({"model": model}, test, measured, given, checks, root=storage, workers=place, data=named, say=say)
-    return Results.of(found)
+        device = device_of(model).type if device_of(model).type != "cpu" else demanded_device(place)
+        return Results.of(quick_findings(asked, ScreeningConfig(), root=storage, device=device, say=say))
+    return Results.of(find(asked, root=storage, workers=place, say=say))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,12 +151,9 @@ class Prepared:
     command: EvaluateCommand
     data: ImageData
     model: nn.Module
-    models: Mapping[str, nn.Module]
-    """All that are attacked: the model, in a table beside the undefended one, with --behind beside two others."""
     threat: ThreatModel
-    images: int
-    planned: Sequence[Measurement]
-    functions: Sequence[tuple[FunctionConfig, Attack]]
+    asked: Asked
+    """Of the model, in a table beside the undefended one, with --behind beside two others."""
     other: Mapping[str, Any] | None
     """The evaluation to compare with."""
 
@@ -189,6 +178,8 @@ def prepare(command: EvaluateCommand) -> Prepared:
         check_subject(each, data.test, classes=len(data.classes), threat=threat, random=config.version == "rand")
     if command.table:
         planned = measurements_of(command.table, images=images, chunk=config.chunk, seed=config.seed)
+    elif command.quick:
+        planned = [screening_on(model, data.test, threat, images)]
     else:
         planned = measurements_on(model, data.test, threat, config, functions)
     other = None
@@ -199,11 +190,15 @@ def prepare(command: EvaluateCommand) -> Prepared:
         command=command,
         data=data,
         model=model,
-        models=models,
         threat=threat,
-        images=images,
-        planned=planned,
-        functions=functions,
+        asked=Asked(
+            models=models,
+            data=data.name,
+            test=data.test,
+            measurements=planned,
+            functions=functions,
+            checks=None if command.table or command.skip_checks else command.checks,
+        ),
         other=other,
     )
 
@@ -220,29 +215,10 @@ def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage
         tables = [speed_table(model, pixels, data=data.name, classifier=known, say=say)]
         found = Findings(data=data.name, test=test.fingerprint, evaluations={}, fingerprints={}, seconds=0)
     elif command.quick:
-        found = quick_findings(
-            prepared.model,
-            test,
-            prepared.threat,
-            prepared.images,
-            command.screening,
-            root=root,
-            device=demanded_device(command.workers),
-            data=data.name,
-            say=say,
-        )
+        device = demanded_device(command.workers)
+        found = quick_findings(prepared.asked, command.screening, root=root, device=device, say=say)
     else:
-        found = find(
-            prepared.models,
-            test,
-            prepared.planned,
-            prepared.functions,
-            None if command.table or command.skip_checks else command.checks,
-            root=root,
-            workers=command.workers,
-            data=data.name,
-            say=say,
-        )
+        found = find(prepared.asked, root=root, workers=command.workers, say=say)
         if command.table:
             tables = [with_our_rows(command.table, found.evaluations, data=data.name, classifier=known)]
     results = Results.of(found, tables=tables)

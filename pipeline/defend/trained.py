@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.defend.plan import Plan
 from pipeline.defend.searching import Searched
-from pipeline.measure.checks import Checked, Origin, examine
+from pipeline.measure.checks import Checked, Known, examine
 from pipeline.measure.evaluation import Subject, subject_of
 from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
@@ -62,32 +62,30 @@ def examine_trained(
     return examine(
         subjects["robust"],
         plan.data.test,
-        plan.recipe.threat,
         plan.recipe.checks,
-        auto=auto,
-        origin=_origin(plan, setup, subjects["undefended"], others),
+        Known(
+            auto=auto,
+            undefended=subjects["undefended"],
+            others=tuple(subject_of(other, plan.data.test.images) for other in others),
+            selection=_selection(plan),
+            setup=setup,
+        ),
         root=plan.root,
         workers=workers,
         say=say,
     )
 
 
-def _origin(plan: Plan, setup: Setup, undefended: Subject, others: Sequence[nn.Module]) -> Origin:
-    """What the checks may know of how the robust classifier came about."""
+def _selection(plan: Plan) -> SelectionFacts:
+    """Which images trained, and by which the checkpoint was selected."""
     data = plan.data
     trained = (data.train, plan.classifier_split) if plan.external is None else (data.train,)
     rows = np.concatenate([split.rows for split in trained])
-    selection = SelectionFacts(
+    return SelectionFacts(
         selection=data.holdout.fingerprint,
         trained=tuple(split.fingerprint for split in trained),
         test=data.test.fingerprint,
         shared_images=int(np.isin(data.holdout.rows, rows).sum()),
         images=len(data.holdout),
         external_weights=plan.external is not None,
-    )
-    return Origin(
-        undefended=undefended,
-        others=tuple(subject_of(other, data.test.images) for other in others),
-        selection=selection,
-        setup=setup,
     )

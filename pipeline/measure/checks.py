@@ -41,7 +41,6 @@ from stages.evaluation.checks.explanations import (
     check_vanilla_training,
 )
 from stages.evaluation.evidence import Check, Curve
-from stages.rap.threat import ThreatModel
 from stages.storage import Storage
 from stages.training.ablations import PARTS
 from stages.training.setup import Setup
@@ -69,9 +68,11 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What is known of how a model came about, for the checks that ask; nothing of a model from elsewhere."""
+class Known:
+    """What is known of a model before its checks; of one from elsewhere, little of how it came about."""
 
+    auto: Evaluation
+    """AutoAttack's evaluation of it, whose images and threat model are those of the checks."""
     undefended: Subject | None = None
     others: tuple[Subject, ...] = ()
     """Classifiers of the same task that the defence has never met."""
@@ -83,30 +84,27 @@ class Origin:
 def examine(
     subject: Subject,
     test: Split,
-    threat: ThreatModel,
     config: ChecksConfig,
+    known: Known,
     *,
-    auto: Evaluation | None,
-    origin: Origin,
     root: Storage | Path,
     workers: Callable[[], Place],
     say: Say,
 ) -> Checked:
-    """All 20 checks on a model. ``auto`` is AutoAttack's evaluation of it, whose images are those of the checks."""
-    positions = in_order(test)[: config.size.images] if auto is None else test.positions(auto.rows)
-    images = test.take(positions)
+    """All 20 checks on a model."""
+    auto = known.auto
     examined = ChecksTask(
         subject=subject,
-        images=images,
-        threat=threat,
+        images=test.take(test.positions(auto.rows)),
+        threat=auto.threat,
         size=config.size,
-        undefended=origin.undefended,
-        others=origin.others,
-        autoattack=auto.name if auto else "",
-        broken_by=tuple(auto.verdicts[i] for i in np.argsort(auto.rows)) if auto else (),
-        flags=auto.flags if auto else (),
+        undefended=known.undefended,
+        others=known.others,
+        autoattack=auto.name,
+        broken_by=tuple(auto.verdicts[i] for i in np.argsort(auto.rows)),
+        flags=auto.flags,
     )
-    works: list[ChecksTask | TrainingTask] = [examined, *_trainings(origin.setup, test, config)]
+    works: list[ChecksTask | TrainingTask] = [examined, *_trainings(known.setup, test, config)]
     store = Store(root)
     receipts = {work.fingerprint: store.get(work.kind, work.fingerprint) for work in works}
     missing = [work for work in works if receipts[work.fingerprint] is None]
@@ -124,7 +122,7 @@ def examine(
             receipts[receipt.manifest["fingerprint"]] = receipt
             say(_line(receipt))
     found = [receipt for receipt in receipts.values() if receipt is not None]
-    return _checked(examined, found, _told(found[1:], origin, config), done_now=len(missing))
+    return _checked(examined, found, _told(found[1:], known.selection, config), done_now=len(missing))
 
 
 def _line(receipt: Artifact) -> str:
@@ -151,21 +149,21 @@ def _trainings(setup: Setup | None, test: Split, config: ChecksConfig) -> Iterat
         yield TrainingTask(setup=setup, part=part, share=config.budget, images=images)
 
 
-def _told(receipts: list[Artifact], origin: Origin, config: ChecksConfig) -> dict[int, Check]:
+def _told(receipts: list[Artifact], selection: SelectionFacts | None, config: ChecksConfig) -> dict[int, Check]:
     """Checks 17 to 19, which judge what was measured by trainings and what is known of the data."""
     accuracy = {receipt.metrics["part"]: Accuracy(**receipt.metrics["robust"]) for receipt in receipts}
     ablations = vanilla = None
     if accuracy:
-        known: dict[str, Any] = {"attack": "PGD-20", "budget": config.budget, "defence": accuracy["defence"]}
+        common: dict[str, Any] = {"attack": "PGD-20", "budget": config.budget, "defence": accuracy["defence"]}
         ablations = Ablations(
-            **known,
+            **common,
             undefended=accuracy[ALONE],
             untrained_adapter=accuracy[UNTRAINED],
             denoising_only=accuracy["denoising only"],
             adversarial_training=accuracy["adversarial training"],
         )
-        vanilla = VanillaTraining(**known, vanilla=accuracy["vanilla adversaries"])
-    checks = (check_ablations(ablations), check_vanilla_training(vanilla), check_selection(origin.selection))
+        vanilla = VanillaTraining(**common, vanilla=accuracy["vanilla adversaries"])
+    checks = (check_ablations(ablations), check_vanilla_training(vanilla), check_selection(selection))
     return {check.number: check for check in checks}
 
 

@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import nn
 from cluster.session import session
 from pipeline.artifacts import Store
 from pipeline.flags import WorkersConfig
-from pipeline.measure.checks import Origin, examine
+from pipeline.measure.checks import Known, examine
 from pipeline.measure.chunks import Chunk, commit_chunk, load_verdict
 from pipeline.measure.evaluation import evaluate, final_measurements, parts, subject_of
 from pipeline.measure.findings import Findings
@@ -23,7 +24,7 @@ from pipeline.placement import Place, place_for_tasks
 from pipeline.progress import Say, passing
 from pipeline.recipe import ChecksConfig, EvaluationConfig
 from stages.data.splits import Split
-from stages.evaluation.accuracy import on_device, to_float
+from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack
 from stages.evaluation.autoattack import AutoAttackConfig, lineup_on
 from stages.evaluation.checks.examined import CheckSize
@@ -34,23 +35,26 @@ from stages.rap.threat import ThreatModel
 from stages.storage import Storage
 
 
-def find(
-    models: Mapping[str, nn.Module],
-    test: Split,
-    measurements: Sequence[Measurement],
-    functions: Sequence[tuple[FunctionConfig, Attack]],
-    checks: CheckSize | None,
-    *,
-    root: Storage | Path,
-    workers: WorkersConfig,
-    data: str,
-    say: Say,
-) -> Findings:
-    """Every model under every measurement, on a Ray session that starts only if something is left to attack.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """What is to be measured on which models."""
 
-    ``checks`` is the size of the checks on the first model, after AutoAttack; None for none.
-    """
-    subjects = {name: subject_of(model, test.images) for name, model in models.items()}
+    models: Mapping[str, nn.Module]
+    """In eval mode, by name; the first is the one that is checked."""
+    data: str
+    """Name of the data set of the images."""
+    test: Split
+    measurements: Sequence[Measurement]
+    functions: Sequence[tuple[FunctionConfig, Attack]] = ()
+    """The functions that some of the measurements name."""
+    checks: CheckSize | None = None
+    """The size of the checks, which follow AutoAttack; None for none."""
+
+
+def find(asked: Asked, *, root: Storage | Path, workers: WorkersConfig, say: Say) -> Findings:
+    """Every model under every measurement, on a Ray session that starts only if something is left to attack."""
+    test = asked.test
+    subjects = {name: subject_of(model, test.images) for name, model in asked.models.items()}
     began = time.perf_counter()
     with ExitStack() as stack:
 
@@ -61,29 +65,20 @@ def find(
         found = evaluate(
             subjects,
             test,
-            measurements,
+            asked.measurements,
             root=root,
             workers=start,
             say=say,
-            functions={config.path: function for config, function in functions},
+            functions={config.path: function for config, function in asked.functions},
         )
         name, first = next(iter(subjects.items()))
         auto, checked = of_kind(found[name], "autoattack"), None
-        if checks is not None and auto is not None and auto.threat.norm != "L1":
-            checked = examine(
-                first,
-                test,
-                auto.threat,
-                ChecksConfig(size=checks),
-                auto=auto,
-                origin=Origin(undefended=undefended_of(first.model, test)),
-                root=root,
-                workers=start,
-                say=say,
-            )
+        if asked.checks is not None and auto is not None and auto.threat.norm != "L1":
+            known = Known(auto=auto, undefended=undefended_of(first.model, test))
+            checked = examine(first, test, ChecksConfig(size=asked.checks), known, root=root, workers=start, say=say)
     return Findings(
         checked=checked,
-        data=data,
+        data=asked.data,
         test=test.fingerprint,
         evaluations=found,
         fingerprints={name: subject.fingerprint for name, subject in subjects.items()},
@@ -91,29 +86,26 @@ def find(
     )
 
 
-def quick_findings(
-    model: nn.Module,
-    test: Split,
-    threat: ThreatModel,
-    images: int,
-    config: ScreeningConfig,
-    *,
-    root: Storage | Path,
-    device: str,
-    data: str,
-    say: Say,
-) -> Findings:
-    """A screening, batch after batch in this process: the order of the batches must not depend on their verdicts."""
-    began, model = time.perf_counter(), on_device(model, device)
-    subject = subject_of(model, test.images)
+def screening_on(model: nn.Module, test: Split, threat: ThreatModel, images: int) -> Measurement:
+    """What a screening attacks a model with: of AutoAttack the two that find most, and exist for its classes."""
     with torch.no_grad():
-        classes = model(to_float(torch.from_numpy(test.images[:1])).to(device)).shape[1]
+        classes = model(to_float(torch.from_numpy(test.images[:1])).to(device_of(model))).shape[1]
     strongest = "apgd-t" if classes > 3 else "apgd-dlr" if classes == 3 else "fab"
     attack = AutoAttackConfig(version="custom", attacks=("apgd-ce", strongest))
-    plan = Measurement(name="screening", attack=attack, threat=threat, images=images, chunk=64)
+    return Measurement(name="screening", attack=attack, threat=threat, images=images, chunk=64)
+
+
+def quick_findings(asked: Asked, config: ScreeningConfig, *, root: Storage | Path, device: str, say: Say) -> Findings:
+    """A screening of the one model, batch after batch in this process.
+
+    The order of the batches must not depend on their verdicts.
+    """
+    began, (model,), (plan,) = time.perf_counter(), asked.models.values(), asked.measurements
+    model = on_device(model, device)
+    subject = subject_of(model, asked.test.images)
     chunks = (
-        Chunk(root=str(root), model=subject.fingerprint, threat=threat, attack=attack, split=part)
-        for part in parts(test, plan)
+        Chunk(root=str(root), model=subject.fingerprint, threat=plan.threat, attack=plan.attack, split=part)
+        for part in parts(asked.test, plan)
     )
     receipts, attacked, going = [], 0, passing(say)
 
@@ -125,10 +117,10 @@ def quick_findings(
             yield load_verdict(io.BytesIO(receipts[-1].read("verdict.npz")))
 
     screening: Screening = screen(verdicts(), config, progress=say)
-    evaluation = merge(receipts, threat, attacked_now=attacked)
+    evaluation = merge(receipts, plan.threat, attacked_now=attacked)
     return Findings(
-        data=data,
-        test=test.fingerprint,
+        data=asked.data,
+        test=asked.test.fingerprint,
         evaluations={"model": {"screening": evaluation}},
         fingerprints={"model": subject.fingerprint},
         seconds=time.perf_counter() - began,

@@ -16,7 +16,7 @@ from cluster.parcels import ParcelError
 from pipeline.defend.plan import make_plan
 from pipeline.evaluate import evaluate_model, main
 from pipeline.flags import WorkersConfig, parse
-from pipeline.measure.measuring import find
+from pipeline.measure.measuring import Asked, find
 from pipeline.run import main as run
 from stages.data.datasets import DataConfig, load_data
 from stages.evaluation.measurement import Measurement
@@ -67,17 +67,8 @@ def test_models_that_pickle_refuses_are_attacked_by_workers(
 ) -> None:
     test = load_data(DataConfig(name="digits")).test
     measurement = Measurement(name="pgd", attack=PGD, threat=THREAT, images=20, chunk=20)
-    found = find(
-        {"model": build()},
-        test,
-        [measurement],
-        [],
-        None,
-        root=tmp_path,
-        workers=WorkersConfig(),
-        data="digits",
-        say=print,
-    ).evaluations["model"]["pgd"]
+    asked = Asked(models={"model": build()}, data="digits", test=test, measurements=[measurement])
+    found = find(asked, root=tmp_path, workers=WorkersConfig(), say=print).evaluations["model"]["pgd"]
     part = test.take(test.positions(found.rows))
     images, labels = torch.from_numpy(part.images), torch.from_numpy(part.labels)
     expected = pgd_mask(build(), images, labels, THREAT, config=PGD, rows=part.rows)

@@ -18,7 +18,7 @@ from pipeline.evaluate import evaluate_model, main
 from pipeline.flags import WorkersConfig
 from pipeline.measure.evaluation import parts
 from pipeline.measure.findings import Findings
-from pipeline.measure.measuring import find, own_measurements
+from pipeline.measure.measuring import Asked, find, own_measurements
 from pipeline.measure.outcome import worst_of
 from pipeline.measure.subjects import split_of
 from pipeline.recipe import EvaluationConfig
@@ -53,17 +53,10 @@ def model() -> nn.Module:
 def evaluated(model: nn.Module, test: Split, root: Path, *measurements: Measurement, attacks=(), say=print) -> Findings:
     given = function_attacks(attacks)
     own = own_measurements(given, THREAT, EvaluationConfig(images=18, chunk=18))
-    return find(
-        {"model": model},
-        test,
-        [*measurements, *own],
-        given,
-        None,
-        root=root,
-        workers=WorkersConfig(),
-        data="digits",
-        say=say,
+    asked = Asked(
+        models={"model": model}, data="digits", test=test, measurements=[*measurements, *own], functions=given
     )
+    return find(asked, root=root, workers=WorkersConfig(), say=say)
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,8 @@ def test_the_adversaries_of_a_receipt_are_in_the_ball(finished: tuple[Path, str]
 def test_a_table_shows_the_classifier_alone_beside_the_model(finished: tuple[Path, str]) -> None:
     model = results_of(finished[0])["run"]["paths"]["model"]
     prepared = prepare(EvaluateCommand(model=ModelConfig(name=model), table="3", data=DataConfig(name="digits")))
-    assert list(prepared.models) == ["model", "undefended classifier"]
-    assert prepared.models["undefended classifier"] is prepared.model.classifier
+    assert list(prepared.asked.models) == ["model", "undefended classifier"]
+    assert prepared.asked.models["undefended classifier"] is prepared.model.classifier
 
 
 def test_the_same_command_again_attacks_nothing(finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.session import Cluster
-from pipeline.measure.checks import Origin, examine, robust_accuracy
+from pipeline.measure.checks import Known, examine, robust_accuracy
 from pipeline.measure.evaluation import subject_of
 from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Place
@@ -56,10 +56,10 @@ def test_all_checks_are_answered_once_and_from_receipts_again(
     said: list[str] = []
 
     def run(**changes: object):
-        origin = Origin(undefended=undefended, others=(undefended,), selection=FACTS, setup=setup)
+        known = Known(auto=evaluation(test), undefended=undefended, others=(undefended,), selection=FACTS, setup=setup)
         place = Place(device="cpu", cpus=1, gpus=0)
-        known = {"auto": evaluation(test), "origin": origin, "root": tmp_path, "workers": lambda: place} | changes
-        return examine(subject, test, THREAT, CONFIG, say=said.append, **known)  # pyright: ignore[reportArgumentType]
+        given = {"root": tmp_path, "workers": lambda: place} | changes
+        return examine(subject, test, CONFIG, known, say=said.append, **given)  # pyright: ignore[reportArgumentType]
 
     found = run()
     assert [check.number for check in found.checks] == list(range(1, 21))
@@ -88,16 +88,14 @@ def test_a_model_from_elsewhere_gets_the_checks_that_need_no_training(
     found = examine(
         subject,
         test,
-        THREAT,
         CONFIG,
-        auto=None,
-        origin=Origin(),
+        Known(auto=evaluation(test)),
         root=tmp_path,
         workers=lambda: place,
         say=lambda line: None,
     )
     assert found.done_now == 1
-    assert len(found.rows) == SIZE.images
+    assert len(found.rows) == 12
     verdicts = {check.number: check.verdict for check in found.checks}
     assert all(verdicts[number] == "not applicable" for number in (17, 18, 19, 20))
     assert verdicts[1] == "pass"
