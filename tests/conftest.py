@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from s3_faults import FaultyS3
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cluster.session import Cluster, session
@@ -26,12 +27,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Ray copies its own data context, which warns of a field of its own.
     # Where the tests' S3 server will be, for all processes that are started before it is.
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    address = f"http://127.0.0.1:{free_port()}"
     settings = {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "not-for-messages", "REGION": "us-east-1"}
     os.environ.update({f"AWS_{name}": value for name, value in {**settings, "ENDPOINT_URL": address}.items()})
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 class Waiting(TorchDispatchMode):
@@ -65,11 +70,11 @@ def ray_session() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[str]:
-    """The address of an S3 server in a process of its own, which forgets everything when the tests end."""
-    address = os.environ["AWS_ENDPOINT_URL"]
+def s3_server() -> Iterator[FaultyS3]:
+    """An S3 server in a process of its own, which forgets everything when the tests end, behind one that can fail."""
+    port = free_port()
     server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", address.rpartition(":")[2]],
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -80,14 +85,16 @@ def s3_server() -> Iterator[str]:
             if "Running on" in line:
                 break
         threading.Thread(target=server.stderr.read, daemon=True).start()  # else it waits once the pipe is full
-        yield address
+        front = FaultyS3(os.environ["AWS_ENDPOINT_URL"], f"http://127.0.0.1:{port}")
+        yield front
+        front.close()
     finally:
         server.kill()
         server.communicate()
 
 
 @pytest.fixture
-def s3_bucket(s3_server: str) -> str:
+def s3_bucket(s3_server: FaultyS3) -> str:
     """A bucket on that server, which the environment names."""
-    with urllib.request.urlopen(urllib.request.Request(f"{s3_server}/tests-bucket", method="PUT")):
+    with urllib.request.urlopen(urllib.request.Request(f"{s3_server.address}/tests-bucket", method="PUT")):
         return "s3://tests-bucket"

@@ -2,31 +2,41 @@
 
 import http.client
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 Fault = str | None
-"""What happens to a request: "500" and "503" answer it, "lost" and "answer lost" end its connection before and after
-the server has done what it asks, None lets it pass."""
+"""What happens to a request: "403", "500" and "503" answer it, "lost" and "answer lost" end its connection before and
+after the server has done what it asks, None lets it pass."""
+
+CODES = {"403": "InvalidAccessKeyId", "500": "InternalError", "503": "SlowDown"}
 
 
 class FaultyS3:
-    """Passes requests on to a server, unless ``fault``, asked with the number of each request, says otherwise."""
+    """Passes requests at ``address`` on to a server, but for those that `failing` lets fail."""
 
-    def __init__(self, server: str) -> None:
-        self.fault: Callable[[int], Fault] = lambda number: None
-        self.requests = 0
+    def __init__(self, address: str, server: str) -> None:
+        self.address = address
         self.failed = 0
+        self._requests = 0
+        self._fault: Callable[[int], Fault] = lambda number: None
         self._counting = threading.Lock()
         self._behind = urlsplit(server).netloc
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", urlsplit(address).port or 0), self._handler())
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+    @contextmanager
+    def failing(self, fault: Callable[[int], Fault]) -> Iterator[None]:
+        """While the block runs, ask ``fault`` what happens to each request, by its number from 0."""
+        self.failed = self._requests = 0
+        before, self._fault = self._fault, fault
+        try:
+            yield
+        finally:
+            self._fault = before
 
     def close(self) -> None:
         """Nobody answers here any more."""
@@ -35,8 +45,8 @@ class FaultyS3:
 
     def _next(self) -> Fault:
         with self._counting:
-            number, self.requests = self.requests, self.requests + 1
-            found = self.fault(number)
+            number, self._requests = self._requests, self._requests + 1
+            found = self._fault(number)
             self.failed += found is not None
         return found
 
@@ -49,8 +59,8 @@ class FaultyS3:
             def do_GET(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 fault = owner._next()
-                if fault in ("500", "503"):
-                    self.answer(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
+                if fault in CODES:
+                    self.answer(int(fault), {}, f"<Error><Code>{CODES[fault]}</Code></Error>".encode())
                 elif fault == "lost":
                     self.close_connection = True
                 else:

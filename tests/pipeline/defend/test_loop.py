@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import ray
 from loops import ROUNDS, loop_workers, published, shards_of, trained_lines
+from s3_faults import FaultyS3
 
 from cluster import board
 from cluster.tasks import PoolError
 from pipeline.defend.loop import run_loop
+from stages.storage_errors import StorageError
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
 from stages.trajectories.shards import AlteredShardError, read_shard, shard_key
@@ -40,25 +42,39 @@ def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None
     assert published(undisturbed[0])["2"] != published(undisturbed[1])["2"]
 
 
-@pytest.mark.parametrize(("overlap", "place"), [(0, "directory"), (1, "bucket")])
 def test_the_loop_on_ray_publishes_the_bytes_of_the_serial_loop(
-    overlap: int,
-    place: str,
-    request: pytest.FixtureRequest,
+    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
+) -> None:
+    """On two generators; the loops below begin with one."""
+    setup, seen = make_setup(tmp_path, 0), []
+    made = run_loop(setup, loop_workers(2), progress=lambda line: seen.append(line["round"]))
+    assert set(published(setup)) == {str(number) for number in range(ROUNDS + 1)}
+    assert same(setup, undisturbed[0])
+    assert seen == list(range(ROUNDS))
+    assert made == len(shards_of(setup))
+
+
+def test_a_bucket_that_refuses_a_loop_in_the_middle_and_then_fails_now_and_then_changes_nothing(
     ray_session: object,
     make_setup: Callable[..., Setup],
     undisturbed: dict[int, Setup],
+    s3_server: FaultyS3,
+    s3_bucket: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On two generators; the loops below begin with one."""
-    root = tmp_path if place == "directory" else f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}"
-    setup = make_setup(root, overlap)
-    seen: list[int] = []
-    made = run_loop(setup, loop_workers(2), progress=lambda line: seen.append(line["round"]))
-    assert set(published(setup)) == {str(number) for number in range(ROUNDS + 1)}
-    assert same(setup, undisturbed[overlap])
-    assert seen == list(range(ROUNDS))
-    assert made == len(shards_of(setup))
+    setup, chosen = make_setup(f"{s3_bucket}/{tmp_path.name}"), random.Random(3)
+    with s3_server.failing(lambda number: "403" if number >= 30 else None):
+        with pytest.raises(StorageError, match=r"no rights to read or write there .*check the credentials") as ended:
+            run_loop(setup, loop_workers(2), progress=lambda line: None)
+        assert "not-for-messages" not in str(ended.value)
+    assert not setup.is_complete
+    monkeypatch.setattr("stages.lease.EXPIRES", 0.0)  # whoever could not give it back is not waited for
+    faults = {number: chosen.choice(("500", "503", "lost", "answer lost")) for number in chosen.sample(range(60), 10)}
+    with s3_server.failing(faults.get):
+        run_loop(setup, loop_workers(2), progress=lambda line: None)
+    assert s3_server.failed == len(faults)
+    assert same(setup, undisturbed[1])
 
 
 def test_a_loop_goes_on_from_its_last_checkpoint_and_a_damaged_parent_is_made_again_from_kept_weights_else_named(

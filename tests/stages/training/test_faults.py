@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,40 +107,35 @@ def test_a_disk_that_is_full_at_any_of_ten_moments_is_named_and_the_same_call_go
     assert same(setup, undisturbed)
 
 
-@pytest.fixture
-def faulty(s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    server = FaultyS3(s3_server)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.address)
-    storage._client.cache_clear()
-    yield server
-    server.close()
-    storage._client.cache_clear()
-
-
 @pytest.mark.parametrize("fault", ["500", "503", "lost", "answer lost"])
 def test_a_bucket_that_fails_now_and_then_changes_nothing(
-    fault: str, faulty: FaultyS3, s3_bucket: str, undisturbed: Setup, tmp_path: Path
+    fault: str, s3_server: FaultyS3, s3_bucket: str, undisturbed: Setup, tmp_path: Path
 ) -> None:
     failing = set(random.Random(2).sample(range(60), MOMENTS))
-    faulty.fault = lambda number: fault if number in failing else None
     setup = setup_of(f"{s3_bucket}/{tmp_path.name}")
-    run_serially(setup)
-    assert faulty.failed == MOMENTS
+    with s3_server.failing(lambda number: fault if number in failing else None):
+        run_serially(setup)
+    assert s3_server.failed == MOMENTS
     assert same(setup, undisturbed)
 
 
 @pytest.mark.parametrize("moment", [3, 40])
 def test_a_bucket_that_is_gone_ends_a_run_with_one_message_and_the_same_call_goes_on(
-    moment: int, faulty: FaultyS3, s3_bucket: str, undisturbed: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int,
+    s3_server: FaultyS3,
+    s3_bucket: str,
+    undisturbed: Setup,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     setup = setup_of(f"{s3_bucket}/{tmp_path.name}")
-    with monkeypatch.context() as impatient:
+    with monkeypatch.context() as impatient, s3_server.failing(lambda number: "lost" if number >= moment else None):
         impatient.setattr(storage, "PATIENT", storage.BRIEF / 10)
-        faulty.fault = lambda number: "lost" if number >= moment else None
+        storage._client.cache_clear()
         with pytest.raises(StorageError, match="cannot be reached; check the network") as ended:
             run_serially(setup)
         assert "not-for-messages" not in str(ended.value)
-    faulty.fault = lambda number: None
+    storage._client.cache_clear()
     monkeypatch.setattr("stages.lease.EXPIRES", 0.0)  # whoever could not give it back is not waited for
     run_serially(setup)
     assert same(setup, undisturbed)
