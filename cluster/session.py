@@ -5,6 +5,7 @@
 2 0
 """
 
+import logging
 import os
 import secrets
 import signal
@@ -129,7 +130,9 @@ def _cluster_address() -> str | None:
 def _connect(address: str | None, cpus: int | None) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    level = logging.getLogger().getEffectiveLevel()
+    is_verbose = level <= logging.INFO  # the caller asked for more than warnings
+    options: dict[str, Any] = {"logging_level": level if is_verbose else "ERROR", "log_to_driver": is_verbose}
     if environment := import_environment(is_local=address is None):
         options["runtime_env"] = environment
     if address is None:

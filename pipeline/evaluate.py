@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         found, contents, directory = run(prepared, say)
         return ending(found, write_results(found, directory, claim=command.claim, contents=contents))
 
-    return conduct(work, root=command.root)
+    return conduct(work, root=command.root, log_level=command.log_level)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Literal
 import tyro
 
 from pipeline.artifacts import check_name
-from pipeline.exits import fail, settings_called
+from pipeline.exits import LogLevel, fail, settings_called
 from pipeline.flags import NUMBERS, SHORT, WorkersConfig, check_flags, in_full, is_given
 from pipeline.measure.paper_tables import DATA, TableName
 from pipeline.recipe import EvaluationConfig
@@ -65,6 +65,8 @@ class EvaluateCommand:
     """Where models run; auto: on GPUs where the cluster has any."""
     root: str = "rap-runs"
     """Folder of receipts and results. On a cluster, one that every node sees."""
+    log_level: LogLevel = "warning"
+    """What of Python's log is shown, of this project, Ray and other libraries; from info on also what workers print."""
     name: str | None = None
     """Name of the evaluation's directory below ROOT/evaluations; unset: the data set and a hash."""
 
@@ -129,6 +131,7 @@ class EvaluateCommand:
             claim=kept.claim,
             cpus=None,
             device=kept.device,
+            log_level=kept.log_level,
             root="",
             name=None,
         )

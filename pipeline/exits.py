@@ -1,6 +1,7 @@
 """How a command ends: its exit code, and one message where something is wrong."""
 
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from cluster.parcels import ParcelError
 from cluster.session import Interrupted, PlacementError, SessionLostError
@@ -41,16 +42,23 @@ class ClaimedError(ValueError):
     """A run that another process owns, or that was begun with another recipe."""
 
 
-def conduct(work: Callable[[Say], str], *, root: str) -> int:
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def conduct(work: Callable[[Say], str], *, root: str, log_level: LogLevel = "warning") -> int:
     """Do a command's work, which says what it does, and print what it returns; the exit code.
 
     0; 1 for damaged files, an attack that fails, a training that diverges, a search that finds nothing, a full disk or
     device, processes that keep dying, or a Ray that is lost; 2 for work that was refused before it began; as shells
     count signals, 130 for Ctrl-C and 143 for SIGTERM. What is none of these is raised.
     """
+    shown = logging.StreamHandler()
+    shown.setLevel(log_level.upper())  # also for loggers with a level of their own, as AutoAttack's
+    logging.basicConfig(level=log_level.upper(), handlers=[shown], format="%(levelname)s %(name)s: %(message)s")
     try:
         with Spoken() as say:
             result = work(say)
+            say.keep(result)
         print(result)
     except (ClaimedError, ParcelError, PlacementError) as error:
         fail(str(error))

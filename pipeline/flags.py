@@ -9,7 +9,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from pipeline.axes import DEFAULT_SPACE, default_space, read_space
-from pipeline.exits import fail
+from pipeline.exits import LogLevel, fail
 from pipeline.fields import flag, number, whole
 from pipeline.recipe import PRESETS, Recipe, as_in_paper
 from pipeline.recipe_files import read_recipe
@@ -89,6 +89,8 @@ class Command:
     """Start from the recipe in a file instead of a preset: best.json of a search, recipe.json of a run, or YAML."""
     paper: bool = False
     """Start from the paper's own settings instead of the preset's."""
+    log_level: LogLevel = "warning"
+    """What of Python's log is shown, of this project, Ray and other libraries; from info on also what workers print."""
     preset: tyro.conf.Suppress[str] = "digits"
 
 

@@ -1,20 +1,29 @@
 """What a command says while it works: lines that stay, and what is going on at the moment."""
 
 import math
+import os
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from stages.storage import Storage
+from stages.storage_errors import StorageError
+
 Say = Callable[[str], None]
 
 PAUSE, SHARE = 5.0, 1 / 200
 """Seconds, and share of the time so far, after which a log is told again what is going on; the longer of the two."""
+
+LOG = "run.log"
 
 
 class Passing(Protocol):
@@ -33,6 +42,7 @@ class Spoken:
     def __init__(self) -> None:
         self._began = self._printed = self._since = time.monotonic()
         self._doing = ""
+        self._log: Log | None = None
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._bar: Progress | None = None
         console = Console(file=sys.stdout)
@@ -55,12 +65,26 @@ class Spoken:
         self._thread.join()
         if self._bar:
             self._bar.stop()
+        if self._log:
+            self._log.end(f"{type(error).__name__}: {error}" if error else "")
 
     def __call__(self, line: str) -> None:
         """A line that stays."""
         now = time.monotonic()
         with self._lock:
-            self._print(f"[{now - self._began:6.1f} s] {line}")
+            text = f"[{now - self._began:6.1f} s] {line}"
+            self._print(text)
+            if self._log:
+                self._log.add(text)
+
+    def log_in(self, folder: Storage) -> None:
+        """From now on, keep all lines that stay in the folder's log as well."""
+        self._log = Log(folder)
+
+    def keep(self, text: str) -> None:
+        """What is printed once all is over belongs into the log as well."""
+        if self._log:
+            self._log.add(text)
 
     def passing(self, text: str, share: float | None = None) -> None:
         """What is going on from now on."""
@@ -87,6 +111,36 @@ class Spoken:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, flush=True)
+
+
+class Log:
+    """The lines of all calls in one file of a folder, written anew as they come, every PAUSE seconds at most."""
+
+    def __init__(self, folder: Storage) -> None:
+        self._folder = folder
+        self._text = (folder.find(LOG) or b"").decode()
+        self._written = time.monotonic()
+        self.add(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, process {os.getpid()}: {shlex.join(sys.argv)}")
+
+    def add(self, line: str) -> None:
+        self._text += f"{line}\n"
+        if time.monotonic() - self._written >= PAUSE:
+            self._write()
+
+    def end(self, line: str) -> None:
+        self._text += f"{line}\n" if line else ""
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        with suppress(StorageError):  # a log must not end what it tells of
+            self._folder.put(LOG, self._text.encode())
+
+
+def log_in(folder: Storage, say: Say) -> None:
+    """Keep what a command says in a folder's log; a plain function's lines are its owner's."""
+    if isinstance(say, Spoken):
+        say.log_in(folder)
 
 
 def passing(say: Say) -> Passing:

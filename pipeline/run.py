@@ -27,7 +27,7 @@ from pipeline.measure.evaluation import evaluate
 from pipeline.measure.findings import Findings
 from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Session, own_device
-from pipeline.progress import Passing, Say, passing
+from pipeline.progress import Passing, Say, log_in, passing
 from pipeline.tell.report_contents import contents_of, gallery
 from pipeline.tell.results import Results, ending, write_results
 from pipeline.tell.run_facts import RunFacts
@@ -48,6 +48,7 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
     timed = partial(stage, seconds, going)
     with ExitStack() as stack:
         held = stack.enter_context(claimed(plan))
+        log_in(plan.run, say)
         workers = Session(plan.command.workers, recipe, stack, first=partial(check_arrival, plan.external))
 
         with timed("classifier"):
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         found, contents = run(plan, say)
         return ending(found, {"model": plan.run.location("model")} | write_results(found, plan.run, contents=contents))
 
-    return conduct(work, root=command.root)
+    return conduct(work, root=command.root, log_level=command.log_level)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pipeline.delivery import check_arrival
 from pipeline.exits import ClaimedError, conduct, fail
 from pipeline.flags import parse
 from pipeline.placement import Session
-from pipeline.progress import Say, passing
+from pipeline.progress import Say, log_in, passing
 from pipeline.recipe import SearchConfig
 from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import search_text, table_of_trials
@@ -35,6 +35,7 @@ def run_search(plan: Plan, say: Say) -> str:
             held = stack.enter_context(lease(folder, "lock"))
         except TakenError as error:
             raise ClaimedError(f"{error}: let that search end, or stop it") from None
+        log_in(folder, say)
         say(f"{plan.data.name}: search {folder}")
         searched = search(setup, plan.recipe, workers, say, folder=folder)
         held.check()
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         plan = make_plan(command)
     except ValueError as error:
         fail(str(error))
-    return conduct(lambda say: run_search(plan, say), root=command.root)
+    return conduct(lambda say: run_search(plan, say), root=command.root, log_level=command.log_level)
 
 
 if __name__ == "__main__":

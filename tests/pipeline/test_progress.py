@@ -4,11 +4,13 @@ import io
 import re
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from pipeline import progress
-from pipeline.progress import Spoken, passing
+from pipeline.progress import LOG, Spoken, log_in, passing
+from stages.storage import Storage
 
 
 class Watched(io.StringIO):
@@ -71,3 +73,20 @@ def test_a_plain_function_gets_what_is_going_on_as_lines_after_a_pause(monkeypat
     monkeypatch.setattr(progress, "PAUSE", 0.0)
     tell("round 3")
     assert said == ["round 0", "round 3"]
+
+
+def test_what_is_said_is_kept_in_the_log_of_a_run_call_after_call(tmp_path: Path) -> None:
+    for number in (1, 2):
+        with Spoken() as say:
+            say(f"line {number} before there is a run")
+            log_in(Storage.at(tmp_path), say)
+            say(f"line {number}")
+            say.keep("a table\nof two lines")
+    say = Spoken()
+    say.log_in(Storage.at(tmp_path))
+    with pytest.raises(ValueError, match="what went wrong"), say:
+        raise ValueError("what went wrong")
+    begin = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, process \d+: .*\n"
+    calls = [begin + rf"\[ +\d+\.\d s\] line {number}\na table\nof two lines\n" for number in (1, 2)]
+    wanted = "".join(calls) + begin + "ValueError: what went wrong\n"
+    assert re.fullmatch(wanted, (tmp_path / LOG).read_text())
