@@ -61,7 +61,7 @@ class EvaluationConfig(AutoAttackConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksConfig:
-    """The checks on the final model (README, "The checks")."""
+    """The checks on the final model (stages/evaluation/README.md)."""
 
     size: CheckSize = field(default_factory=CheckSize)
     budget: float = 0.1
@@ -262,7 +262,7 @@ PRESETS = {
 
 
 def as_in_paper(recipe: Recipe) -> Recipe:
-    """A recipe with the paper's own choices where the presets have better ones (README, "The paper's settings").
+    """A recipe with the paper's own choices where the presets have better ones (tests/benchmarks/README.md).
 
     Attack to the adapter's own t, T = 20, a fresh trajectory of all T steps for every visit, t ~ U{1..T} with the
     adapter told t, and both terms of Alg. 3 with weight 1.

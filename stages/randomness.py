@@ -3,8 +3,8 @@
 Every random number of a run is a function of (seed, purpose, round, index, ...), so a resumed run,
 one worker and four workers draw the same ones. The generator is splitmix64 (Steele, Lea & Flood,
 "Fast splittable pseudorandom number generators", OOPSLA 2014): integer arithmetic only, the same on
-every machine and library version, and short enough to be written down in the README, where the
-start of a stored trajectory is re-derived from it.
+every machine and library version, and short enough to be written down in stages/trajectories/README.md,
+where the start of a stored trajectory is re-derived from it.
 
 >>> integers(0, 10, 5, "example", 0).tolist()
 [8, 0, 9, 9, 7]
@@ -67,7 +67,7 @@ def start_levels(seed: int, rows: NDArray[np.int64], pixels: int, bound: int) ->
     """The uniform start of each row of a data set, in lattice levels in [-bound, bound].
 
     Pixel j of row i gets ``splitmix64(splitmix64(seed + i) + j) % (2 bound + 1) - bound``; a stored
-    trajectory whose start was drawn like this keeps only ``seed`` (README, "Formats").
+    trajectory whose start was drawn like this keeps only ``seed`` (stages/trajectories/README.md).
 
     Returns an array of shape [rows, pixels].
     """

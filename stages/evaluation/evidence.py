@@ -14,7 +14,7 @@ Verdict = Literal["pass", "warn", "fail", "not applicable"]
 
 @dataclass(frozen=True)
 class Check:
-    """A check of the list in README ("The checks"), and what it found."""
+    """A check of the list in stages/evaluation/README.md, and what it found."""
 
     number: int
     name: str

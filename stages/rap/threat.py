@@ -20,7 +20,7 @@ Norm = Literal["Linf", "L2", "L1"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2", "L1")
 
 # 5100 = 20 x 255, so 0.3, 0.2, 0.05, 0.02 and 8/255 are whole; 1020 = 4 x 255 is the coarsest multiple
-# of the pixel grid at which rounding no longer weakens an L2 attack (README, "Formats").
+# of the pixel grid at which rounding no longer weakens an L2 attack.
 DENOMINATORS: dict[str, int] = {"Linf": 5100, "L2": 1020}
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 CHUNK = 256  # rows: enough to compress well, and a long array's chunks can be read one by one
-LEVEL = 1  # of gzip: level 4 is 2 to 10 % smaller and takes twice as long (README, "Formats")
+LEVEL = 1  # of gzip: level 4 is 2 to 10 % smaller and takes twice as long
 SEAL = 64  # hexadecimal digits of the sha256
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same arrays make the same bytes, whenever
 

@@ -1,4 +1,4 @@
-"""Shards: the segments of one unit, with their row of the ledger, in one object (README, "Formats").
+"""Shards: the segments of one unit, with their row of the ledger, in one object (README.md beside this file).
 
 A shard exists when its object does, and a reader checks all of what it reads: a missing, truncated or altered one
 is named in an error and never read as data.

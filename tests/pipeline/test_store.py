@@ -281,7 +281,7 @@ def test_a_bucket_is_tidied_up_like_a_directory(setup: Setup, s3_bucket: str, tm
 
 
 def test_the_detector_of_the_readme_is_trained(setup: Setup) -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text().partition("## Trajectories as data")[2]
+    text = (Path(__file__).parents[2] / "README.md").read_text().partition("## Read the trajectories")[2]
     code = text.partition("```python\n")[2].partition("```")[0]
     code, replaced = re.subn(r'"rap-runs", run="[^"]*", rounds=[^)]*\)', f'"{setup.root}", run="run"', code)
     assert replaced == 1

@@ -192,7 +192,7 @@ def test_a_shard_of_a_later_format_is_refused_by_name(monkeypatch):
 
 @pytest.mark.parametrize("case", [{"derived": False}, {"warm": True}, {"norm": "L2"}], ids=["Linf", "warm", "L2"])
 def test_the_code_in_the_readme_reads_a_shard(case, tmp_path):
-    text = (Path(__file__).parents[3] / "README.md").read_text().partition("**Shard.**")[2]
+    text = (Path(__file__).parents[3] / "stages/trajectories/README.md").read_text().partition("**Shard.**")[2]
     reading, decoding = (block.partition("```")[0] for block in text.split("```python\n")[1:3])
     linf, _, l2 = decoding.partition("# L2\n")
     made = attacked(n=300, **case)
