@@ -1,4 +1,4 @@
-"""A reader of shards from the README of stages/trajectories alone: NumPy, `zipfile` and `zlib`, nothing of ours and no Zarr library."""
+"""A reader of shards from stages/trajectories/README.md alone: NumPy, `zipfile` and `zlib`, no Zarr library."""
 
 import io
 import json
