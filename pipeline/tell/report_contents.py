@@ -138,7 +138,7 @@ def _answers(model: nn.Module, images: torch.Tensor) -> np.ndarray:
 def notes_on(data: str, auto: Evaluation) -> tuple[str, ...]:
     """What a reader should know about the figures."""
     half = 100 * (auto.robust.interval[1] - auto.robust.interval[0]) / 2
-    notes = [f"{len(auto.rows)} images know the robust accuracy to about ±{half:.0f} points."]
+    notes = [f"{len(auto.rows)} images give the robust accuracy to about ±{half:.0f} points."]
     if not auto.is_standard:
         notes.append(f"{auto.name} is not AutoAttack standard: its figure belongs beside no published one.")
     if "JPEG" in data:

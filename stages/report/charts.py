@@ -44,7 +44,9 @@ def glance(rows: Sequence[tuple[str, Accuracy | None, Accuracy | None]], undefen
                     low, high = accuracy.interval
                     axes.plot([100 * low, 100 * high], [place + up] * 2, color=colour, linewidth=1.6)
                     axes.plot(100 * accuracy.value, place + up, marker, color=colour, markerfacecolor=fill)
-        axes.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy (%, with 95 % interval)")
+        axes.set(xlim=(-2, 102), ylim=(len(rows) - 0.5, -0.5))
+        # At the right end: beneath the middle of axes that long names make narrow, it would reach out of the chart.
+        axes.set_xlabel("accuracy (%, with 95 % interval)", loc="right")
         axes.set_yticks(range(len(rows)), [short(name) for name, *_ in rows])
         axes.grid(axis="y", visible=False)
         if undefended:

@@ -48,7 +48,7 @@ def _judge(contents: Contents, rounds: list[dict]) -> Iterator[Block]:
         title="The judge's verdicts on the hold-out",
         says=says,
         svg=charts.judged(points, shipped),
-        note=f"{says} It selects, it is no result: the attack is weaker than the final ones. Bands are 95 % intervals.",
+        note=f"{says} Used for selection only: the attack is weaker than the final ones. Bands are 95 % intervals.",
         numbers=Grid(
             columns=("updates", "clean", "under attack"),
             rows=tuple((words.cell(int(place)), str(clean), str(robust)) for place, clean, robust in points),
