@@ -15,7 +15,7 @@ from pipeline.recipe import PRESETS, Recipe, as_in_paper
 from pipeline.recipe_files import read_recipe
 from stages.settings import check_settings
 
-USAGE = "python -m pipeline.run [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--flags]"
+USAGE = f"python -m pipeline.run [{'|'.join(PRESETS)}] [--flags]"
 NUMBERS = ConstructorRegistry()
 """How command lines read a field that is a number, and no other: `number` and `whole`."""
 SHORT = {
@@ -102,7 +102,7 @@ def parse(argv: list[str], *, usage: str = USAGE, purpose: str | None = None, tr
     check_flags(argv)
     named = argv[:1] if argv and not argv[0].startswith("-") else []
     flags = in_full(argv[len(named) :], OF_A_RUN)
-    preset, recipe = _start(named, _recipe_file(flags), usage)
+    preset, recipe = _start(named, flags, usage)
     if "--paper" in flags:
         recipe = as_in_paper(recipe)
     if not recipe.search.trials:
@@ -118,18 +118,19 @@ def parse(argv: list[str], *, usage: str = USAGE, purpose: str | None = None, tr
         fail(str(error))
 
 
-def _recipe_file(flags: list[str]) -> str | None:
-    """The file that --recipe names."""
+def _value(wanted: str, flags: list[str]) -> str | None:
+    """What a flag is given as; None where it is not there."""
     for given, following in zip(flags, [*flags, ""][1:], strict=True):
         name, equals, value = given.partition("=")
-        if name == "--recipe":
+        if name == wanted:
             return value if equals else following
     return None
 
 
-def _start(named: list[str], file: str | None, usage: str) -> tuple[str, Recipe]:
-    """The recipe that flags override, and its preset: of those arguments, or of a file."""
-    preset = named[0] if named else "digits"
+def _start(named: list[str], flags: list[str], usage: str) -> tuple[str, Recipe]:
+    """The recipe that flags override, and its preset: the one that is named, or of a file, or that fits the data."""
+    file, data = _value("--recipe", flags), _value("--data.name", flags)
+    preset = named[0] if named else "own" if data and ":" in data else "digits"
     if preset not in PRESETS:
         fail(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}. Usage: {usage}")
     if file is None:

@@ -252,12 +252,28 @@ def cifar10_small() -> Recipe:
     )
 
 
+def own() -> Recipe:
+    """One's own images, and with --model one's own classifier: half an hour on two CPU cores at 28x28 pixels.
+
+    The settings of ``mnist``, but for a step that is half of whatever radius is asked for: 2.5 radius / T.
+    """
+    recipe = mnist()
+    return replace(
+        recipe,
+        data=DataConfig(),
+        threat=ThreatModel(norm="Linf", radius=8 / 255),
+        classifier=replace(recipe.classifier, epochs=20),
+        attack=AttackConfig(steps=5, batch=64),
+    )
+
+
 PRESETS = {
     "digits": digits,
     "mnist": mnist,
     "cifar10-small": cifar10_small,
     "cifar10-linf": lambda: cifar10("Linf", 8 / 255),
     "cifar10-l2": lambda: cifar10("L2", 0.5),
+    "own": own,
 }
 
 

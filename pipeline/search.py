@@ -15,12 +15,12 @@ from pipeline.exits import ClaimedError, conduct, fail
 from pipeline.flags import parse
 from pipeline.placement import Session
 from pipeline.progress import Say, log_in, passing
-from pipeline.recipe import SearchConfig
+from pipeline.recipe import PRESETS, SearchConfig
 from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import search_text, table_of_trials
 from stages.lease import TakenError, lease
 
-USAGE = "python -m pipeline.search [digits|mnist|cifar10-small|cifar10-linf|cifar10-l2] [--trials N] [--flags]"
+USAGE = f"python -m pipeline.search [{'|'.join(PRESETS)}] [--trials N] [--flags]"
 
 
 def run_search(plan: Plan, say: Say) -> str:

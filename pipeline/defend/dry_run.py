@@ -83,7 +83,7 @@ def _rounds(plan: Plan, found: Survey, step: float, update: float) -> StageCost:
 
 
 def _evaluation(plan: Plan, found: Survey, step: float) -> StageCost:
-    images, state = plan.recipe.evaluation.images, "to do"
+    images, state = min(plan.recipe.evaluation.images, len(plan.data.test)), "to do"
     if found.chunks:
         state = f"{len(found.chunks) - len(found.missing)} of {len(found.chunks)} chunks"
         ours = [chunk for chunk in found.missing if (chunk.kind, chunk.model) == ("autoattack", found.model)]
@@ -108,7 +108,8 @@ def _checks(plan: Plan, found: Survey) -> StageCost:
     config = plan.recipe.checks
     rounds = round(config.budget * plan.recipe.schedule.rounds)
     trainings = f"{len(PARTS)} trainings of {rounds} rounds" if rounds else "no trainings"
-    return StageCost("checks", _model(plan, found), "to do", f"20 checks on {config.size.images} images, {trainings}")
+    images = min(config.size.images, plan.recipe.evaluation.images, len(plan.data.test))
+    return StageCost("checks", _model(plan, found), "to do", f"20 checks on {images} images, {trainings}")
 
 
 def _model(plan: Plan, found: Survey) -> str:

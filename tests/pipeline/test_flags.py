@@ -155,6 +155,15 @@ def test_a_search_that_makes_no_sense_is_refused_before_any_work(
     assert not (tmp_path / "root").exists()
 
 
+def test_data_that_is_brought_takes_the_preset_whose_step_follows_the_radius() -> None:
+    for radius in (8 / 255, 0.3):
+        command = parse(["--data", "npz:images.npz", "--eps", str(radius)])
+        assert command.preset == "own"
+        assert command.recipe.attack.process(command.recipe.threat).step_size == pytest.approx(radius / 2, rel=0.01)
+    assert parse(["mnist", "--data", "npz:images.npz"]).preset == "mnist"
+    assert parse(["--data", "digits"]).preset == "digits"
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_makes_sense_also_with_the_papers_settings(preset: str) -> None:
     for flags in ([], ["--paper"]):
