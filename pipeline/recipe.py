@@ -253,7 +253,7 @@ def cifar10_small() -> Recipe:
 
 
 def own() -> Recipe:
-    """One's own images, and with --model one's own classifier: half an hour on two CPU cores at 28x28 pixels.
+    """One's own images (--data), and with --model one's own classifier.
 
     The settings of ``mnist``, but for a step that is half of whatever radius is asked for: 2.5 radius / T.
     """
