@@ -10,22 +10,32 @@ from pyarrow import parquet
 
 from pipeline.defend.searching import SEARCH, Searched
 from pipeline.recipe_files import recipe_json
-from pipeline.tell.trial_table import Row, rows, search_json
+from pipeline.tell.trial_table import Row, rows, search_json, search_text
+from stages.report import SearchContents, search_page
 from stages.storage import Storage
 
 
 def write_search(searched: Searched, folder: Storage, *, preset: str) -> dict[str, str]:
-    """Write trials.csv and trials.parquet (a row a trial and rung), best.json (the recipe that was chosen, which
-    --recipe takes) and search.json; returns where each is, by name."""
+    """Write trials.csv and trials.parquet (a row a trial and rung), report.html, best.json (the recipe that was chosen,
+    which --recipe takes) and search.json; returns where each is, by name."""
     found, told = list(rows(searched)), search_json(searched)
     best = replace(searched.recipe, search=replace(searched.recipe.search, trials=0, space=()))
     verdict = told["trials"][searched.chosen]
     noted = json.loads(folder.find(SEARCH) or b"{}")
     trials = [{**before, **now} for before, now in zip(_named(searched, noted), told["trials"], strict=True)]
     needed = [f"classifier/{searched.classifier}", *(each.manifest["name"] for each in searched.receipts)]
+    report = SearchContents(
+        title=folder.name,
+        data=best.data.name,
+        threat=best.threat,
+        says=tuple(search_text(searched).splitlines()),
+        search=told,
+        recipe=recipe_json(best, preset)["recipe"],  # pyright: ignore[reportArgumentType]
+    )
     contents = {
         "table": ("trials.csv", _csv(found)),
         "parquet": ("trials.parquet", _parquet(found)),
+        "report": ("report.html", search_page(report)),
         "best": ("best.json", _json(recipe_json(best, preset) | {"trial": verdict})),
         "search": (SEARCH, _json({**noted, **told, "trials": trials, "artifacts": needed, "finished": True})),
     }

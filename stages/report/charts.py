@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -15,10 +14,8 @@ from stages.evaluation.evidence import Curve
 from stages.report.drawing import (
     BLUE,
     INK,
-    QUIET,
     SERIES,
     VERMILLION,
-    WIDTH,
     cycle,
     fills,
     legend_above,
@@ -164,69 +161,6 @@ def lines(
     return svg(name, draw)
 
 
-def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[object]]], chosen: int | None) -> str:
-    """Parallel coordinates: a line a trial through its settings to the judge's accuracy, the last axis, in percent."""
-    columns = [[values[i] for _, values in trials] for i in range(len(axes_names))]
-    scales = [_scale(column) for column in columns]
-
-    def draw(axes: Axes) -> None:
-        accuracies = np.array(columns[-1], dtype=float)
-        span = float(np.ptp(accuracies)) or 1.0
-        for number, (label, values) in enumerate(trials):
-            shift = 0.012 * (number - (len(trials) - 1) / 2) if len(trials) < 12 else 0.0
-            heights = [scale(value) + shift for scale, value in zip(scales[:-1], values[:-1], strict=True)]
-            heights.append(scales[-1](values[-1]))
-            best = number == chosen
-            shade = colormaps["cividis"](0.75 - 0.75 * (accuracies[number] - accuracies.min()) / span)
-            axes.plot(
-                range(len(heights)),
-                heights,
-                color=VERMILLION if best else shade,
-                marker="*" if best else "o",
-                markersize=11 if best else 4.5,
-                linewidth=3 if best else 1.4,
-                zorder=3 if best else 2,
-                label=f"{label} (chosen)" if best else None,
-            )
-        for place, scale in enumerate(scales):
-            axes.axvline(place, color=QUIET, linewidth=1, zorder=1)
-            for height, text in scale.ticks:
-                axes.annotate(text, (place, height), (7, 7), textcoords="offset points", va="center", fontsize=9)
-        axes.set_xticks(range(len(scales)), [short(name, 20) for name in axes_names])
-        axes.set(xlim=(-0.15, len(scales) - 0.55), ylim=(-0.08, 1.12))
-        axes.set_yticks([])
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        if chosen is not None:
-            legend_above(axes, axes.get_legend_handles_labels()[0])
-
-    return svg("parallel", draw, width=max(WIDTH, 1.3 * len(axes_names)))
-
-
-def rungs(trials: Sequence[tuple[str, Sequence[tuple[float, float]]]], chosen: int | None) -> str:
-    """What the judge said of every trial as it went on, in percent; a line that ends early was stopped."""
-
-    def draw(axes: Axes) -> None:
-        for number, ((label, points), (colour, marker, dash)) in enumerate(zip(trials, cycle(), strict=False)):
-            best = number == chosen
-            axes.plot(
-                [place for place, _ in points],
-                [100 * value for _, value in points],
-                color=colour,
-                marker=marker,
-                linestyle=dash,
-                linewidth=3 if best else 1.5,
-                label=f"{label} (chosen)" if best else label,
-            )
-        axes.set(xlabel="rounds", ylabel="hold-out, under attack (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
-        if len(trials) <= 12:
-            legend_above(axes, axes.get_legend_handles_labels()[0])
-
-    return svg("rungs", draw)
-
-
 def times(seconds: Mapping[str, float], words: Sequence[str]) -> str:
     """Time of each stage, as bars; ``words`` are written beside them."""
 
@@ -240,25 +174,6 @@ def times(seconds: Mapping[str, float], words: Sequence[str]) -> str:
         axes.grid(axis="y", visible=False)
 
     return svg("times", draw, height=0.8 + 0.36 * len(seconds))
-
-
-class _scale:
-    """Places the values of one axis of parallel coordinates in [0, 1]; what is no number stands at equal distances."""
-
-    def __init__(self, column: Sequence[object]) -> None:
-        self.numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
-        distinct = sorted(set(column)) if self.numeric else sorted(set(map(str, column)))  # type: ignore[type-var]
-        self.known = distinct
-        few = distinct if len(distinct) <= 6 else [distinct[0], distinct[-1]]
-        self.ticks = [(self(value), f"{value:.3g}" if self.numeric else short(str(value), 14)) for value in few]
-
-    def __call__(self, value: object) -> float:
-        if len(self.known) == 1:
-            return 0.5
-        if not self.numeric:
-            return self.known.index(str(value)) / (len(self.known) - 1)
-        low, high = float(self.known[0]), float(self.known[-1])  # type: ignore[arg-type]
-        return (float(value) - low) / (high - low)  # type: ignore[arg-type]
 
 
 def _percent(shares: Iterable[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""How a model came about: blocks for its training, its search, its recipe, its lineage and its times."""
+"""How a model came about: blocks for its training, its recipe, its lineage and its times."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,58 +68,12 @@ def _losses(rounds: list[dict], updates: list[float]) -> Iterator[Block]:
         yield Chart(name="losses", title="Losses", says=says, svg=svg, note=note)
 
 
-def search_blocks(contents: Contents) -> tuple[Block, ...]:
-    """The trials: parallel coordinates, the judge's verdicts as they went on, and a table."""
-    trials: list[dict] = [dict(trial) for trial in contents.search.get("trials", ())]  # type: ignore[attr-defined]
-    if not trials:
-        return ()
-    chosen = contents.search.get("chosen")
-    tried = [trial.get("settings") or {} for trial in trials]
-    varied = [name for name in tried[0] if len({words.cell(settings.get(name)) for settings in tried}) > 1]
-    names = [name.replace("_", " ") for name in varied]
-    numbers = [trial.get("trial", place) for place, trial in enumerate(trials)]
-    rows = tuple(
-        (
-            f"trial {number}" + (" (chosen)" if number == chosen else ""),
-            *(words.cell(settings.get(name)) for name in varied),
-            words.cell(trial.get("rounds")),
-            words.cell(_accuracy(trial["robust"]) if trial.get("robust") else trial.get("error")),
-        )
-        for number, settings, trial in zip(numbers, tried, trials, strict=True)
-    )
-    ours = frozenset(place for place, number in enumerate(numbers) if number == chosen)
-    columns = ("", *names, "rounds", "hold-out, under attack")
-    finished = [place for place, trial in enumerate(trials) if trial.get("robust")]
-    best = next((place for place, at in enumerate(finished) if numbers[at] == chosen), None)
-    labels = [f"trial {numbers[at]}" for at in finished]
-    blocks: list[Block] = []
-    if varied and len(finished) > 1:
-        lines = [
-            (label, [*(tried[at].get(name) for name in varied), 100 * _accuracy(trials[at]["robust"]).value])
-            for label, at in zip(labels, finished, strict=True)
-        ]
-        svg = charts.parallel([*names, "hold-out (%)"], lines, best)
-        says = f"{len(trials)} trials over {', '.join(names)}; the numbers are in the table below."
-        note = "A line a trial, darker where the judge found more; shifted a little so that no line hides another."
-        blocks.append(Chart(name="parallel", title="Settings that were tried", says=says, svg=svg, note=note))
-    climbs = [
-        (label, [(_number(rung["rounds"]), _number(rung["robust"])) for rung in trials[at].get("rungs") or ()])
-        for label, at in zip(labels, finished, strict=True)
-    ]
-    if any(points for _, points in climbs):
-        says = "; ".join(f"{label}: " + ", ".join(words.percent(v) for _, v in points) for label, points in climbs)
-        note = "At a rung, a trial is stopped where the judge's images tell it apart from those that go on."
-        svg = charts.rungs(climbs, best)
-        blocks.append(Chart(name="rungs", title="The judge's verdicts, rung by rung", says=says, svg=svg, note=note))
-    return (*blocks, Grid(columns=columns, rows=rows, ours=ours))
-
-
-def recipe_blocks(contents: Contents) -> tuple[Block, ...]:
+def recipe_blocks(recipe: Mapping[str, object]) -> tuple[Block, ...]:
     """One table a part of the recipe, with the loose settings first."""
-    if not contents.recipe:
+    if not recipe:
         return ()
     parts: dict[str, dict[str, str]] = defaultdict(dict)
-    for name, value in contents.recipe.items():
+    for name, value in recipe.items():
         if isinstance(value, Mapping):
             parts[name].update(_leaves(value, ""))
         else:

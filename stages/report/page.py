@@ -20,6 +20,7 @@ from stages.report.document import Chart, Gallery, Section
 from stages.report.drawing import BLUE, INK, QUIET
 from stages.report.record import as_json
 from stages.report.sections import build, glance
+from stages.report.tried import SearchContents, sections_of
 
 IMAGES = "report_images"  # the folder beside report.md
 
@@ -70,6 +71,12 @@ def write_report(contents: Contents, directory: str | Path) -> ReportFiles:
     for path, text in ((files.numbers, numbers), (files.markdown, markdown), (files.page, page)):
         _write(path, text.encode())
     return files
+
+
+def search_page(contents: SearchContents) -> bytes:
+    """The page of a search, which needs nothing beside it. The same contents give the same bytes."""
+    shown = {"contents": contents, "sections": sections_of(contents), "ball": words.ball(contents.threat)}
+    return _environment(html=True).get_template("search.html").render(shown).encode()
 
 
 class _Raw(str):

@@ -7,7 +7,8 @@ from stages.report import charts, words
 from stages.report.contents import Contents
 from stages.report.document import Block, Bullets, Chart, Fold, Grid, Section, Text
 from stages.report.galleries import picture_galleries, trajectory_gallery
-from stages.report.making import lineage_blocks, recipe_blocks, search_blocks, time_blocks, training_blocks
+from stages.report.making import lineage_blocks, recipe_blocks, time_blocks, training_blocks
+from stages.report.tried import search_blocks
 
 INTERVALS = "Brackets hold the 95 % interval (Wilson) of the number of images."
 
@@ -27,8 +28,8 @@ def build(contents: Contents) -> list[Section]:
         Section(name="broken", title="Which attack broke what", blocks=tuple(_broken(contents))),
         Section(name="tables", title="Beside the paper and the field", blocks=tuple(_tables(contents))),
         Section(name="training", title="Training", blocks=training_blocks(contents)),
-        Section(name="search", title="Search", blocks=search_blocks(contents)),
-        Section(name="recipe", title="Recipe", blocks=recipe_blocks(contents)),
+        Section(name="search", title="Search", blocks=search_blocks(contents.search)),
+        Section(name="recipe", title="Recipe", blocks=recipe_blocks(contents.recipe)),
         Section(
             name="lineage",
             title="Where the figures come from",

@@ -175,7 +175,9 @@ def search() -> dict:
         rungs = [] if correct is None else [{"rounds": 4, "robust": 0.1}, {"rounds": 8, "robust": correct / 160}]
         settings = {"attack.steps": steps, "attack.noise_scale": noise, "attack.loss": "cross-entropy"}
         error = "out of memory" if correct is None else None
-        return {"trial": number, "settings": settings, "rounds": 8, "robust": robust, "rungs": rungs, "error": error}
+        clean = robust and Accuracy(150, 160).as_json()
+        found = {"clean": clean, "robust": robust, "rungs": rungs, "error": error}
+        return {"trial": number, "settings": settings, "rounds": 8, **found}
 
     return {"trials": [trial(0, 10, 0.2, 27), trial(1, 20, None, 17), trial(2, 5, 0.1, None)], "chosen": 0}
 
