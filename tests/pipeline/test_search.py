@@ -60,10 +60,6 @@ def test_a_search_leaves_a_table_and_a_recipe_that_a_run_takes(undisturbed: tupl
     assert f"python -m pipeline.run --recipe {best}" in printed
     assert parse(["--recipe", str(best)]).recipe == recipe
     assert f"report        {best.with_name('report.html')}" in printed
-    assert "Robust accuracy against train.learning rate" in best.with_name("report.html").read_text()
-    assert sorted(path.name for path in best.parent.glob("tensorboard/*")) == [
-        trial["name"] for trial in json.loads(best.with_name("search.json").read_text())["trials"]
-    ]
     assert not (root / "runs").exists()
 
 

@@ -20,6 +20,7 @@ from pipeline.defend.trials import Trial
 from pipeline.exits import SearchError
 from pipeline.placement import Workers
 from pipeline.recipe import PRESETS, AdapterConfig, Recipe, SearchConfig
+from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import rows, search_json, search_text, table_of_trials
 from stages.storage import Storage
 from stages.training.journal import Journal
@@ -258,3 +259,14 @@ def test_the_chosen_recipe_has_the_settings_of_its_trial(undisturbed: tuple) -> 
     chosen: Trial = searched.trials[searched.chosen]
     assert searched.recipe.train.learning_rate == chosen.settings["train.learning_rate"]
     assert set(read_space(recipe_of(), SPACE)) == set(chosen.settings)
+
+
+def test_a_search_leaves_a_page_and_events_of_every_trial(undisturbed: tuple, tmp_path: Path) -> None:
+    root, searched, _ = undisturbed
+    written = write_search(searched, Storage.at(tmp_path), preset="digits")
+    page = Path(written["report"]).read_text()
+    assert "Robust accuracy against train.learning rate" in page
+    assert search_text(searched).splitlines()[0] in page
+    for trial in searched.trials:
+        files = [path.name for path in (root / "searches/test/tensorboard" / trial.name).iterdir()]
+        assert len(files) == sum(trial.number in rung.receipts for rung in searched.rungs)
