@@ -100,9 +100,11 @@ class Spoken:
             with self._lock:
                 going, taken = now - self._began, now - self._since
                 text = self._doing + (f", for {taken:.0f} s" if taken >= PAUSE else "")
+                if not self._doing:
+                    continue
                 if self._bar:
-                    self._bar.update(self._task, text=text and f"{going:.0f} s: {text}")
-                elif text and now - self._printed >= max(PAUSE, SHARE * going) - 0.5:
+                    self._bar.update(self._task, text=f"{going:.0f} s: {text}")
+                elif now - self._printed >= max(PAUSE, SHARE * going) - 0.5:
                     self._print(f"[{going:6.1f} s]   {text}")
 
     def _print(self, line: str) -> None:
