@@ -26,8 +26,9 @@ class ModelConfig:
     """A classifier that exists already. It is put into eval mode and never trained here."""
 
     name: str | None = None
-    """Also --model: a saved model's directory (RUN/model); "my_package.models:build", a function that returns a
-    torch.nn.Module; or timm:NAME, torchvision:NAME, robustbench:NAME where that package is installed."""
+    """Also --model: a saved model's directory (RUN/model); pretrained:digits, which comes with the package;
+    "my_package.models:build", a function that returns a torch.nn.Module; or timm:NAME, torchvision:NAME,
+    robustbench:NAME where that package is installed."""
     arguments: str = "{}"
     """Keyword arguments of that function, or of the package's own, as JSON: '{"depth": 28}'."""
     weights: str | None = None

@@ -22,6 +22,7 @@ from stages.nets.interface import Interface, logits_key, through_interface
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.paths import local_path
+from stages.pretrained import PREFIX, pretrained
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
 from stages.shipped import load_base, load_model
@@ -81,8 +82,10 @@ def check_subject(
 
 
 def is_saved(config: ModelConfig, called: str) -> bool:
-    """Whether a model is named by its saved directory. Raises ValueError for a path that can be none."""
-    return config.name is not None and (":" not in config.name or local_path(config.name, called).exists())
+    """Whether a model is a saved one, by its directory or from the package. Raises ValueError for a path that can be
+    none."""
+    name = config.name
+    return name is not None and (name.startswith(PREFIX) or ":" not in name or local_path(name, called).exists())
 
 
 def load_subject(config: ModelConfig, data: ImageData, called: str = "--model") -> tuple[nn.Module, ThreatModel | None]:
@@ -127,7 +130,8 @@ def _saved(config: ModelConfig, called: str) -> Path:
             f"{called} {config.name} is a saved model, which holds its own weights and normalisation; leave out "
             f"--weights, --mean, --std and what begins with {called}."
         )
-    return local_path(str(config.name), called)
+    name = str(config.name)
+    return pretrained(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else local_path(name, called)
 
 
 @numerics.verdict()
