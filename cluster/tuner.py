@@ -15,12 +15,10 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from cluster.session import check_room
+from cluster.tasks import RETRIES
 
 Ended = Callable[[str, str | None], None]
 """Called with the name of each trial that ended, and why where it failed."""
-
-RETRIES = 2
-"""How often a trial is begun again after it failed or its process died."""
 
 
 def run_trials(
@@ -36,7 +34,8 @@ def run_trials(
     """Call ``trial(asked[name])`` for every name, each in a process of its own; returns why some failed, by name.
 
     ``concurrent`` bounds the trials that run at once; unset, as many as there is room for. Tune's logs lie below
-    ``logs``, in a folder a trial. ``ended`` is called in this process.
+    ``logs``, in a folder a trial. ``ended`` is called in this process. A trial that fails, or
+    whose process dies, is begun again up to RETRIES times.
 
     Raises PlacementError, before anything is placed, where no node can ever hold a trial.
     """

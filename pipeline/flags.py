@@ -13,6 +13,7 @@ from pipeline.exits import LogLevel, fail
 from pipeline.fields import flag, number, whole
 from pipeline.recipe import PRESETS, Recipe, as_in_paper
 from pipeline.recipe_files import read_recipe
+from pipeline.tracking import Tool, check_tracker
 from stages.settings import check_settings
 
 USAGE = f"python -m pipeline.run [{'|'.join(PRESETS)}] [--flags]"
@@ -89,6 +90,9 @@ class Command:
     """Start from the recipe in a file instead of a preset: best.json of a search, recipe.json of a run, or YAML."""
     paper: bool = False
     """Start from the paper's own settings instead of the preset's."""
+    track: Tool | None = None
+    """Show the figures of a run, or of a search's trials, in MLflow or Weights & Biases as well, by their own clients;
+    unset: TensorBoard's events alone."""
     log_level: LogLevel = "warning"
     """What of Python's log is shown, of this project, Ray and other libraries; from info on also what workers print."""
     preset: tyro.conf.Suppress[str] = "digits"
@@ -113,6 +117,8 @@ def parse(argv: list[str], *, usage: str = USAGE, purpose: str | None = None, tr
     except ValueError as error:  # a config's own check, in its own words
         fail(str(error))
     try:
+        if command.track:
+            check_tracker(command.track)
         return replace(command, recipe=_with_space(command.recipe, flags))
     except ValueError as error:
         fail(str(error))

@@ -28,16 +28,17 @@ from pipeline.measure.findings import Findings
 from pipeline.measure.outcome import Evaluation
 from pipeline.placement import Session, own_device
 from pipeline.progress import Passing, Say, log_in, passing
+from pipeline.recipe_files import recipe_json
 from pipeline.tell.report_contents import contents_of, gallery
 from pipeline.tell.results import Results, ending, write_results
 from pipeline.tell.run_facts import RunFacts
 from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import search_text
+from pipeline.tracking import Shown, TrackedRun, flattened
 from stages.evaluation.accuracy import on_device
 from stages.lease import Lease
 from stages.report import Contents
 from stages.shipped import save_model
-from stages.training.events import Settled, events_of
 from stages.training.setup import Setup
 
 
@@ -71,14 +72,14 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
             if plan.cached:
                 weights, from_cache = weights_from_cache(setup, list(plan.cached), workers, say)
                 setup = replace(setup, initial=weights)
-            events = events_of(setup.journal)
+            shown = stack.enter_context(shown_by(plan, setup, say))
             if not setup.is_complete:
                 place = workers()
                 if done := setup.journal.checkpointed:
                     say(f"resuming with round {done + 1} of {recipe.schedule.rounds}, after the last checkpoint")
                 here = replace(setup, device=place.device, repeats=place.device == "cpu")
-                generated_now = run_loop(here, place.loop, progress=follow(setup, say, held, events))
-            events.catch_up()
+                generated_now = run_loop(here, place.loop, progress=follow(setup, say, held, shown))
+            shown.catch_up()
             setup.ledger.complete(recipe.schedule.rounds, setup.journal.read)
             robust, selected = selected_model(setup)
 
@@ -99,14 +100,15 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
         with timed("checks"):
             modules = [other for other, _ in others]
             checked = examine_trained(plan, setup, subjects, modules, auto=auto, workers=workers, say=say)
-    findings = Findings(
-        data=plan.data.name,
-        test=test.fingerprint,
-        evaluations=found,
-        fingerprints={name: subject.fingerprint for name, subject in subjects.items()},
-        seconds=time.perf_counter() - began,
-        checked=checked,
-    )
+        findings = Findings(
+            data=plan.data.name,
+            test=test.fingerprint,
+            evaluations=found,
+            fingerprints={name: subject.fingerprint for name, subject in subjects.items()},
+            seconds=time.perf_counter() - began,
+            checked=checked,
+        )
+        shown.conclude({"robust accuracy": findings.robust_accuracy.value, "clean": findings.clean().value})
     going("report")
     results, contents = tell(plan, trained, classifier, findings)
     assert results.run is not None
@@ -129,6 +131,12 @@ def tell(plan: Plan, trained: Trained, classifier: nn.Module, found: Findings) -
     return results, contents
 
 
+def shown_by(plan: Plan, setup: Setup, say: Say) -> Shown:
+    """Where the training's figures are shown."""
+    tool, settings = plan.command.track, flattened(recipe_json(plan.recipe, plan.command.preset))
+    return Shown(setup.journal, TrackedRun(tool, plan.run, plan.name, settings, say) if tool else None)
+
+
 def save(plan: Plan, trained: Trained, auto: Evaluation) -> None:
     """Save the model with what is known of it, before the checks, which may take longer than all the rest."""
     with plan.run.folder("model") as folder:
@@ -144,7 +152,7 @@ def save(plan: Plan, trained: Trained, auto: Evaluation) -> None:
         )
 
 
-def follow(setup: Setup, say: Say, held: Lease, events: Settled) -> Callable[[dict], None]:
+def follow(setup: Setup, say: Say, held: Lease, shown: Shown) -> Callable[[dict], None]:
     """Says every judged round and every alarm as its line of metrics appears; ends a run that is not held any more."""
     rounds, going = setup.config.schedule.rounds, passing(say)
 
@@ -165,7 +173,7 @@ def follow(setup: Setup, say: Say, held: Lease, events: Settled) -> Callable[[di
             )
         for alarm in line["alarms"]:
             say(f"ALARM in round {done}: {alarm}")
-        events.follow(line)
+        shown.follow(line)
 
     return tell
 

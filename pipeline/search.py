@@ -11,14 +11,13 @@ from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.plan import Plan, make_plan
 from pipeline.defend.searching import search, search_folder
 from pipeline.delivery import check_arrival
-from pipeline.exits import ClaimedError, conduct, fail
+from pipeline.exits import conduct, fail
 from pipeline.flags import parse
 from pipeline.placement import Session
 from pipeline.progress import Say, log_in, passing
 from pipeline.recipe import PRESETS, SearchConfig
-from pipeline.tell.search_files import write_search
+from pipeline.tell.search_files import track_trials, write_search
 from pipeline.tell.trial_table import search_text, table_of_trials
-from stages.lease import TakenError, lease
 
 USAGE = f"python -m pipeline.search [{'|'.join(PRESETS)}] [--trials N] [--flags]"
 
@@ -31,15 +30,12 @@ def run_search(plan: Plan, say: Say) -> str:
         ((classifier, _),) = classifiers_of([plan], workers, say)
         setup = plan.setup(classifier)
         folder = search_folder(plan, setup)
-        try:
-            held = stack.enter_context(lease(folder, "lock"))
-        except TakenError as error:
-            raise ClaimedError(f"{error}: let that search end, or stop it") from None
         log_in(folder, say)
         say(f"{plan.data.name}: search {folder}")
         searched = search(setup, plan.recipe, workers, say, folder=folder)
-        held.check()
         written = write_search(searched, folder, preset=plan.command.preset)
+        if plan.command.track:
+            track_trials(searched, folder, plan.command.track, say)
     paths = "".join(f"\n{name:14}{path}" for name, path in written.items())
     train = f"python -m pipeline.run --recipe {written['best']} --root {plan.root}"
     return f"\n{table_of_trials(searched)}\n\n{search_text(searched)}\n{paths}\n\nto train it: {train}"

@@ -14,13 +14,14 @@ from cluster.refs import Ref, put
 from pipeline.artifacts import Artifact, scratch
 from pipeline.defend.plan import Plan
 from pipeline.defend.trials import Trial, find_verdict, first_trials, make_verdict, next_trials
-from pipeline.exits import SearchError
+from pipeline.exits import ClaimedError, SearchError
 from pipeline.fields import flag
 from pipeline.placement import Workers
 from pipeline.progress import Say, passing
 from pipeline.recipe import Recipe
 from stages.evaluation.comparison import Comparison
 from stages.fingerprint import fingerprint
+from stages.lease import TakenError, lease
 from stages.search.halving import Decision, TrialVerdict, decide, ranked, tied_with_best
 from stages.storage import Storage
 from stages.training.events import FOLDER as EVENTS
@@ -98,9 +99,16 @@ def search(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Sa
     """All trials of the recipe's search, to the end. ``workers`` are asked for where there is something to train; then
     search.json in the folder says which trials there are.
 
-    Raises SearchError where trials keep dying, or all of them fail.
+    Raises ClaimedError where another process is at the same search, and SearchError where trials keep dying, or all of
+    them fail.
     """
-    return _Search(setup, recipe, workers, say, folder).run()
+    try:
+        with lease(folder, "lock") as held:
+            searched = _Search(setup, recipe, workers, say, folder).run()
+            held.check()
+            return searched
+    except TakenError as error:
+        raise ClaimedError(f"{error}: let that search end, or stop it") from None
 
 
 class _Search:

@@ -9,8 +9,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from pipeline.defend.searching import SEARCH, Searched
+from pipeline.fields import flag
+from pipeline.progress import Say
 from pipeline.recipe_files import recipe_json
 from pipeline.tell.trial_table import Row, rows, search_json, search_text
+from pipeline.tracking import Tool, TrackedRun
 from stages.report import SearchContents, search_page
 from stages.storage import Storage
 
@@ -42,6 +45,19 @@ def write_search(searched: Searched, folder: Storage, *, preset: str) -> dict[st
     for name, content in contents.values():
         folder.put(name, content)
     return {name: folder.location(file) for name, (file, _) in contents.items()}
+
+
+def track_trials(searched: Searched, folder: Storage, tool: Tool, say: Say) -> None:
+    """Show every trial in a tracker, with its settings and the verdicts on it."""
+    for trial in searched.trials:
+        settings = {flag(name): value for name, value in trial.settings.items()}
+        tracked = TrackedRun(tool, folder.below(f"trials/{trial.name}"), f"{folder.name}/{trial.name}", settings, say)
+        passed = [rung.receipts[trial.number].metrics for rung in searched.rungs if trial.number in rung.receipts]
+        tracked.tell(
+            (found["rounds"], {f"verdict/{name}": found[name]["value"] for name in ("robust", "clean")})
+            for found in passed
+        )
+        tracked.end()
 
 
 def _named(searched: Searched, noted: dict) -> list[dict]:

@@ -63,6 +63,14 @@ def write_trial(
         _write(folder, since, end, [*_curves(list(lines)), *_outcome(settings, verdict)])
 
 
+def figures_of(line: dict) -> dict[str, float]:
+    """What a line of metrics says in numbers, by the name of its curve."""
+    judged = line.get("judge", {})
+    return {f"training/{name}": value for name, value in line.items() if _is_figure(name, value)} | {
+        f"judge/{name}": judged[name]["value"] for name in ("robust", "clean") if name in judged
+    }
+
+
 def _curves(lines: Sequence[dict]) -> Iterator[tuple[float, int, bytes]]:
     """Every line as an event: its time, how many rounds were done, and its figures."""
     from tensorboardX import summary  # with its protocol buffers, which only a driver needs
@@ -70,10 +78,7 @@ def _curves(lines: Sequence[dict]) -> Iterator[tuple[float, int, bytes]]:
     at = time.time() - sum(line["seconds"] for line in lines)
     for line in lines:
         at += line["seconds"]
-        found = {f"training/{name}": value for name, value in line.items() if _is_figure(name, value)}
-        judged = line.get("judge", {})
-        found |= {f"judge/{name}": judged[name]["value"] for name in ("robust", "clean") if name in judged}
-        for name, value in found.items():
+        for name, value in figures_of(line).items():
             yield at, line["round"] + 1, summary.scalar(name, value)
 
 

@@ -1,13 +1,13 @@
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
 import ray
 
 from cluster.session import PlacementError
-from cluster.tuner import RETRIES, run_trials
+from cluster.tasks import RETRIES
+from cluster.tuner import run_trials
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -24,12 +24,9 @@ def work(asked: dict) -> None:
     (marks / f"{name}-done").touch()
 
 
-def meet(asked: dict) -> None:
-    """Fails where another trial works at the same time."""
-    place = Path(asked["marks"]) / "at work"
-    place.mkdir()
-    threading.Event().wait(0.2)
-    place.rmdir()
+def sign(asked: dict) -> None:
+    """Leaves the number of its process, which takes over one trial after the other."""
+    (Path(asked["marks"]) / f"{asked['name']}-{os.getpid()}").touch()
 
 
 def test_trials_run_under_their_names_and_one_that_dies_begins_again(tmp_path):
@@ -61,9 +58,14 @@ def test_a_trial_that_keeps_failing_says_why_and_the_others_end(tmp_path):
     assert {path.name for path in (tmp_path / "tune").glob("*/*") if path.is_dir()} == set(asked)
 
 
-def test_no_more_run_at_once_than_were_asked_for(tmp_path):
-    asked = {f"{number}": {"marks": str(tmp_path)} for number in range(4)}
-    assert run_trials(meet, asked, cpus=0.5, concurrent=1, logs=tmp_path / "tune") == {}
+def test_one_at_a_time_they_share_one_process(tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    asked = {f"{number}": {"marks": str(marks), "name": number} for number in range(4)}
+    assert run_trials(sign, asked, cpus=0.5, concurrent=1, logs=tmp_path / "tune") == {}
+    signed = [path.name.split("-") for path in marks.iterdir()]
+    assert sorted(name for name, _ in signed) == list(asked)
+    assert len({process for _, process in signed}) == 1
 
 
 def test_a_trial_that_no_node_can_hold_is_refused_at_once(tmp_path):
