@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.status import main
+from stages.storage import Storage
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
 
@@ -56,3 +57,26 @@ def test_nothing_is_said_to_be_nothing(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no run or search lies below" in said(tmp_path, capsys)
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "nowhere")])
+
+
+def test_a_bucket_is_looked_at_again_and_again_until_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, looks = Storage.at("memory://status"), []
+
+    def note(rung: int) -> None:
+        noted = {"finished": False, "rung": rung, "asked": 2, "trials": [{"trial": 0, "name": "000-own"}]}
+        root.put("searches/s/search.json", json.dumps(noted).encode())
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+        note(4)
+
+    monkeypatch.setattr("pipeline.status.time.sleep", sleep)
+    note(2)
+    assert main(["memory://status", "--watch"]) == 130
+    said = capsys.readouterr().out
+    assert re.findall(r"searches/s: 1 of 2 trials known, at the rung of round (\d)", said) == ["2", "4"]
+    assert said.count("000-own: its verdicts are there") == 2

@@ -17,11 +17,12 @@ from pipeline.axes import read_space
 from pipeline.defend.searching import Searched
 from pipeline.defend.searching import search as search_in
 from pipeline.defend.trials import Trial
-from pipeline.exits import SearchError
+from pipeline.exits import ClaimedError, SearchError
 from pipeline.placement import Workers
 from pipeline.recipe import PRESETS, AdapterConfig, Recipe, SearchConfig
 from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import rows, search_json, search_text, table_of_trials
+from stages.lease import lease
 from stages.storage import Storage
 from stages.training.journal import Journal
 from stages.training.setup import Setup
@@ -270,3 +271,12 @@ def test_a_search_leaves_a_page_and_events_of_every_trial(undisturbed: tuple, tm
     for trial in searched.trials:
         files = [path.name for path in (root / "searches/test/tensorboard" / trial.name).iterdir()]
         assert len(files) == sum(trial.number in rung.receipts for rung in searched.rungs)
+
+
+def test_a_search_that_another_process_is_at_is_refused(make_setup: Callable[..., Setup], tmp_path: Path) -> None:
+    setup = make_setup(tmp_path)
+    with (
+        lease(setup.root.below("searches/test"), "lock"),
+        pytest.raises(ClaimedError, match=r"is held by process \d+ on .*: let that search end, or stop it"),
+    ):
+        search(setup, recipe_of(), nobody, print)
