@@ -1,4 +1,4 @@
-"""Whatever a user hands in ends in a right figure, or in one message before any work."""
+"""Whatever can be judged gets a right figure, in whatever form a user hands it in."""
 
 import types
 from collections.abc import Callable
@@ -9,31 +9,14 @@ import evaluated_models
 import numpy as np
 import pytest
 import torch
+from screened_digits import DIGITS, IMAGES, LABELS, MODEL, Changed, quick
 from torch import Tensor, nn
-from unchecked import unchecked_types
 
-from pipeline.evaluate import evaluate_model, main
 from pipeline.measure.evaluation import in_order
-from pipeline.measure.subjects import check_subject, known_data, own_data, split_of
-from stages.data.datasets import DataConfig, load_data
-from stages.data.formats import DataError
+from pipeline.measure.subjects import check_subject, own_data, split_of
 from stages.rap.threat import ThreatModel
 
 THREAT = ThreatModel(norm="Linf", radius=0.1)
-DIGITS = load_data(DataConfig(name="digits")).test
-IMAGES, LABELS = DIGITS.images[:40], DIGITS.labels[:40]
-MODEL = evaluated_models.build().eval()
-
-
-class Changed(nn.Module):
-    """The model with a change of its images or its logits."""
-
-    def __init__(self, before: Callable = lambda images: images, after: Callable = lambda logits: logits) -> None:
-        super().__init__()
-        self.model, self.before, self.after = evaluated_models.build(), before, after
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.after(self.model(self.before(images)))
 
 
 def linear(shape: tuple[int, ...], classes: int, labels: Tensor) -> tuple[nn.Module, Tensor]:
@@ -46,12 +29,6 @@ def linear(shape: tuple[int, ...], classes: int, labels: Tensor) -> tuple[nn.Mod
     layer = nn.Linear(features.shape[1] - 1, classes)
     layer.load_state_dict({"weight": 5 * solved[:-1].T, "bias": 5 * solved[-1]})
     return nn.Sequential(nn.Flatten(), layer).eval(), images
-
-
-def quick(model: Any, data: Any, root: Path, **settings: Any):
-    settings = {"norm": "Linf", "radius": 0.05, "images": 12, "say": lambda line: None} | settings
-    with unchecked_types():
-        return evaluate_model(model, data=data, quick=True, root=root, **settings)
 
 
 RIGHT: dict[str, Any] = {
@@ -93,84 +70,6 @@ def test_a_model_that_returns_its_logits_among_other_things_gets_the_figure_of_i
     assert quick(Changed(after=answer).eval(), RIGHT["bytes"], tmp_path).robust_accuracy == expected.robust_accuracy
 
 
-WRONG_DATA: dict[str, tuple[Any, str]] = {
-    "one-hot": ((IMAGES, np.eye(10)[LABELS]), "one-hot rows"),
-    "labels from 1": ((IMAGES, LABELS + 1), r"lie in \[1, 10\]; .*count from 1"),
-    "negative": ((IMAGES, np.where(LABELS == 3, -1, LABELS)), r"lie in \[-1, 9\]"),
-    "half labels": ((IMAGES, LABELS / 2), "not all whole numbers"),
-    "too few labels": ((IMAGES, LABELS[:7]), "40 images and 7 labels"),
-    "no images": ((IMAGES[:0], LABELS[:0]), "with at least one image"),
-    "NaN": ((np.where(IMAGES == 0, np.nan, IMAGES / 255), LABELS), "hold NaN"),
-    "standardised": (((IMAGES / 255 - 0.3) / 0.4, LABELS), "move normalisation into the model"),
-    "resized": ((torch.from_numpy(IMAGES / 255).float().repeat_interleave(2, 3).sqrt(), LABELS), "multiples of 1/255"),
-    "three axes": ((IMAGES[:, 0], LABELS), r"images\[:, None\]"),
-    "NHWC": ((np.zeros((4, 28, 28, 1), np.uint8), LABELS[:4]), r"transpose\(0, 3, 1, 2\)"),
-    "colour": ((np.repeat(IMAGES, 3, 1), LABELS), r"raised RuntimeError on float32 images \[1, 3, 8, 8\]"),
-    "another size": ((np.repeat(IMAGES, 2, 2), LABELS), r"raised RuntimeError on float32 images \[1, 1, 16, 8\]"),
-    "a Dataset": (torch.utils.data.TensorDataset(torch.from_numpy(IMAGES)), "data is a TensorDataset; .*torch.stack"),
-    "three parts": ((IMAGES, LABELS, LABELS), "data is a tuple of 3"),
-    "an array": (IMAGES, "data is a ndarray"),
-    "an unknown name": ("imagenet", "data is 'imagenet'; allowed are digits, mnist, cifar10"),
-    "a sparse tensor": ((torch.from_numpy(IMAGES).to_sparse(), LABELS), "sparse_coo tensor; pass a dense one"),
-    "a meta tensor": ((torch.zeros(4, 1, 8, 8, device="meta"), LABELS[:4]), "are a meta tensor"),
-    "objects": ((IMAGES.astype(object), LABELS), "ndarray of object; pass a tensor"),
-    "ragged": (([IMAGES[0], IMAGES[1][:, :4]], LABELS[:2]), "the images are no array"),
-    "booleans": ((IMAGES > 100, LABELS), "the images are bool"),
-    "bfloat16": ((torch.from_numpy(IMAGES / 255).bfloat16(), LABELS), "bfloat16 images are not all whole multiples"),
-    "no channels": ((IMAGES[:, :0], LABELS), "with at least one image"),
-    "words": ((IMAGES, LABELS.astype(str)), "the labels are a ndarray of <U"),
-    "labels of NaN": ((IMAGES, np.where(LABELS == 3, np.nan, LABELS)), "not all whole numbers"),
-    "labels first": ((LABELS, IMAGES), r"the images have shape \[40\]"),
-    "a dictionary": ({"images": IMAGES, "labels": LABELS}, "data is a dict"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG_DATA)
-def test_data_that_cannot_be_judged_are_refused_before_any_work(name: str, tmp_path: Path):
-    data, message = WRONG_DATA[name]
-    with pytest.raises(ValueError, match=message):
-        quick(MODEL, data, tmp_path / "root")
-    assert not (tmp_path / "root").exists()
-
-
-class Single(nn.Module):
-    """One logit for two classes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(64, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.linear(images.flatten(1))
-
-
-WRONG_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
-    "a function": (lambda: lambda images: MODEL(images), "is a function; expected a torch.nn.Module"),
-    "nothing": (lambda: None, "is a NoneType; expected a torch.nn.Module"),
-    "a path": (lambda: "model.pt", "is a str; expected a torch.nn.Module"),
-    "a class": (lambda: Changed, "is the class Changed; .* call it"),
-    "weights": (MODEL.state_dict, "OrderedDict; .*load_state_dict"),
-    "JPEG": (lambda: Changed(lambda x: torch.from_numpy(x.detach().numpy())).eval(), "no gradient with respect to"),
-    "a root": (lambda: Changed(lambda x: x.clamp(0, 1).pow(0.5)).eval(), "first in the derivative of pow"),
-    "a tuple": (lambda: Changed(after=lambda z: (z, z)).eval(), "returned a tuple of 2"),
-    "a feature map": (lambda: Changed(after=lambda z: z[..., None, None]).eval(), r"returned \[40, 10, 1, 1\]"),
-    "one logit": (lambda: Single().eval(), r"torch.cat\(\[-logit, logit\], 1\)"),
-    "train mode": (Changed, r"call model.eval\(\)"),
-    "half": (lambda: evaluated_models.build().half().eval(), r"model.float\(\)"),
-    "too few classes": (lambda: Changed(after=lambda z: z[:, :7]).eval(), "expected 0 to 6 for 7 classes"),
-    "exported": (lambda: torch.export.export(MODEL, (torch.zeros(2, 1, 8, 8),)).module(), "pass the module that was"),
-    "softmax": (lambda: Changed(after=lambda z: z.softmax(1)).eval(), "returned probabilities"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG_MODELS)
-def test_a_model_that_cannot_be_judged_is_refused_before_any_work(name: str, tmp_path: Path):
-    make, message = WRONG_MODELS[name]
-    with pytest.raises(ValueError, match=message):
-        quick(make(), (IMAGES, LABELS), tmp_path / "root")
-    assert not (tmp_path / "root").exists()
-
-
 @pytest.mark.parametrize(
     ("shape", "classes"), [((1, 1, 1), 2), ((3, 2, 3), 5), ((1, 5, 9), 3), ((3, 9, 5), 1000)], ids=str
 )
@@ -193,33 +92,6 @@ def test_a_model_in_bfloat16_that_converts_its_images_is_screened_as_one_in_floa
     assert found.robust_accuracy.correct == pytest.approx(expected.robust_accuracy.correct, abs=1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"radius": "8/255"}, "is the text '8/255'"),
-        ({"radius": True}, "is the bool True"),
-        ({"radius": 8}, "divide a radius in 0..255 by 255"),
-        ({"norm": "L2", "radius": 100.0}, "no two images in .* are farther apart than 8"),
-        ({"norm": "linf"}, "allowed are Linf, L2, L1"),
-        ({"norm": 2}, "norm is 2; allowed are Linf, L2, L1"),
-        ({"radius": None}, "is the NoneType None"),
-        ({"radius": [0.1]}, r"is the list \[0.1\]"),
-        ({"radius": 1j}, "is the complex 1j"),
-        ({"images": 2.5}, "images is 2.5; it must be a whole number"),
-        ({"images": None}, "images is None; it must be a whole number"),
-        ({"images": True}, "images is True; it must be a whole number"),
-        ({"images": 0}, "images is 0; it must be at least 1"),
-        ({"checks": True}, "checks is True; pass a CheckSize, or None"),
-        ({"workers": {"cpus": 1}}, "workers is {'cpus': 1}; pass a WorkersConfig"),
-        ({"version": None}, "leave out version, attacks and autoattack, or quick"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused_before_any_work(settings: dict, message: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=message):
-        quick(MODEL, (IMAGES, LABELS), tmp_path / "root", **settings)
-    assert not (tmp_path / "root").exists()
-
-
 def test_a_radius_of_another_library_gives_the_same_receipts(tmp_path: Path):
     expected = quick(MODEL, (IMAGES, LABELS), tmp_path, radius=0.0625)
     for radius in (np.float32(0.0625), torch.tensor(0.0625), np.array(0.0625)):
@@ -235,97 +107,6 @@ def test_a_sound_model_passes_with_however_few_images(count: int):
         chosen = rows.choice(len(DIGITS), count, replace=False)
         test = split_of(DIGITS.images[chosen], DIGITS.labels[chosen])
         check_subject(MODEL, test, classes=None, threat=THREAT)
-
-
-def test_absent_data_name_the_settings_that_whoever_asked_has(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("RAP_DATA_ROOT", str(tmp_path))
-    with pytest.raises(ValueError, match=r"Pass data_download to fetch it, .* by data_root or the environment"):
-        quick(MODEL, "mnist", tmp_path / "root")
-    flags = ["--model", "evaluated_models:build", "--data", "mnist", "--norm", "Linf", "--radius", "0.1"]
-    with pytest.raises(SystemExit) as ended:
-        main([*flags, "--root", str(tmp_path / "root")])
-    assert ended.value.code == 2
-    assert "Pass --data.download to fetch it, or name the folder where torchvision left it by --data.root" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    assert not (tmp_path / "root").exists()
-
-
-UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "no radius": ({"radius": 0}, "^radius is 0; it must be greater than 0"),
-    "a radius of 0..255": ({"radius": 8}, "^radius is 8, .* divide a radius in 0..255 by 255"),
-    "another norm": ({"norm": "linf"}, "^norm is 'linf'; allowed are Linf"),
-    "an L2 radius of 0..255": ({"norm": "L2", "radius": 128}, r"^the radius is 128, .*\(divide one in 0..255 by 255"),
-    "custom without attacks": (
-        {"version": "custom"},
-        "^autoattack is none with version 'custom'; version custom takes",
-    ),
-    "no such attack": (
-        {"version": "custom", "autoattack": ["pgd"]},
-        "^autoattack is pgd with .*takes some of apgd-ce,",
-    ),
-    "no such version": ({"version": "full"}, "^version is 'full'; allowed are standard,"),
-    "no images": ({"images": 0}, "^images is 0; it must be at least 1"),
-    "no such data": ({"data": "svhn"}, "^data is 'svhn'; allowed are digits, mnist, cifar10"),
-    "no root": ({"root": None}, "^root is None: name a directory, or a URL"),
-    "an empty root": ({"root": ""}, "^root is '': name a directory, or a URL"),
-    "no list of attacks": ({"attacks": None}, r"^attacks is None; pass a list, also of one: attacks=\[...\]"),
-    "attacks of AutoAttack in a set": ({"autoattack": {"square"}}, "^autoattack is {'square'}; pass a list"),
-    "an attack and a screening": ({"attacks": [len], "quick": True}, "^a quick screening runs AutoAttack's APGD alone"),
-    "no say": ({"say": None}, "^say is None; pass a function that takes a line"),
-}
-
-
-@pytest.mark.parametrize("case", UNUSABLE)
-def test_settings_are_refused_by_the_names_of_the_function_that_takes_them(case: str, tmp_path: Path):
-    given, message = UNUSABLE[case]
-    settings: dict[str, Any] = {"data": "digits", "norm": "Linf", "radius": 0.1, "root": tmp_path / "root", **given}
-    with unchecked_types(), pytest.raises(ValueError, match=message):
-        evaluate_model(MODEL, **settings)
-    assert not (tmp_path / "root").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--radius", "8"], "error: --radius is 8, but pixels lie in [0, 1]: divide a radius in 0..255 by 255"),
-        (["--radius", "0.1", "--chunk", "0"], "error: --chunk is 0; it must be at least 1"),
-        (["--radius", "0.1", "--attacks", "square"], "error: --attacks are square with version 'standard'; version "),
-        (
-            ["--radius", "0.1", "--quick", "--attacks", "square"],
-            "leave out --attack, --attacks, --version and --behind",
-        ),
-        (["--radius", "0.1", "--behind", "nowhere:build"], "error: --behind 'nowhere:build' cannot be imported"),
-        (["--radius", "0.1", "--model", "~nobody-here/model"], "error: --model ~nobody-here/model is no path of this"),
-        (["--radius", "0.1", "--weights", "~nobody-here/w"], "error: --weights ~nobody-here/w is no path of this mach"),
-        (["--radius", "0.1", "--weights", "https://host/w"], "error: --weights https://host/w is a URL: copy what"),
-        (["--data", "mnist", "--data.root", "~nobody-here"], "error: --data.root ~nobody-here is no path of this mac"),
-        (["--radius", "0.1", "--compare", "~nobody-here"], "error: --compare ~nobody-here is no path of this machine"),
-        (["--radius", "0.1", "--root", "~nobody-here"], "error: --root ~nobody-here is no path of this"),
-    ],
-)
-def test_settings_are_refused_by_the_flags_of_the_command_that_takes_them(
-    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    with pytest.raises(SystemExit) as ended:
-        main(["--model", "evaluated_models:build", "--norm", "Linf", "--root", str(tmp_path / "root"), *flags])
-    assert ended.value.code == 2
-    assert message in " ".join(capsys.readouterr().err.split())
-    assert not (tmp_path / "root").exists()
-
-
-def test_data_are_fetched_to_no_copy_in_which_a_job_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    copied = tmp_path / "working_dir_files" / "_ray_pkg_1"
-    copied.mkdir(parents=True)
-    monkeypatch.chdir(copied)
-    lost = r"--data\.root datasets lies in the copy .*: give an absolute path that every node sees"
-    with pytest.raises(DataError, match=f"^{lost}"):
-        known_data(DataConfig(name="mnist", root="datasets", download=True), "--data.")
-    with pytest.raises(DataError, match=rf"Pass --data\.download .* \({lost}"):
-        known_data(DataConfig(name="mnist", root="datasets"), "--data.")
-    assert known_data(DataConfig(name="digits", root="datasets", download=True), "--data.").name == "digits"
 
 
 SAME: dict[str, Callable[[], Any]] = {
