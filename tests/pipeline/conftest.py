@@ -1,14 +1,17 @@
-"""Fixtures of the loops that the tests compare."""
+"""Fixtures of the loops that the tests compare, and of the model that they evaluate."""
 
 from collections.abc import Callable
 from pathlib import Path
 
+import evaluated_models
 import pytest
 import torch
 from commands import command, run
 from loops import loop_config
+from torch import nn
 
 from stages.data.datasets import DataConfig, load_data
+from stages.data.splits import Split
 from stages.nets.cnn import CNN
 from stages.storage import Storage
 from stages.training.rounds import run_serially
@@ -46,6 +49,18 @@ def undisturbed(make_setup: Callable[..., Setup], tmp_path_factory: pytest.TempP
         run_serially(setup)
         finished[overlap] = setup
     return finished
+
+
+@pytest.fixture(scope="session")
+def test() -> Split:
+    """The test images of the digits."""
+    return load_data(DataConfig(name="digits")).test
+
+
+@pytest.fixture(scope="session")
+def model() -> nn.Module:
+    """A linear model of them."""
+    return evaluated_models.build().eval()
 
 
 @pytest.fixture(scope="session")
