@@ -1,74 +1,16 @@
 """The learner: one update, what it depends on, and that it goes on exactly where it stopped."""
 
-import copy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_runs import CLASSIFIER, DATA, TRAIN, Small
+from tiny_learners import CONFIGS, IMAGES, batch_of, copied, learner_of, same, trained, updated
+from tiny_runs import TRAIN, Small
 
-from stages.nets.unet import UNet, UNetConfig
 from stages.rap.objective import ObjectiveConfig
-from stages.rap.robust import RobustClassifier
-from stages.rap.threat import ThreatModel
-from stages.training.adapter import Learner, TrainConfig
+from stages.training.adapter import Learner
 from stages.training.batches import TrainingBatch
-from stages.training.diverged import DivergedError
-
-IMAGES = torch.from_numpy(DATA.train.images).float() / 255
-LABELS = torch.from_numpy(DATA.train.labels)
-
-
-def learner_of(config: TrainConfig = TRAIN, *, updates: int = 40, adapter: bool = True, seed: int = 0) -> Learner:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        net = UNet(UNetConfig(width=8, multipliers=(1,)), 1) if adapter else None
-    robust = RobustClassifier(net, copy.deepcopy(CLASSIFIER), steps=4, threat=ThreatModel(radius=0.1))
-    return Learner(robust, config, total_updates=updates, seed=seed)
-
-
-def batch_of(number: int, size: int = 16) -> TrainingBatch:
-    """Noisy images; the same for the same number."""
-    generator = torch.Generator().manual_seed(number)
-    chosen = torch.randperm(len(IMAGES), generator=generator)[:size]
-    clean = IMAGES[chosen]
-    states = (clean + 0.2 * torch.randn(clean.shape, generator=generator).sign()).clamp(0, 1)
-    t = torch.randint(1, 5, (size,), generator=generator)
-    return TrainingBatch(states=states, clean=clean, labels=LABELS[chosen], t=t)
-
-
-def trained(learner: Learner, numbers: range) -> list[dict[str, float]]:
-    for number in numbers:
-        learner.update(batch_of(number))
-    return learner.measured()
-
-
-def updated(learner: Learner, batch: TrainingBatch) -> dict[str, float]:
-    """What one update measured."""
-    learner.update(batch)
-    (figures,) = learner.measured()
-    return figures
-
-
-def copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in weights.items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-CONFIGS = {
-    "adapter": TRAIN,
-    "adapter with average": replace(TRAIN, ema=0.9),
-    "adapter with SGD": replace(TRAIN, optimizer="sgd", clip_norm=1.0, weight_decay=1e-3),
-    "classifier": replace(TRAIN, what="classifier"),
-    "both with average": replace(TRAIN, what="both", ema=0.9),
-    "KL": replace(TRAIN, objective=ObjectiveConfig(kl=3.0)),
-    "bfloat16": replace(TRAIN, precision="bfloat16"),
-}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -208,39 +150,6 @@ def test_the_kl_term_compares_with_the_clean_images_and_is_weighted():
     figures = updated(learner_of(config), batch)
     assert figures["kl"] > 1e-3
     assert figures["loss"] == pytest.approx(figures["cross_entropy"] + 2 * figures["kl"], rel=1e-5)
-
-
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_a_loss_that_is_no_number_never_reaches_the_weights(config):
-    learner = learner_of(replace(config, what="adapter"))
-    trained(learner, range(2))
-    before: Any = copy.deepcopy(learner.state())
-    batch = batch_of(2, 32)
-    learner.update(replace(batch, states=torch.full_like(batch.states, torch.nan)))
-    with pytest.raises(DivergedError, match=r"in update 3 the loss was nan .* lower train\.learning_rate"):
-        learner.measured()
-    assert same(learner.weights(), before["weights"])
-    moments = learner.optimizer.state_dict()["state"]
-    assert all(same(moments[weight], kept) for weight, kept in before["optimizer"]["state"].items())
-
-
-def test_a_gradient_that_is_no_number_is_found_beside_a_loss_that_is_one(monkeypatch):
-    learner = learner_of()
-    before = copied(learner.weights())
-    learner.parameters[0].register_hook(lambda gradient: gradient * torch.inf)
-    learner.update(batch_of(0))
-    with pytest.raises(DivergedError, match=r"in update 1 the loss was \d.* norm of its gradient (nan|inf)"):
-        learner.measured()
-    assert same(learner.weights(), before)
-
-
-@pytest.mark.parametrize("ask", [Learner.weights, Learner.shipped, Learner.state])
-def test_nothing_of_a_training_that_diverged_is_handed_out(ask):
-    batch, learner = batch_of(0), learner_of(replace(TRAIN, ema=0.9))
-    learner.update(replace(batch, clean=torch.full_like(batch.clean, torch.inf)))
-    learner.update(batch)
-    with pytest.raises(DivergedError, match="in update 1"):
-        ask(learner)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
