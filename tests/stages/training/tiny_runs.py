@@ -73,6 +73,17 @@ def loop_config(norm: str = "Linf", **changes: object) -> LoopConfig:
     return replace(config, **changes)  # pyright: ignore[reportArgumentType]
 
 
+CONFIGS = {
+    "adapter, overlap 1": loop_config(train=replace(TRAIN, ema=0.9)),
+    "adapter, overlap 0": loop_config(schedule=replace(SCHEDULE, overlap_rounds=0)),
+    "L2, augmented": loop_config("L2", augment=True),
+    "classifier alone": loop_config(train=replace(TRAIN, what="classifier")),
+    "both, every visit from noise": loop_config(
+        train=replace(TRAIN, what="both"), schedule=replace(SCHEDULE, rounds=3, life=1)
+    ),
+}
+
+
 def setup_of(root: Path | str, config: LoopConfig | None = None, *, name: str = "run", **changes: object) -> Setup:
     setup = Setup(
         config=config or loop_config(),
