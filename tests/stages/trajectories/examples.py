@@ -15,6 +15,9 @@ from stages.rap.threat import ThreatModel
 from stages.trajectories.codec import Segments, encode
 from stages.trajectories.shards import LedgerRow
 
+SHAPE = (3, 5, 3)
+"""Channels, height and width of the attacked images."""
+
 
 class Net(nn.Module):
     """A classifier with dead pixels: some gradients are exactly zero, for black images all of them."""
@@ -45,7 +48,6 @@ def attacked(
     norm: str = "Linf",
     *,
     n: int = 6,
-    shape: tuple[int, int, int] = (3, 5, 3),
     steps: int = 4,
     start: str = "uniform",
     warm: bool = False,
@@ -57,11 +59,11 @@ def attacked(
     config = AttackConfig(steps=max(steps, 3), start=start, projection=project)  # pyright: ignore[reportArgumentType]
     threat = ThreatModel(norm=norm, radius=radius)  # pyright: ignore[reportArgumentType]
     process = config.process(threat)
-    images = torch.randint(0, 256, (n, *shape), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    images = torch.randint(0, 256, (n, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     images[0], images[1] = 0, 255
     robust = RobustClassifier(None, Net(images[0].numel()), steps=process.steps, threat=threat)
     labels, index = torch.arange(n) % 4, torch.arange(n) * 7 + 2
-    noise, seed, taken = draw_start(process, 2**63 + 11, index.numpy(), shape), 2**63 + 11, torch.zeros_like(index)
+    noise, seed, taken = draw_start(process, 2**63 + 11, index.numpy(), SHAPE), 2**63 + 11, torch.zeros_like(index)
     if warm:
         first = attack(robust, images, labels, process, noise, process.times(2))
         noise, taken = first.levels[-1] - process.lattice.from_bytes(images), taken + 2
