@@ -118,7 +118,9 @@ def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[obj
             axes.axvline(place, color=QUIET, linewidth=1, zorder=1)
             for height, text in scale.ticks:
                 axes.annotate(text, (place, height), (7, 7), textcoords="offset points", va="center", fontsize=9)
-        axes.set_xticks(range(len(scales)), [short(name, 20) for name in axes_names])
+        axes.set_xticks(
+            range(len(scales)), [short(name, 20).replace(".", ".\n") for name in axes_names]
+        )  # else neighbours meet
         axes.set(xlim=(-0.15, len(scales) - 0.55), ylim=(-0.08, 1.12))
         axes.set_yticks([])
         axes.grid(visible=False)
