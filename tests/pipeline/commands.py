@@ -1,7 +1,6 @@
 """The command at a size for tests, and what it leaves."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,10 +56,6 @@ def flags_of(settings: Mapping[str, object]) -> list[str]:
 
 def command(root: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "pipeline.run", *flags_of(TINY), "--root", str(root), *flags]
-
-
-def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
 def run_here(root: Path, *arguments: str) -> None:

@@ -1,12 +1,14 @@
 """Fixtures of the loops that the tests compare, and of the model that they evaluate."""
 
+import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import evaluated_models
 import pytest
 import torch
-from commands import command, run
+from commands import TINY, flags_of, run_here
 from loops import loop_config
 from torch import nn
 
@@ -64,9 +66,9 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(ray_session: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run to the end, and what it printed."""
-    root = tmp_path_factory.mktemp("finished")
-    ended = run(command(root))
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return root, ended.stdout
+    root, printed = tmp_path_factory.mktemp("finished"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_here(root, *flags_of(TINY))
+    return root, printed.getvalue()
