@@ -78,8 +78,8 @@ class Spoken:
                 self._log.add(text)
 
     def log_in(self, folder: Storage) -> None:
-        """From now on, keep all lines that stay in the folder's log as well."""
-        self._log = Log(folder)
+        """From now on, keep all lines that stay in the folder's log as well, unless they are kept elsewhere already."""
+        self._log = self._log or Log(folder)
 
     def keep(self, text: str) -> None:
         """What is printed once all is over belongs into the log as well."""

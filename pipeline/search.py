@@ -14,7 +14,7 @@ from pipeline.delivery import check_arrival
 from pipeline.exits import conduct, fail
 from pipeline.flags import parse
 from pipeline.placement import Session
-from pipeline.progress import Say, log_in, passing
+from pipeline.progress import Say, passing
 from pipeline.recipe import PRESETS, SearchConfig
 from pipeline.tell.search_files import track_trials, write_search
 from pipeline.tell.trial_table import search_text, table_of_trials
@@ -30,7 +30,6 @@ def run_search(plan: Plan, say: Say) -> str:
         ((classifier, _),) = classifiers_of([plan], workers, say)
         setup = plan.setup(classifier)
         folder = search_folder(plan, setup)
-        log_in(folder, say)
         say(f"{plan.data.name}: search {folder}")
         searched = search(setup, plan.recipe, workers, say, folder=folder)
         written = write_search(searched, folder, preset=plan.command.preset)

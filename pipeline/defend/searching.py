@@ -17,7 +17,7 @@ from pipeline.defend.trials import Trial, find_verdict, first_trials, make_verdi
 from pipeline.exits import ClaimedError, SearchError
 from pipeline.fields import flag
 from pipeline.placement import Workers
-from pipeline.progress import Say, passing
+from pipeline.progress import Say, log_in, passing
 from pipeline.recipe import Recipe
 from stages.evaluation.comparison import Comparison
 from stages.fingerprint import fingerprint
@@ -104,6 +104,7 @@ def search(setup: Setup, recipe: Recipe, workers: Callable[[], Workers], say: Sa
     """
     try:
         with lease(folder, "lock") as held:
+            log_in(folder, say)  # of a search alone: a run has a log of its own
             searched = _Search(setup, recipe, workers, say, folder).run()
             held.check()
             return searched
