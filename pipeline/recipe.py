@@ -166,7 +166,7 @@ def digits() -> Recipe:
 
 
 def mnist() -> Recipe:
-    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3, trained in about 20 minutes on two cores."""
+    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3, in about 20 minutes on two cores."""
     return Recipe(
         data=DataConfig(name="mnist", train_images=20000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
