@@ -1,7 +1,6 @@
 """What several folders of tests share."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from ports import free_ports
 from s3_faults import FaultyS3
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,16 +27,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     # Ray copies its own data context, which warns of a field of its own.
     # Where the tests' S3 server will be, for all processes that are started before it is.
-    address = f"http://127.0.0.1:{free_port()}"
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
     settings = {"ACCESS_KEY_ID": "tests", "SECRET_ACCESS_KEY": "not-for-messages", "REGION": "us-east-1"}
     os.environ.update({f"AWS_{name}": value for name, value in {**settings, "ENDPOINT_URL": address}.items()})
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class Waiting(TorchDispatchMode):
@@ -72,7 +67,7 @@ def ray_session() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[FaultyS3]:
     """An S3 server in a process of its own, which forgets everything when the tests end, behind one that can fail."""
-    port = free_port()
+    (port,) = free_ports(1)
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,

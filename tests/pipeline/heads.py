@@ -1,27 +1,19 @@
 """A Ray head of the tests' own, and jobs for it."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 PROJECT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds for a head to start, or to end
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def wait_for(url: str, log: Path) -> None:
