@@ -19,7 +19,7 @@ def training_blocks(contents: Contents) -> tuple[Block, ...]:
     rounds = [dict(line) for line in contents.training]
     if not rounds:
         return (Bullets(items=contents.alarms, mark="warn"),) if contents.alarms else ()
-    updates = [_number(line["updates"]) for line in rounds]
+    updates = [number_of(line["updates"]) for line in rounds]
     blocks: list[Block] = [*_judge(contents, rounds), *_losses(rounds, updates)]
     shares = {label: _column(rounds, name) for name, label in SHARES.items() if _known(_column(rounds, name))}
     if shares:
@@ -34,13 +34,15 @@ def training_blocks(contents: Contents) -> tuple[Block, ...]:
 
 def _judge(contents: Contents, rounds: list[dict]) -> Iterator[Block]:
     points = [
-        (_number(line["updates"]), _accuracy(line["judge"]["clean"]), _accuracy(line["judge"]["robust"]))
+        (number_of(line["updates"]), accuracy_of(line["judge"]["clean"]), accuracy_of(line["judge"]["robust"]))
         for line in rounds
         if line.get("judge")
     ]
     if not points:
         return
-    shipped = next((_number(line["updates"]) for line in rounds if line["round"] + 1 == contents.shipped_version), None)
+    shipped = next(
+        (number_of(line["updates"]) for line in rounds if line["round"] + 1 == contents.shipped_version), None
+    )
     best = max(points, key=lambda point: point[2].value)
     says = f"The judge's best verdict under attack is {best[2]}, after {words.cell(int(best[0]))} updates."
     yield Chart(
@@ -153,16 +155,18 @@ def _span(created: list[str]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def _accuracy(counted: Mapping[str, Any]) -> Accuracy:
+def accuracy_of(counted: Mapping[str, Any]) -> Accuracy:
+    """The accuracy of the counts in a JSON."""
     return Accuracy(correct=counted["correct"], images=counted["images"])
 
 
-def _number(value: object) -> float:
+def number_of(value: object) -> float:
+    """A figure of a JSON; NaN where there is none, which leaves a gap in a curve."""
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _column(rounds: list[dict], name: str) -> list[float]:
-    return [_number(line.get(name)) for line in rounds]
+    return [number_of(line.get(name)) for line in rounds]
 
 
 def _known(values: Sequence[float]) -> list[float]:

@@ -51,7 +51,7 @@ def pareto(points: Sequence[tuple[Accuracy, Accuracy]]) -> list[tuple[Accuracy, 
 def panel(name: str, points: Sequence[tuple[object, Accuracy]], done: Sequence[bool], chosen: int | None) -> str:
     """The judge's accuracy against one setting, with intervals; hollow as in `front`."""
     values = [value for value, _ in points]
-    is_numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    is_numeric = _is_numeric(values)
     known = list(dict.fromkeys(sorted(map(str, values))))
 
     def draw(axes: Axes) -> None:
@@ -99,7 +99,7 @@ def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[obj
         accuracies = np.array(columns[-1], dtype=float)
         span = float(np.ptp(accuracies)) or 1.0
         for number, (label, values) in enumerate(trials):
-            shift = 0.012 * (number - (len(trials) - 1) / 2) if len(trials) < 12 else 0.0
+            shift = 0.012 * (number - (len(trials) - 1) / 2) if len(trials) < FEW else 0.0
             heights = [scale(value) + shift for scale, value in zip(scales[:-1], values[:-1], strict=True)]
             heights.append(scales[-1](values[-1]))
             best = number == chosen
@@ -118,9 +118,8 @@ def parallel(axes_names: Sequence[str], trials: Sequence[tuple[str, Sequence[obj
             axes.axvline(place, color=QUIET, linewidth=1, zorder=1)
             for height, text in scale.ticks:
                 axes.annotate(text, (place, height), (7, 7), textcoords="offset points", va="center", fontsize=9)
-        axes.set_xticks(
-            range(len(scales)), [short(name, 20).replace(".", ".\n") for name in axes_names]
-        )  # else neighbours meet
+        labels = [short(name, 20).replace(".", ".\n") for name in axes_names]  # in one line, neighbours meet
+        axes.set_xticks(range(len(scales)), labels)
         axes.set(xlim=(-0.15, len(scales) - 0.55), ylim=(-0.08, 1.12))
         axes.set_yticks([])
         axes.grid(visible=False)
@@ -149,17 +148,21 @@ def rungs(trials: Sequence[tuple[str, Sequence[tuple[float, float]]]], chosen: i
         axes.set(xlabel="rounds", ylabel="hold-out, under attack (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=0)
-        if len(trials) <= 12:
+        if len(trials) <= FEW:
             legend_above(axes, axes.get_legend_handles_labels()[0])
 
     return svg("rungs", draw)
+
+
+def _is_numeric(values: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 class _scale:
     """Places the values of one axis of parallel coordinates in [0, 1]; what is no number stands at equal distances."""
 
     def __init__(self, column: Sequence[object]) -> None:
-        self.numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
+        self.numeric = _is_numeric(column)
         distinct = sorted(set(column)) if self.numeric else sorted(set(map(str, column)))  # type: ignore[type-var]
         self.known = distinct
         few = distinct if len(distinct) <= 6 else [distinct[0], distinct[-1]]

@@ -6,13 +6,11 @@ them was ``chosen``.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from stages.evaluation.accuracy import Accuracy
 from stages.rap.threat import ThreatModel
 from stages.report import search_charts, words
 from stages.report.document import Block, Chart, Grid, Section
-from stages.report.making import recipe_blocks
+from stages.report.making import accuracy_of, number_of, recipe_blocks
 
 HOLLOW = "Hollow: stopped before, after fewer rounds. Lines are 95 % intervals."
 
@@ -62,7 +60,7 @@ def _front(judged: list[dict], best: int | None) -> Iterator[Block]:
     known = [trial for trial in judged if trial.get("clean")]
     if len(known) < 2 or len(known) < len(judged):
         return
-    points = [(_label(trial), _accuracy(trial["clean"]), _accuracy(trial["robust"])) for trial in known]
+    points = [(_label(trial), accuracy_of(trial["clean"]), accuracy_of(trial["robust"])) for trial in known]
     says = "; ".join(f"{label}: clean {clean}, under attack {robust}" for label, clean, robust in points)
     svg = search_charts.front(points, _done(known), best)
     note = f"The Pareto front is that of the trials that came to the end. {HOLLOW}"
@@ -74,7 +72,7 @@ def _panels(judged: list[dict], varied: list[str], best: int | None) -> Iterator
         return
     for number, name in enumerate(varied):
         spoken = name.replace("_", " ")
-        points = [(trial["settings"].get(name), _accuracy(trial["robust"])) for trial in judged]
+        points = [(trial["settings"].get(name), accuracy_of(trial["robust"])) for trial in judged]
         says = "; ".join(f"{words.cell(value)}: {words.percent(robust.value)}" for value, robust in points)
         svg = search_charts.panel(spoken, points, _done(judged), best)
         title = f"Robust accuracy against {spoken}"
@@ -88,7 +86,7 @@ def _parallel(judged: list[dict], varied: list[str], best: int | None) -> Iterat
     lines = [
         (
             _label(trial),
-            [*(trial["settings"].get(name) for name in varied), 100 * _accuracy(trial["robust"]).value],
+            [*(trial["settings"].get(name) for name in varied), 100 * accuracy_of(trial["robust"]).value],
         )
         for trial in judged
     ]
@@ -100,7 +98,7 @@ def _parallel(judged: list[dict], varied: list[str], best: int | None) -> Iterat
 
 def _rungs(judged: list[dict], best: int | None) -> Iterator[Block]:
     climbs = [
-        (_label(trial), [(_number(rung["rounds"]), _number(rung["robust"])) for rung in trial.get("rungs") or ()])
+        (_label(trial), [(number_of(rung["rounds"]), number_of(rung["robust"])) for rung in trial.get("rungs") or ()])
         for trial in judged
     ]
     if any(points for _, points in climbs):
@@ -116,8 +114,8 @@ def _table(trials: list[dict], varied: list[str], chosen: object) -> Grid:
             _label(trial) + (" (chosen)" if trial["trial"] == chosen else ""),
             *(words.cell((trial.get("settings") or {}).get(name)) for name in varied),
             words.cell(trial.get("rounds")),
-            words.cell(_accuracy(trial["robust"]) if trial.get("robust") else trial.get("error")),
-            words.cell(_accuracy(trial["clean"]) if trial.get("clean") else None),
+            words.cell(accuracy_of(trial["robust"]) if trial.get("robust") else trial.get("error")),
+            words.cell(accuracy_of(trial["clean"]) if trial.get("clean") else None),
         )
         for trial in trials
     )
@@ -134,11 +132,3 @@ def _done(trials: list[dict]) -> list[bool]:
     """Which of the trials came to the last rung."""
     rounds = [trial.get("rounds") or 0 for trial in trials]
     return [each == max(rounds) for each in rounds]
-
-
-def _accuracy(counted: Mapping[str, Any]) -> Accuracy:
-    return Accuracy(correct=counted["correct"], images=counted["images"])
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
