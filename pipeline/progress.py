@@ -24,6 +24,7 @@ PAUSE, SHARE = 5.0, 1 / 200
 """Seconds, and share of the time so far, after which a log is told again what is going on; the longer of the two."""
 
 LOG = "run.log"
+"""Where a run's or a search's folder keeps what was said."""
 
 
 class Passing(Protocol):
@@ -98,10 +99,10 @@ class Spoken:
         while not self._ended.wait(0.5):
             now = time.monotonic()
             with self._lock:
-                going, taken = now - self._began, now - self._since
-                text = self._doing + (f", for {taken:.0f} s" if taken >= PAUSE else "")
                 if not self._doing:
                     continue
+                going, taken = now - self._began, now - self._since
+                text = self._doing + (f", for {taken:.0f} s" if taken >= PAUSE else "")
                 if self._bar:
                     self._bar.update(self._task, text=f"{going:.0f} s: {text}")
                 elif now - self._printed >= max(PAUSE, SHARE * going) - 0.5:
