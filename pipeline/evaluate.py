@@ -9,7 +9,7 @@ The same evaluation again attacks nothing; a killed one resumes.
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,10 @@ from pipeline.tell.other_results import common_ball, compare_with, read_results
 from pipeline.tell.report_contents import contents_of, pictures_of
 from pipeline.tell.results import Results, ending, write_results
 from stages.data.datasets import DataConfig, ImageData
+from stages.data.splits import Split
 from stages.evaluation.accuracy import device_of, on_device, to_float
 from stages.evaluation.attacks import Attack
+from stages.evaluation.autoattack import Version
 from stages.evaluation.checks.examined import CheckSize
 from stages.evaluation.measurement import function_attacks
 from stages.evaluation.screening import ScreeningConfig
@@ -52,14 +54,66 @@ from stages.models import ModelConfig
 from stages.paths import local_path
 from stages.rap.threat import Norm, ThreatModel
 from stages.report import Contents
+from stages.settings import checked
 from stages.storage import Storage
 
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
-CHECKS = CheckSize()
 BESIDE = ("1", "2", "3", "4")  # tables that show what the classifier does without its adapter
 SETTINGS = {"evaluation.attacks are": "autoattack is", "evaluation.": "", "threat.": "", "data.name": "data"}
 """The names of `evaluate_model` for the settings of configs."""
 SPEED = "Section 4.5 compares a model with and without its adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """How `evaluate_model` evaluates, and where."""
+
+    images: int = IMAGES_UNSET
+    """Test images, all of them where there are fewer."""
+    chunk: int = 64
+    """Images that are attacked together, recorded and resumed as a whole: fewer take less memory."""
+    version: Version = "standard"
+    """AutoAttack's set of attacks."""
+    autoattack: Sequence[str] = ()
+    """The attacks of AutoAttack that its version "custom" runs."""
+    attacks: Sequence[str | Attack] = ()
+    """Own attacks: functions (model, images, labels, threat) -> images, or "module:function"."""
+    quick: bool = False
+    """Make only a screening, without Ray."""
+    checks: CheckSize | None = field(default_factory=CheckSize)
+    """The size of the checks that follow, None for none of them (nor are there any in L1)."""
+    root: str | Path = "rap-runs"
+    """Directory or URL of everything that is kept."""
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    """Who works, and on which devices."""
+
+    def __post_init__(self) -> None:
+        for name in ("attacks", "autoattack"):
+            given = getattr(self, name)
+            if not isinstance(given, list | tuple):
+                raise ValueError(f"{name} is {given!r}; pass a list, also of one: {name}=[...]")  # noqa: TRY004
+        for name, hint in (("images", int), ("checks", CheckSize | None), ("workers", WorkersConfig)):
+            checked(getattr(self, name), hint, name)
+        if self.quick and (self.attacks or self.autoattack or self.version != "standard"):
+            raise ValueError(
+                "a quick screening runs AutoAttack's APGD alone: leave out version, attacks and autoattack, or quick"
+            )
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """The config of the measurements. Raises ValueError, in the names of these settings."""
+        with settings_called(SETTINGS):
+            return EvaluationConfig(
+                version=self.version,
+                attacks=tuple(self.autoattack),
+                images=self.images,
+                pgd_images=self.images,
+                chunk=self.chunk,
+                batch=self.chunk,
+            )
+
+
+DEFAULTS = EvaluateSettings()
 
 
 def evaluate_model(
@@ -68,80 +122,56 @@ def evaluate_model(
     data: str | DataConfig | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
     norm: Norm,
     radius: float,
-    images: int = IMAGES_UNSET,
-    chunk: int = 64,
-    version: str = "standard",
-    attacks: Sequence[str | Attack] = (),
-    autoattack: Sequence[str] = (),
-    quick: bool = False,
-    checks: CheckSize | None = CHECKS,
-    root: str | Path = "rap-runs",
-    data_root: str | None = None,
-    data_download: bool = False,
-    workers: WorkersConfig | None = None,
+    settings: EvaluateSettings = DEFAULTS,
     say: Say = print,
 ) -> Results:
     """Evaluate a model in eval mode that takes images in [0, 1] and returns logits: AutoAttack, PGD-40, own attacks.
 
-    ``data`` is what --data names, or a `DataConfig` of it, of which the test images are taken, or (images, labels):
-    uint8 or floats in [0, 1] that were 8-bit images. Where the first is absent, ``data_download`` fetches it to
-    ``data_root`` (by default RAP_DATA_ROOT, or ~/datasets). ``chunk`` images are attacked together, recorded and
-    resumed as a whole: fewer take less memory. ``attacks`` are functions (model, images, labels, threat) -> images, or
-    "module:function", ``autoattack`` those of AutoAttack that its version "custom" runs. With ``quick`` only a
-    screening is made, without Ray. ``checks`` is the size of the checks that
-    follow, None for none of them (nor are there any in L1).
+    ``data`` is what --data names, or a `DataConfig` of it (which may say where it lies, and that it be fetched), of
+    which the test images are taken; or (images, labels): uint8 or floats in [0, 1] that were 8-bit images.
 
     Raises ValueError, before any work, for a model, data or a radius that an attack could not judge.
     """
-    for name, given in {"attacks": attacks, "autoattack": autoattack}.items():
-        if not isinstance(given, list | tuple):
-            raise ValueError(  # noqa: TRY004 - a mistake of the caller's like the next
-                f"{name} is {given!r}; pass a list, also of one: {name}=[...]"
-            )
-    for name, value, kind in (("workers", workers, WorkersConfig), ("checks", checks, CheckSize)):
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{name} is {value!r}; pass a {kind.__name__}, or None")
-    if isinstance(images, bool) or not isinstance(images, int | np.integer):
-        raise ValueError(f"images is {images!r}; it must be a whole number of test images")  # noqa: TRY004 - as above
-    if quick and (attacks or autoattack or version != "standard"):
-        raise ValueError(
-            "a quick screening runs AutoAttack's APGD alone: leave out version, attacks and autoattack, or quick"
-        )
+    checked(settings, EvaluateSettings, "settings")
     if not callable(say):
-        raise ValueError(f"say is {say!r}; pass a function that takes a line, such as print")  # noqa: TRY004 - as above
+        raise ValueError(f"say is {say!r}; pass a function that takes a line, such as print")  # noqa: TRY004
     with settings_called(SETTINGS):
         threat = ThreatModel(norm=norm, radius=radius)
-        config = EvaluationConfig(
-            version=version,  # pyright: ignore[reportArgumentType]
-            attacks=tuple(autoattack),
-            images=images,
-            pgd_images=images,
-            chunk=chunk,
-            batch=chunk,
-        )
-    storage = usable_root(root, "root")
-    named = "own images"
-    if isinstance(data, str | DataConfig):
-        with settings_called(SETTINGS):
-            asked = (
-                data if isinstance(data, DataConfig) else DataConfig(name=data, root=data_root, download=data_download)
-            )
-        loaded = known_data(asked, "data_")
-        test, classes, named = loaded.test, len(loaded.classes), loaded.name
-    else:
-        test, classes = own_data(data), None
-    given = function_attacks(attacks)
+    config, storage = settings.evaluation, usable_root(settings.root, "root")
+    test, classes, named = _test_images(data)
+    functions = function_attacks(settings.attacks)
     model = answering_logits(model, test, classes)
-    check_subject(model, test, classes=classes, threat=threat, random=version == "rand")
-    place = workers or WorkersConfig()
-    measured = (
-        [screening_on(model, test, threat, images)] if quick else measurements_on(model, test, threat, config, given)
+    check_subject(model, test, classes=classes, threat=threat, random=config.version == "rand")
+    planned = (
+        [screening_on(model, test, threat, config.images)]
+        if settings.quick
+        else measurements_on(model, test, threat, config, functions)
     )
-    asked = Asked(models={"model": model}, data=named, test=test, measurements=measured, functions=given, checks=checks)
-    if quick:
-        device = device_of(model).type if device_of(model).type != "cpu" else demanded_device(place)
+    asked = Asked(
+        models={"model": model},
+        data=named,
+        test=test,
+        measurements=planned,
+        functions=functions,
+        checks=settings.checks,
+    )
+    if settings.quick:
+        own = device_of(model).type
+        device = own if own != "cpu" else demanded_device(settings.workers)
         return Results.of(quick_findings(asked, ScreeningConfig(), root=storage, device=device, say=say))
-    return Results.of(find(asked, root=storage, workers=place, say=say))
+    return Results.of(find(asked, root=storage, workers=settings.workers, say=say))
+
+
+def _test_images(
+    data: str | DataConfig | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+) -> tuple[Split, int | None, str]:
+    """The test images of what was given, the number of classes where it is known, and the name."""
+    if not isinstance(data, str | DataConfig):
+        return own_data(data), None, "own images"
+    with settings_called(SETTINGS):
+        config = data if isinstance(data, DataConfig) else DataConfig(name=data)
+    loaded = known_data(config, "DataConfig.")
+    return loaded.test, len(loaded.classes), loaded.name
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

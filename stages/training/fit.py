@@ -22,12 +22,14 @@ classifier: epoch 1 of 20, ...
 >>> images, labels = torch.from_numpy(digits.train.images), torch.from_numpy(digits.train.labels)
 >>> loader = DataLoader(TensorDataset(images, labels), batch_size=128, shuffle=True)
 >>> adapter = UNet(UNET_SIZES["tiny"], channels=1)
->>> robust = fit(adapter, classifier, loader, threat=ThreatModel(norm="Linf", radius=0.2), epochs=1)
+>>> threat, settings = ThreatModel(norm="Linf", radius=0.2), FitSettings(epochs=1)
+>>> robust = fit(adapter, classifier, loader, threat=threat, settings=settings)
 epoch 1 of 1: loss ...
 >>> logits = robust(images[:8].float() / 255)
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -51,8 +53,42 @@ from stages.training.adapter import Learner, TrainConfig
 from stages.training.batches import TrainingBatch
 from stages.training.setup import load_trained
 
-ATTACK, TRAIN = AttackConfig(), TrainConfig()
 SAMPLE = 200  # images of the first batch by which the classifier is checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How `fit` trains, and where."""
+
+    epochs: int
+    """Passes over the loader."""
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    """Of each batch. Whole batches are attacked, whatever its ``batch`` and ``workers`` say."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """With what="classifier" the classifier is trained: adversarial training."""
+    device: str = "cpu"
+    """cpu, cuda, or cuda:N for one of several GPUs. The number of threads is the caller's."""
+    seed: int = 0
+    """The starts and the states that are trained on depend on it alone."""
+
+    def __post_init__(self) -> None:
+        for name, hint in (("epochs", int), ("attack", AttackConfig), ("train", TrainConfig), ("seed", int)):
+            object.__setattr__(self, name, checked(getattr(self, name), hint, name))
+        for name, least in (("epochs", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.train.from_cache is not None:
+            raise ValueError(
+                f"train.from_cache is {self.train.from_cache!r}, but nothing is read from a store here: leave it out, "
+                "or use python -m pipeline.run"
+            )
+        for name, config in (("attack", self.attack), ("train", self.train)):
+            if config.compiled or config.deterministic or config.precision == "tf32":
+                raise ValueError(
+                    f"{name} asks for tf32, compiled or deterministic; here PyTorch's settings are the caller's: leave "
+                    "it out, and set them yourself or use python -m pipeline.run"
+                )
+        _check_device(self.device)
 
 
 def fit(
@@ -61,22 +97,15 @@ def fit(
     loader: Iterable[Sequence[Tensor | np.ndarray]],
     *,
     threat: ThreatModel,
-    attack: AttackConfig = ATTACK,
-    train: TrainConfig = TRAIN,
-    epochs: int,
-    device: str = "cpu",
-    seed: int = 0,
+    settings: FitSettings,
     progress: Callable[[str], None] = print,
 ) -> RobustClassifier:
-    """The robust classifier, in eval mode on the device, after ``epochs`` passes over the loader.
+    """The robust classifier, in eval mode on the device, after the epochs.
 
     ``loader`` gives (images, labels), tensors or arrays: uint8 images [batch, channel, height, width], or floats in
     [0, 1] that are whole multiples of 1/255, which is what ToTensor makes of a picture. ``adapter(images, t)`` and
-    ``classifier`` are copied and stay as they are; to go on, pass the result's. Without an adapter, and with
-    ``TrainConfig(what="classifier")``, this is adversarial training. ``progress`` gets a line an epoch.
-
-    The loader's batches are attacked whole, and the number of threads is the caller's, whatever
-    ``attack.batch``, ``threads`` and ``workers`` say. The starts and states depend on the seed alone.
+    ``classifier`` are copied and stay as they are; to go on, pass the result's. There may be no adapter where the
+    classifier is trained. ``progress`` gets a line an epoch.
 
     Raises ValueError, before the first update, for a classifier that breaks the model contract
     (`stages.evaluation.contract`), an adapter that returns no images, a loader that is empty or used up by its first
@@ -84,26 +113,28 @@ def fit(
     pass of more or fewer batches than the learning rate was planned for, when it comes. DivergedError when the loss
     becomes NaN or infinite.
     """
-    epochs, seed = _check_settings(threat, attack, train, epochs, seed)
+    checked(threat, ThreatModel, "threat")
+    checked(settings, FitSettings, "settings")
+    attack, train, seed = settings.attack, settings.train, settings.seed
     if not callable(progress):
         raise ValueError(f"progress is {progress!r}; pass a function that takes a line, such as print")  # noqa: TRY004
     if adapter is None and train.what != "classifier":
         raise ValueError(f"there is no adapter for train.what = {train.what!r}: pass one, or train the classifier")
-    _check_device(device)
     process, batches = attack.process(threat), loaders.length(loader)
-    robust = _robust(adapter, classifier, process.steps, threat).to(device).eval()
+    robust = _robust(adapter, classifier, process.steps, threat).to(settings.device).eval()
     images, labels = loaders.first(loader, batches)
     shape, classes = (
         images.shape[1:],
         _check(robust, images, labels, loss=attack.loss, is_frozen=train.what == "adapter"),
     )
-    learner = Learner(robust, train, total_updates=epochs * batches, seed=seed)
-    shape = images.shape[1:]
-    for epoch in range(epochs):
+    learner = Learner(robust, train, total_updates=settings.epochs * batches, seed=seed)
+    for epoch in range(settings.epochs):
         for images, labels in loaders.one_pass(loader, batches, epoch, classes=classes, shape=shape):
-            batch = attacked(robust, images.to(device), labels.to(device), process, key=(seed, learner.updates))
+            batch = attacked(
+                robust, images.to(settings.device), labels.to(settings.device), process, key=(seed, learner.updates)
+            )
             learner.update(batch)
-        progress(f"epoch {epoch + 1} of {epochs}: {_summary(learner.measured())}")
+        progress(f"epoch {epoch + 1} of {settings.epochs}: {_summary(learner.measured())}")
     return load_trained(robust, learner.shipped()).requires_grad_(False)
 
 
@@ -130,34 +161,6 @@ def attacked(
         labels=labels,
         t=t,
     )
-
-
-def _check_settings(
-    threat: ThreatModel, attack: AttackConfig, train: TrainConfig, epochs: int, seed: int
-) -> tuple[int, int]:
-    """Raise ValueError for a setting of another type, or that plays no part here; epochs and seed as Python's own."""
-    for name, value, kind in (
-        ("threat", threat, ThreatModel),
-        ("attack", attack, AttackConfig),
-        ("train", train, TrainConfig),
-    ):
-        checked(value, kind, name)
-    if train.from_cache is not None:
-        raise ValueError(
-            f"train.from_cache is {train.from_cache!r}, but nothing is read from a store here: leave it out, or use "
-            "python -m pipeline.run"
-        )
-    for name, config in (("attack", attack), ("train", train)):
-        if config.compiled or config.deterministic or config.precision == "tf32":
-            raise ValueError(
-                f"{name} asks for tf32, compiled or deterministic; here PyTorch's settings are the caller's: leave it "
-                "out, and set them yourself or use python -m pipeline.run"
-            )
-    own = checked(epochs, int, "epochs"), checked(seed, int, "seed")
-    for name, value, least in zip(("epochs", "seed"), own, (1, 0), strict=True):
-        if value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
-    return own
 
 
 def _check_device(device: object) -> None:

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from cluster.parcels import ParcelError
 from pipeline.defend.plan import make_plan
-from pipeline.evaluate import evaluate_model, main
+from pipeline.evaluate import EvaluateSettings, evaluate_model, main
 from pipeline.flags import WorkersConfig, parse
 from pipeline.measure.measuring import Asked, find
 from pipeline.run import main as run
@@ -89,17 +89,16 @@ def test_a_model_that_cannot_be_sent_is_refused_before_ray_starts(
 
 
 def test_a_model_that_cannot_be_sent_is_screened(no_ray: None, tmp_path: Path) -> None:
-    found = evaluate_model(locked(), data="digits", norm="Linf", radius=0.1, quick=True, images=64, root=tmp_path)
+    settings = EvaluateSettings(quick=True, images=64, root=tmp_path)
+    found = evaluate_model(locked(), data="digits", norm="Linf", radius=0.1, settings=settings)
     assert found.screening is not None
     assert 0 < found.robust_accuracy.value < 1
 
 
 def test_an_attack_that_cannot_be_sent_is_refused_before_ray_starts(no_ray: None, tmp_path: Path) -> None:
-    attack = closing_over(threading.Lock())
+    settings = EvaluateSettings(attacks=[closing_over(threading.Lock())], root=tmp_path)
     with pytest.raises(ParcelError, match=r"the attack .*closing_over.* cannot be sent .*: lock: TypeError"):
-        evaluate_model(
-            evaluated_models.build().eval(), data="digits", norm="Linf", radius=0.1, attacks=[attack], root=tmp_path
-        )
+        evaluate_model(evaluated_models.build().eval(), data="digits", norm="Linf", radius=0.1, settings=settings)
 
 
 def test_a_classifier_that_cannot_be_sent_is_refused_before_a_run(
@@ -123,10 +122,11 @@ def test_a_worker_to_which_a_model_is_another_one_attacks_nothing(
         monkeypatch.setattr(evaluated_models, "SCALE", 0.5)
     else:
         monkeypatch.setattr(evaluated_models.Scaled, "scaled", lambda self, images: images / 2)
+    settings = EvaluateSettings(images=8, checks=None, root=tmp_path)
     with pytest.raises(
         ParcelError, match=r"the model is another one in a worker process on .*, which imports its code"
     ):
-        evaluate_model(model, data="digits", norm="Linf", radius=0.1, images=8, checks=None, root=tmp_path)
+        evaluate_model(model, data="digits", norm="Linf", radius=0.1, settings=settings)
     assert not list(tmp_path.glob("store/*/*"))
 
 
@@ -140,10 +140,9 @@ def test_a_worker_to_which_an_attack_is_another_one_counts_nothing(
             data="digits",
             norm="Linf",
             radius=0.1,
-            images=8,
-            attacks=["evaluated_models:flip_the_signs"],
-            checks=None,
-            root=tmp_path,
+            settings=EvaluateSettings(
+                images=8, attacks=["evaluated_models:flip_the_signs"], checks=None, root=tmp_path
+            ),
         )
     assert not list(tmp_path.glob("store/*/*"))
 
@@ -176,7 +175,7 @@ MAIN = """
 import sys
 import torch
 from torch import nn
-from pipeline.evaluate import evaluate_model
+from pipeline.evaluate import EvaluateSettings, evaluate_model
 
 SIGN = 1.0
 
@@ -201,9 +200,11 @@ labels = model(images).argmax(1)
 def attack(model, images, labels, threat):
     return (images + SIGN * (2 * images - 1) * threat.radius).clamp(0, 1)
 
+settings = EvaluateSettings(
+    attacks=[attack], version="custom", autoattack=["apgd-ce"], checks=None, root=sys.argv[1]
+)
 found = evaluate_model(
-    model, data=(images, labels), norm="Linf", radius=0.6, attacks=[attack], version="custom", autoattack=["apgd-ce"],
-    checks=None, root=sys.argv[1], say=lambda line: None,
+    model, data=(images, labels), norm="Linf", radius=0.6, settings=settings, say=lambda line: None
 )
 print(found.evaluations["model"]["__main__:attack"].robust.value, found.robust_accuracy)
 """

@@ -14,7 +14,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
-from pipeline.evaluate import evaluate_model, main
+from pipeline.evaluate import EvaluateSettings, evaluate_model, main
 from pipeline.flags import WorkersConfig
 from pipeline.measure.evaluation import parts
 from pipeline.measure.findings import Findings
@@ -197,13 +197,14 @@ def test_a_killed_evaluation_repeats_at_most_one_chunk_a_worker_and_ends_the_sam
 
 
 def test_a_quick_screening_needs_no_ray_and_resumes(model: nn.Module, tmp_path: Path) -> None:
-    found = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
+    settings = EvaluateSettings(quick=True, images=128, root=tmp_path)
+    found = evaluate_model(model, data="digits", norm="Linf", radius=0.1, settings=settings)
     assert found.screening is not None
     assert found.screening.ended == "images"
     assert "screening by APGD-CE, APGD-T within Linf 0.1: at most" in str(found)
     low, high = found.screening.interval
     assert low < found.robust_accuracy.value < high
-    again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, images=128, root=tmp_path)
+    again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, settings=settings)
     assert again.evaluations["model"]["screening"].attacked_now == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.evaluate import evaluate_model, main
+from pipeline.evaluate import EvaluateSettings, evaluate_model, main
 from pipeline.measure.subjects import split_of
 from stages.data.splits import Split
 
@@ -83,17 +83,17 @@ def test_another_ball_is_refused_before_the_attack(
     assert not (tmp_path / "root").exists()
 
 
-def test_a_screening_takes_no_attacks_of_ones_own(model: nn.Module) -> None:
+def test_a_screening_takes_no_attacks_of_ones_own() -> None:
     with pytest.raises(ValueError, match="leave out version, attacks and autoattack"):
-        evaluate_model(model, data="digits", norm="Linf", radius=0.1, quick=True, attacks=["my:attack"])
+        EvaluateSettings(quick=True, attacks=["my:attack"])
 
 
-def test_one_attack_is_given_in_a_list_as_well(model: nn.Module) -> None:
+def test_one_attack_is_given_in_a_list_as_well() -> None:
     for single in (evaluated_models.flip_the_signs, "evaluated_models:flip_the_signs"):
         with pytest.raises(ValueError, match="pass a list, also of one: attacks="):
-            evaluate_model(model, data="digits", norm="Linf", radius=0.1, attacks=single)  # pyright: ignore[reportArgumentType]
+            EvaluateSettings(attacks=single)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="pass a list, also of one: autoattack="):
-        evaluate_model(model, data="digits", norm="Linf", radius=0.1, version="custom", autoattack="apgd-ce")
+        EvaluateSettings(version="custom", autoattack="apgd-ce")
 
 
 def test_a_model_in_train_mode_and_labels_out_of_range_are_refused(model: nn.Module, test: Split) -> None:

@@ -8,7 +8,8 @@ import evaluated_models
 from torch import Tensor, nn
 from unchecked import unchecked_types
 
-from pipeline.evaluate import evaluate_model
+from pipeline.evaluate import EvaluateSettings, evaluate_model
+from pipeline.tell.results import Results
 from stages.data.datasets import DataConfig, load_data
 
 DIGITS = load_data(DataConfig(name="digits")).test
@@ -27,7 +28,13 @@ class Changed(nn.Module):
         return self.after(self.model(self.before(images)))
 
 
-def quick(model: Any, data: Any, root: Path, **settings: Any):
-    settings = {"norm": "Linf", "radius": 0.05, "images": 12, "say": lambda line: None} | settings
+def evaluate(model: Any, **given: Any) -> Results:
+    """What `evaluate_model` says of what is given to it or to its settings."""
+    passed = {name: given.pop(name) for name in ("data", "norm", "radius", "say") if name in given}
     with unchecked_types():
-        return evaluate_model(model, data=data, quick=True, root=root, **settings)
+        return evaluate_model(model, **passed, settings=EvaluateSettings(**given))
+
+
+def quick(model: Any, data: Any, root: Path, **given: Any) -> Results:
+    given = {"norm": "Linf", "radius": 0.05, "images": 12, "say": lambda line: None} | given
+    return evaluate(model, data=data, quick=True, root=root, **given)

@@ -8,11 +8,10 @@ import evaluated_models
 import numpy as np
 import pytest
 import torch
-from screened_digits import IMAGES, LABELS, MODEL, Changed, quick
+from screened_digits import IMAGES, LABELS, MODEL, Changed, evaluate, quick
 from torch import Tensor, nn
-from unchecked import unchecked_types
 
-from pipeline.evaluate import evaluate_model, main
+from pipeline.evaluate import main
 from pipeline.measure.subjects import known_data
 from stages.data.datasets import DataConfig
 from stages.data.formats import DataError
@@ -111,8 +110,8 @@ def test_a_model_that_cannot_be_judged_is_refused_before_any_work(name: str, tmp
         ({"images": None}, "images is None; it must be a whole number"),
         ({"images": True}, "images is True; it must be a whole number"),
         ({"images": 0}, "images is 0; it must be at least 1"),
-        ({"checks": True}, "checks is True; pass a CheckSize, or None"),
-        ({"workers": {"cpus": 1}}, "workers is {'cpus': 1}; pass a WorkersConfig"),
+        ({"checks": True}, "checks is True; it must be a CheckSize or None"),
+        ({"workers": {"cpus": 1}}, "workers is {'cpus': 1}; it must be a WorkersConfig"),
         ({"version": None}, "leave out version, attacks and autoattack, or quick"),
     ],
 )
@@ -126,7 +125,7 @@ def test_absent_data_name_the_settings_that_whoever_asked_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("RAP_DATA_ROOT", str(tmp_path))
-    with pytest.raises(ValueError, match=r"Pass data_download to fetch it, .* by data_root or the environment"):
+    with pytest.raises(ValueError, match=r"Pass DataConfig.download to fetch it, .* by DataConfig.root or the env"):
         quick(MODEL, "mnist", tmp_path / "root")
     flags = ["--model", "evaluated_models:build", "--data", "mnist", "--norm", "Linf", "--radius", "0.1"]
     with pytest.raises(SystemExit) as ended:
@@ -166,9 +165,9 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_settings_are_refused_by_the_names_of_the_function_that_takes_them(case: str, tmp_path: Path):
     given, message = UNUSABLE[case]
-    settings: dict[str, Any] = {"data": "digits", "norm": "Linf", "radius": 0.1, "root": tmp_path / "root", **given}
-    with unchecked_types(), pytest.raises(ValueError, match=message):
-        evaluate_model(MODEL, **settings)
+    passed: dict[str, Any] = {"data": "digits", "norm": "Linf", "radius": 0.1, "root": tmp_path / "root", **given}
+    with pytest.raises(ValueError, match=message):
+        evaluate(MODEL, **passed)
     assert not (tmp_path / "root").exists()
 
 

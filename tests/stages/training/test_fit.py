@@ -20,7 +20,7 @@ from stages.rap.threat import Norm, ThreatModel
 from stages.training import fit as fit_module
 from stages.training.adapter import TrainConfig
 from stages.training.diverged import DivergedError
-from stages.training.fit import attacked, fit
+from stages.training.fit import attacked
 
 
 def judged(model: nn.Module, digits: ImageData) -> Judgement:
@@ -39,9 +39,7 @@ def test_the_loss_falls_and_the_judge_finds_a_more_robust_classifier(digits: Ima
         TensorDataset(*tensors(digits)), batch_size=64, shuffle=True, generator=torch.Generator().manual_seed(0)
     )
     train = TrainConfig(learning_rate=3e-3, warmup_updates=5)
-    robust = fit(
-        adapter(), classifier, loader, threat=THREAT, attack=ATTACK, train=train, epochs=6, progress=lines.append
-    )
+    robust = quick(classifier, loader, attack=ATTACK, train=train, epochs=6, progress=lines.append)
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in lines]
     assert len(losses) == 6
     assert losses[-1] < 0.75 * losses[0]
@@ -59,7 +57,7 @@ def test_the_example_runs():
 
 def test_what_was_passed_stays_as_it_was(digits: ImageData, classifier: nn.Module):
     mine, training = adapter(), classifier.training
-    robust = fit(mine, classifier, few(digits), threat=THREAT, attack=ATTACK, epochs=1, progress=lambda line: None)
+    robust = quick(classifier, few(digits), adapter=mine)
     assert robust.adapter is not None
     assert same(mine, adapter())
     assert not same(mine, robust.adapter)
@@ -99,13 +97,10 @@ def test_a_state_of_every_trajectory_is_trained_on(digits: ImageData, classifier
 
 
 def test_a_classifier_alone_is_trained_adversarially(digits: ImageData, classifier: nn.Module):
-    train = TrainConfig(what="classifier")
-    robust = fit(
-        None, classifier, few(digits), threat=THREAT, attack=ATTACK, train=train, epochs=1, progress=lambda line: None
-    )
+    robust = quick(classifier, few(digits), adapter=None, train=TrainConfig(what="classifier"))
     assert not same(robust.classifier, classifier)
     with pytest.raises(ValueError, match="no adapter"):
-        fit(None, classifier, few(digits), threat=THREAT, epochs=1)
+        quick(classifier, few(digits), adapter=None)
 
 
 def test_the_moving_average_is_returned_where_there_is_one(digits: ImageData, classifier: nn.Module):
@@ -127,8 +122,7 @@ def test_arrays_are_batches_as_tensors_are(digits: ImageData, classifier: nn.Mod
 
 def test_an_untrained_classifier_is_held_to_no_accuracy_where_it_is_trained(digits: ImageData):
     untrained = CNN(1, 8, 10, digits.mean, digits.std)
-    train = TrainConfig(what="classifier")
-    fit(None, untrained, few(digits), threat=THREAT, attack=ATTACK, train=train, epochs=1, progress=lambda line: None)
+    quick(untrained, few(digits), adapter=None, train=TrainConfig(what="classifier"))
 
 
 @pytest.mark.parametrize("what", ["adapter", "classifier"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fitted_digits import THREAT, adapter, few, quick, tensors
+from fitted_digits import few, quick, tensors
 from torch import Tensor, nn
 from unchecked import unchecked_types
 
@@ -15,7 +15,6 @@ from stages.nets.unet import UNet
 from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
 from stages.training.adapter import Learner, TrainConfig
-from stages.training.fit import fit
 
 
 @pytest.mark.parametrize(
@@ -124,7 +123,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-SETTINGS = ("threat", "attack", "train", "epochs", "device", "seed", "progress")
+PASSED = ("adapter", "threat", "attack", "train", "epochs", "device", "seed", "progress")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -138,14 +137,9 @@ def test_what_nothing_can_be_learnt_from_is_refused_before_the_first_update(
     model: Any = Changed(classifier, before=given.get("before"), after=given.get("after")).eval()
     if "lock" in given:
         vars(model)["lock"] = given["lock"]
-    settings: dict[str, Any] = {name: given[name] for name in SETTINGS if name in given}
+    passed: dict[str, Any] = {name: given[name] for name in PASSED if name in given}
     with unchecked_types(), pytest.raises(ValueError, match=message):
-        fit(
-            given.get("adapter", adapter()),
-            given.get("classifier", model),
-            [batch],
-            **{"threat": THREAT, "epochs": 1} | settings,
-        )
+        quick(given.get("classifier", model), [batch], **passed)
 
 
 @pytest.mark.parametrize("loader", [None, 3, len], ids=["None", "3", "a function"])
