@@ -227,20 +227,19 @@ def _of_pictures(name: str, parts: list[Pairs], names: Iterable[str] | None, rea
     first = parts[0][0][0]
     if not isinstance(first, Image.Image | str):
         raise DataError(f"{name} gives a {type(first).__name__} for its first image; expected a picture of Pillow")
-    channels = reading.channels or (1 if _is_grey(first) else 3)
     splits = [
-        whole_split(array_of(pictures, size=reading.size, channels=channels), np.array(labels, np.int64))
+        whole_split(array_of(pictures, size=reading.size, channels=reading.channels), _numbers(name, labels))
         for pictures, labels in parts
     ]
     most = 1 + max(int(split.labels.max()) for split in splits)
     return _source(name, splits, tuple(map(str, names if names is not None else range(most))), reading)
 
 
-def _is_grey(picture: Image.Image | str) -> bool:
-    if isinstance(picture, str):
-        with Image.open(picture) as opened:
-            return _is_grey(opened)
-    return picture.mode in ("1", "L", "I", "I;16", "F")
+def _numbers(name: str, labels: Sequence[int]) -> np.ndarray:
+    try:
+        return labels_of(np.array(labels, np.int64)).numpy()
+    except ValueError as error:  # -1 stands for an unknown class in some libraries' test parts
+        raise DataError(f"{name}: {error}") from error
 
 
 def _source(name: str, splits: list[Split], classes: tuple[str, ...], reading: Reading) -> Source:
@@ -249,7 +248,8 @@ def _source(name: str, splits: list[Split], classes: tuple[str, ...], reading: R
     if not 1 <= splits[0].images.shape[1] <= 4:
         raise DataError(f"{name} has images of {splits[0].images.shape[1]} channels; expected 1 to 4")
     if len({split.images.shape[1:] for split in splits}) > 1:
-        raise DataError(f"{name} has images of another shape for training than for the test: give both one size")
+        shapes = " and ".join("x".join(map(str, split.images.shape[1:])) for split in splits)
+        raise DataError(f"{name} has images of {shapes} for training and for the test: give both one shape")
     if len(splits) == 2:
         return Source(name, splits[0], splits[1], classes)
     (whole,) = splits

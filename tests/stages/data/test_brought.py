@@ -164,9 +164,11 @@ def test_a_folder_without_pictures_or_with_a_broken_one_is_refused(tmp_path: Pat
         load_data(DataConfig(name=f"imagefolder:{tmp_path / 'nowhere'}"))
     with pytest.raises(DataError, match="holds no pictures in folders of classes"):
         load_data(DataConfig(name=f"imagefolder:{tmp_path}"))
-    (pictures(tmp_path) / "dog" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"dog/0.png cannot be read as a picture"):
-        load_data(DataConfig(name=f"imagefolder:{tmp_path}"))
+    folder = pictures(tmp_path)
+    for spoilt in ("dog/0.png", "cat/0.png"):  # the second is the first that is read
+        (folder / spoilt).write_bytes(b"no picture")
+        with pytest.raises(DataError, match=rf"{spoilt} cannot be read as a picture"):
+            load_data(DataConfig(name=f"imagefolder:{tmp_path}"))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +231,12 @@ def test_a_data_set_of_the_hub_is_read_by_its_columns(monkeypatch: pytest.Monkey
     data = load_data(DataConfig(name="hf:someone/shapes"))
     assert (data.shape, data.classes, len(data.test)) == ((1, 4, 6), ("line", "ring", "star"), 5)
     assert np.array_equal(data.test.labels, np.arange(5) % 3)
+
+    hidden = rows(12)
+    hidden[3]["fine"] = -1  # as the hub has it where labels are kept secret
+    hub.load_dataset = lambda name: {"train": rows(12), "test": hidden}
+    with pytest.raises(DataError, match=r"hf someone/shapes: the labels lie in \[-1, 2\].*leave out images without"):
+        load_data(DataConfig(name="hf:someone/shapes"))
 
 
 @pytest.mark.parametrize("name", ["torchvision:SVHN", "hf:someone/shapes"])
