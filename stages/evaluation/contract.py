@@ -7,6 +7,7 @@ work starts, with what was found and what to do.
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from stages import numerics
 from stages.data.images import check_labels
@@ -52,6 +53,7 @@ def check_model(
             _check_probabilities(logits)
             if not random:
                 _check_again(model, pixels, logits)
+                _check_moved(model, pixels, logits)
                 _check_alone(model, pixels, logits)
         check_gradient(model, images, threat)
         if not random:
@@ -71,7 +73,13 @@ def check_module(model: object) -> None:
         raise ValueError(  # noqa: TRY004 - as all that is wrong with a model
             f"the model is {kind}; expected a torch.nn.Module: {remedy}"
         )
-    if any(weight.is_meta for weight in [*model.parameters(), *model.buffers()]):
+    weights = [*model.parameters(), *model.buffers()]
+    if any(is_lazy(weight) for weight in weights):
+        raise ValueError(
+            "the model is not initialised: its lazy modules know their shapes, and have weights, once it was called "
+            "with an image; call it so, then load its weights"
+        )
+    if any(weight.is_meta for weight in weights):
         raise ValueError(
             "the model lies on the meta device, without values: build it on a real device and load its weights"
         )
@@ -186,13 +194,30 @@ def _check_probabilities(logits: Float[Tensor, "image class"]) -> None:
 
 
 def _check_again(model: nn.Module, pixels: Tensor, logits: Tensor) -> None:
-    difference = (_logits(model, pixels, logits.shape[1]) - logits).abs().max().item()
+    difference = _difference(_logits(model, pixels, logits.shape[1]), logits)
     if difference > numerics.SAME * logits.abs().max().item():
         raise ValueError(
             f"the model gives the same images different logits each time, by up to {difference:g}, in eval mode: an "
             "attack would chase its noise. Remove its randomness (functional dropout without training=self.training, "
             'added noise), or evaluate it as a randomised model (AutoAttack version "rand")'
         )
+
+
+def _check_moved(model: nn.Module, pixels: Tensor, logits: Tensor) -> None:
+    given = pixels.clone()
+    model(given)
+    given.copy_(pixels.flip(0))  # in the memory of the last ones, as an attack's next images may be
+    difference = _difference(model(given), logits.flip(0))
+    if not difference <= numerics.SAME_ALONE * logits.abs().max().item():
+        raise ValueError(
+            f"the model gives images other logits where they stand in another order, by up to {difference:g}: it keeps "
+            "answers by the place of images in memory, or goes by their place in the batch. Its forward must look at "
+            "the values alone"
+        )
+
+
+def _difference(logits: Tensor, others: Tensor) -> float:
+    return (logits - others).abs().max().item()
 
 
 def _check_alone(model: nn.Module, pixels: Tensor, logits: Tensor) -> None:

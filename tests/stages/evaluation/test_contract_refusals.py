@@ -96,6 +96,17 @@ class HalfBlind(nn.Module):
         return MODEL(images) + torch.where(between > 0.01, math.nan, 0.0)[:, None]
 
 
+class Keeping(nn.Module):
+    """Answers that are kept by where images lie in memory, and not by what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.kept.setdefault((images.data_ptr(), images.shape), MODEL(images))
+
+
 def jpeg(images: Tensor) -> Tensor:
     return torch.from_numpy(np.round(images.detach().numpy() * 16) / 16)
 
@@ -150,6 +161,11 @@ UNFIT = {
         lambda: nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), MODEL).eval(),
         "depend on the other images of the batch",
     ),
+    "answers by memory": (lambda: Keeping().eval(), "other logits where they stand in another order"),
+    "answers by row": (
+        lambda: after(lambda z: z + (torch.arange(len(z)) == 40)[:, None] * z.roll(1, 1)),
+        "other logits where they stand in another order, .*goes by their place in the batch",
+    ),
     "no_grad": (lambda: NoGradient().eval(), "no gradient with respect to the image, .*torch.no_grad"),
     "inference_mode": (lambda: Inference().eval(), "no gradient with respect to the image"),
     "JPEG": (lambda: before(jpeg), r"no gradient with respect to the image, .*x \+ \(f\(x\) - x\).detach\(\)"),
@@ -168,6 +184,7 @@ UNFIT = {
         "1 is in training mode, .*train or eval method",
     ),
     "meta": (lambda: nn.Linear(64, 10, device="meta").eval(), "meta device"),
+    "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval(), "not initialised: its lazy modules"),
     "a function": (lambda: MODEL.forward, "is a method; expected a torch.nn.Module: put what it computes"),
     "a lambda": (lambda: lambda images: MODEL(images), "is a function; expected a torch.nn.Module"),
     "a class": (lambda: NoGradient, "is the class NoGradient; .* call it"),
