@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts import usable_root
 from pipeline.evaluate_flags import EvaluateCommand, parse
-from pipeline.exits import conduct, fail, settings_called
+from pipeline.exits import conduct, refusing, settings_called
 from pipeline.flags import WorkersConfig
 from pipeline.measure.findings import Findings
 from pipeline.measure.measuring import Asked, find, measurements_on, quick_findings, screening_on
@@ -269,10 +269,8 @@ def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
     command = parse(sys.argv[1:] if argv is None else argv)
-    try:
+    with refusing():
         prepared = prepare(command)
-    except ValueError as error:
-        fail(str(error))
 
     def work(say: Say) -> str:
         found, contents, directory = run(prepared, say)

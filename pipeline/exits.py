@@ -92,6 +92,18 @@ def settings_called(names: Mapping[str, str]) -> Iterator[None]:
         raise ValueError(said) from error
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Inside, what is wrong with a command ends it in one message before its work: exit code 2, and 130 for Ctrl-C."""
+    try:
+        yield
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted before any work")
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
 def fail(message: str) -> NoReturn:
     """End with exit code 2 and a message: nothing was done."""
     print(f"error: {message}", file=sys.stderr)

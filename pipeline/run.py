@@ -21,7 +21,7 @@ from pipeline.defend.plan import Plan, claimed, make_plan
 from pipeline.defend.searching import search, search_folder
 from pipeline.defend.trained import Trained, examine_trained, selected_model, subjects_of
 from pipeline.delivery import check_arrival
-from pipeline.exits import conduct, fail
+from pipeline.exits import conduct, refusing
 from pipeline.flags import parse
 from pipeline.measure.evaluation import evaluate
 from pipeline.measure.findings import Findings
@@ -190,10 +190,8 @@ def stage(seconds: dict[str, float], going: Passing, name: str) -> Iterator[None
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
     command = parse(sys.argv[1:] if argv is None else argv)
-    try:
+    with refusing():
         plan = make_plan(command)
-    except ValueError as error:
-        fail(str(error))
     if command.dry_run:
         return conduct(lambda say: describe_costs(plan), root=command.root)
 

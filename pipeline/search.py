@@ -11,7 +11,7 @@ from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.plan import Plan, make_plan
 from pipeline.defend.searching import search, search_folder
 from pipeline.delivery import check_arrival
-from pipeline.exits import conduct, fail
+from pipeline.exits import conduct, refusing
 from pipeline.flags import parse
 from pipeline.placement import Session
 from pipeline.progress import Say, passing
@@ -44,12 +44,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
     given = sys.argv[1:] if argv is None else argv
     command = parse(given, usage=USAGE, purpose="Search settings of a recipe.", trials=SearchConfig().trials)
-    try:
+    with refusing():
         if not command.recipe.search.trials:
-            raise ValueError("--trials is 0: a search needs at least 1")  # noqa: TRY301 - as what a plan refuses
+            raise ValueError("--trials is 0: a search needs at least 1")
         plan = make_plan(command)
-    except ValueError as error:
-        fail(str(error))
     return conduct(lambda say: run_search(plan, say), root=command.root, log_level=command.log_level)
 
 

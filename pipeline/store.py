@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from pipeline.artifacts import ArtifactError
-from pipeline.exits import ClaimedError, conduct, fail, settings_called
+from pipeline.exits import ClaimedError, conduct, fail, refusing, settings_called
 from pipeline.flags import NUMBERS, check_flags
 from pipeline.inventory import Folder, Inventory
 from pipeline.progress import Say
@@ -247,13 +247,11 @@ def parse(argv: list[str]) -> StoreCommand:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; its exit code, as `conduct` says."""
-    try:
+    with refusing():
         command = parse(sys.argv[1:] if argv is None else argv)
         root = Storage.at(command.root)
         if not root.names():
             fail(f"nothing lies below {root}: name the --root of your runs")
-    except ValueError as error:
-        fail(str(error))
     inventory, action = Inventory(root), command.action
 
     def work(say: Say) -> str:

@@ -14,7 +14,7 @@ from cluster.parcels import ParcelError
 from cluster.session import Interrupted, PlacementError, SessionLostError
 from cluster.tasks import PoolError
 from pipeline.artifacts import ArtifactError
-from pipeline.exits import ClaimedError, conduct
+from pipeline.exits import ClaimedError, conduct, refusing
 from pipeline.progress import Say
 from stages.evaluation.verdict import AttackError
 from stages.lease import LeaseLostError
@@ -75,6 +75,13 @@ def test_an_interrupt_ends_with_its_signal_s_exit_code(
 ) -> None:
     assert conducted(kind(), tmp_path) == code
     assert "the same command resumes from here" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_the_work_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, refusing():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr() == ("interrupted before any work\n", "")
 
 
 def test_a_fault_of_the_program_is_not_hidden(tmp_path: Path) -> None:
