@@ -12,7 +12,9 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from stages.data.formats import DataError
 from stages.data.images import labels_of, pixels_of
@@ -103,7 +105,14 @@ def read_function(path: str, reading: Reading) -> Source:
         raise DataError(
             f"--data {path} returned a {type(found).__name__}; expected (images, labels), or a dict of them"
         )
-    return arrays_source(path.replace(":", " "), found, reading)
+    return arrays_source(path.replace(":", " "), {name: _copied(values) for name, values in found.items()}, reading)
+
+
+def _copied(values: object) -> object:
+    """Bytes of a function's own in memory that may be rearranged; what is to be converted stays as it is."""
+    if isinstance(values, Tensor):
+        return values.clone() if values.dtype == torch.uint8 else values
+    return values.copy() if isinstance(values, np.ndarray) and values.dtype == np.uint8 else values
 
 
 def arrays_source(name: str, arrays: Mapping[str, object], reading: Reading) -> Source:

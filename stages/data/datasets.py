@@ -18,8 +18,9 @@ from stages.data.brought import READERS, Reading, read_function
 from stages.data.formats import DataError
 from stages.data.pictures import MODES
 from stages.data.sources import Source, read_cifar10, read_digits, read_mnist
-from stages.data.splits import Split, divide
+from stages.data.splits import Split
 from stages.paths import local_path
+from stages.randomness import permutation
 from stages.settings import check_settings, read_arguments
 
 NAMES = ("digits", "mnist", "cifar10")
@@ -173,10 +174,11 @@ def load_data(config: DataConfig) -> ImageData:
             f"{holdout_images} and data.train_images {config.train_images or 'at least 1'}: "
             "lower one of them"
         )
-    holdout, everything = divide(source.train, holdout_images, available, "hold-out", config.kind)
-    train = everything
-    if wanted < available:
-        _, train = divide(source.train, holdout_images, wanted, "hold-out", config.kind)
+    order = permutation(count, "hold-out", config.kind)
+    holdout = source.train.take(order[:holdout_images])
+    few = source.train.take(order[count - wanted :]) if wanted < available else None
+    everything = source.train.keep(order[holdout_images:])
+    train = everything if few is None else few
     mean, std = channel_statistics(everything.images)
     return ImageData(source.name, train, everything, holdout, source.test, source.classes, mean, std)
 
@@ -210,7 +212,8 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1], from exact counts of the 256 values."""
     counts = np.zeros((images.shape[1], 256), np.int64)
-    for block in np.array_split(images, -(-len(images) // 1024)):  # bincount widens its input eightfold
+    few = max(1, 2**20 // math.prod(images.shape[2:]))  # bincount widens its input eightfold
+    for block in np.array_split(images, -(-len(images) // few)):
         for channel, count in enumerate(counts):
             count += np.bincount(block[:, channel].ravel(), minlength=256)
     values = np.arange(256)

@@ -10,8 +10,10 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
+
+TOGETHER = 256  # images whose floats are widened at once
 
 
 def pixels_of(images: object) -> UInt8[Tensor, "image channel height width"]:
@@ -29,16 +31,20 @@ def pixels_of(images: object) -> UInt8[Tensor, "image channel height width"]:
             f"the images are {_name(values.dtype)}; expected uint8, or floats in [0, 1]: convert integers in 0..255 "
             "to uint8"
         )
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        spoilt = int((~finite).flatten(1).any(1).sum())
+    low, high = values.min().item(), values.max().item()  # NaN where one is
+    if not math.isfinite(low) or not math.isfinite(high):
+        spoilt = int((~torch.isfinite(values)).flatten(1).any(1).sum())
         raise ValueError(f"{spoilt} of {len(values)} images hold NaN or infinity; expected pixels in [0, 1]")
-    low, high = values.min().item(), values.max().item()
     if low < 0 or high > 1:
         raise ValueError(
             f"the images lie in [{low:g}, {high:g}]; expected [0, 1]: divide by 255 if they are bytes, and move "
             "normalisation into the model, so that the radius means pixels"
         )
+    return torch.cat([_bytes(part) for part in values.split(TOGETHER)])
+
+
+def _bytes(values: Float[Tensor, "image channel height width"]) -> UInt8[Tensor, "image channel height width"]:
+    """255 times floats in [0, 1]. Raises ValueError where that isn't nearly whole."""
     levels = 255 * values.double()
     whole = levels.round()
     # 1e-3 of a level is a hundred times the rounding of float32; float16 rounds an 8-bit pixel by up to 0.07 of one,

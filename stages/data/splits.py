@@ -9,6 +9,8 @@ from jaxtyping import Int64, UInt8
 from stages.fingerprint import array_fingerprint
 from stages.randomness import permutation
 
+MOVED = 64  # images that are moved together: 10 MB of 3x224x224
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -46,13 +48,26 @@ class Split:
         ordered = np.sort(positions)
         return Split(self.images[ordered], self.labels[ordered], self.rows[ordered])
 
+    def keep(self, positions: Int64[np.ndarray, " kept"]) -> "Split":
+        """As `take`, in the memory of this split, which is used up: a large data set is not held twice."""
+        ordered = np.sort(positions)
+        for start in range(0, len(ordered), MOVED):  # to the front, where nothing lies that is still to be moved
+            block = ordered[start : start + MOVED]
+            self.images[start : start + len(block)] = self.images[block]
+        return Split(self.images[: len(ordered)], self.labels[ordered], self.rows[ordered])
+
 
 def divide(split: Split, first: int, last: int, *key: int | str) -> tuple[Split, Split]:
     """The first and the last images of a split in the random order of a key: disjoint, of these numbers.
 
-    More of either contain the fewer, and the one does not depend on the number of the other.
+    More of either contain the fewer, and the one does not depend on the number of the other. The split is used up: the
+    larger part lies in its memory.
     """
     if first + last > len(split):
         raise ValueError(f"cannot take {first} and {last} images out of {len(split)}: ask for fewer")
     order = permutation(len(split), *key)
-    return split.take(order[:first]), split.take(order[len(order) - last :])
+    head, tail = order[:first], order[len(order) - last :]
+    if first <= last:
+        return split.take(head), split.keep(tail)
+    small = split.take(tail)
+    return split.keep(head), small

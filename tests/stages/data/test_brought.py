@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from stages.data.datasets import DataConfig, ImageData, load_data
@@ -199,6 +200,19 @@ def fake_torchvision() -> dict[str, Any]:
 
     vars(datasets)["Shapes"] = Shapes
     return {"torchvision": torchvision, "torchvision.datasets": datasets}
+
+
+@pytest.mark.parametrize("keep", [np.asarray, torch.from_numpy])
+def test_the_images_that_a_function_keeps_stay_as_they_are(keep: Callable, monkeypatch: pytest.MonkeyPatch):
+    kept = {"x_train": keep(IMAGES.copy()), "x_test": keep(IMAGES.copy()), "y_train": LABELS, "y_test": LABELS}
+    module: Any = types.ModuleType("keeps_its_data")
+    module.load = lambda: kept
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    data = load_data(DataConfig(name="keeps_its_data:load", train_images=10))
+    for split in (data.train, data.available, data.holdout):
+        assert np.array_equal(split.images, IMAGES[split.rows])
+    assert set(data.train.rows) < set(data.available.rows)
+    assert np.array_equal(kept["x_train"], IMAGES)
 
 
 def test_a_data_set_of_torchvision_is_read_in_its_own_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -56,6 +56,17 @@ def test_parts_that_would_overlap_are_refused():
         divide(split_of(range(100)), 60, 50, "key")
 
 
+@pytest.mark.parametrize(("first", "last"), [(150, 350), (350, 150), (40, 300), (500, 0)])
+def test_the_larger_part_lies_in_the_memory_of_what_was_divided(first, last):
+    rows = np.arange(500)
+    memory = np.repeat(rows % 251, 4).astype(np.uint8).reshape(500, 1, 2, 2)
+    parts = divide(Split(memory, rows % 10, rows), first, last, "key")
+    for part in parts:
+        assert np.array_equal(part.images, np.broadcast_to((part.rows % 251)[:, None, None, None], part.images.shape))
+        assert np.array_equal(part.labels, part.rows % 10)
+    assert [np.shares_memory(part.images, memory) for part in parts] == [first > last, first <= last]
+
+
 @pytest.mark.parametrize("name", ["images", "labels", "rows"])
 def test_the_fingerprint_sees_every_part(name):
     arrays = {
