@@ -153,26 +153,29 @@ def _pair(name: str, images: Any, labels: Any, reading: Reading) -> tuple[np.nda
 
 
 def read_torchvision(name: str, reading: Reading) -> Source:
-    """A data set of torchvision by the name of its class, from --data.root."""
+    """A data set of torchvision by the name of its class, from --data.root: the part that the arguments name, else its
+    training and its test part."""
     module = _installed("torchvision", "torchvision.datasets", name)
     kind = getattr(module, name, None)
     if kind is None:
         raise DataError(f"torchvision.datasets has no {name}; names are those of its classes, such as SVHN or GTSRB")
     known = inspect.signature(kind).parameters
-    common = {**reading.arguments, "root": str(reading.root)}
-    if "download" in known:
+    common: dict[str, Any] = {"root": str(reading.root)} if "root" in known else {}  # FakeData reads nothing
+    # not False for EMNIST, which hands on what it is given, nor for ImageNet, which refuses it
+    if reading.download or "download" in known:
         common["download"] = reading.download
-    splits: list[dict[str, Any]] = [{}]
-    if "train" in known:
+    common |= reading.arguments
+    splits: list[dict[str, Any]] = [{}]  # where the arguments name a part, that alone
+    if "train" in known and "train" not in common:
         splits = [{"train": True}, {"train": False}]
-    elif "split" in known:
+    elif "split" in known and "split" not in common:
         splits = [{"split": "train"}, {"split": "test"}]
     try:
         parts = [kind(**{**common, **split}) for split in splits]
     except Exception as error:  # files that are not there, a split or an argument that is not known
         raise DataError(
             f"torchvision:{name} could not be read from {reading.root} ({said(error)}): pass --data.download to fetch "
-            "it, and what else it wants by --data.arguments"
+            'it, and what else it wants by --data.arguments, as \'{"split": "letters"}\''
         ) from error
     names = getattr(parts[0], "classes", None)
     return _of_pictures(f"torchvision {name}", [_Column.pairs(part) for part in parts], names, reading)

@@ -198,7 +198,12 @@ def fake_torchvision() -> dict[str, Any]:
             super().__init__((Image.new("RGB", (5, 5), (0, number, 0)), number % 2) for number in range(count))
             self.root, self.download = root, download
 
-    vars(datasets)["Shapes"] = Shapes
+    class Made(Shapes):  # as FakeData: made, not read
+        def __init__(self, size: int = 12) -> None:
+            super().__init__("nowhere")
+            self.extend(self[:2])
+
+    vars(datasets).update(Shapes=Shapes, Made=Made)
     return {"torchvision": torchvision, "torchvision.datasets": datasets}
 
 
@@ -215,12 +220,17 @@ def test_the_images_that_a_function_keeps_stay_as_they_are(keep: Callable, monke
     assert np.array_equal(kept["x_train"], IMAGES)
 
 
-def test_a_data_set_of_torchvision_is_read_in_its_own_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_data_set_of_torchvision_is_read_in_its_own_parts_or_that_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     for name, module in fake_torchvision().items():
         monkeypatch.setitem(sys.modules, name, module)
     data = load_data(DataConfig(name="torchvision:Shapes", root=str(tmp_path)))
     assert (data.shape, data.classes, len(data.test)) == ((3, 5, 5), ("line", "ring"), 4)
     assert data.test.images[:, 1, 0, 0].tolist() == [0, 1, 2, 3]
+    part = load_data(DataConfig(name="torchvision:Shapes", root=str(tmp_path), arguments='{"split": "train"}'))
+    assert everything(part) == list(range(10))
+    assert everything(load_data(DataConfig(name="torchvision:Made"))) == list(range(12))
     with pytest.raises(DataError, match=r"torchvision\.datasets has no Cubes"):
         load_data(DataConfig(name="torchvision:Cubes"))
     with pytest.raises(DataError, match=r"could not be read from .*TypeError.*--data.arguments"):
