@@ -30,7 +30,8 @@ class ModelConfig:
     "my_package.models:build", a function that returns a torch.nn.Module; or timm:NAME, torchvision:NAME,
     robustbench:NAME where that package is installed."""
     arguments: str = "{}"
-    """Keyword arguments of that function, or of the package's own, as JSON: '{"depth": 28}'."""
+    """Keyword arguments of that function, or of the package's own, as JSON: '{"depth": 28}'; '{"pretrained": false}' of
+    timm and '{"weights": null}' of torchvision are random weights, for as many classes as the data have."""
     weights: str | None = None
     """Also --weights: a safetensors file, or one of torch.save with a state dict, for the network; without --model,
     for that of --classifier.architecture."""
@@ -110,10 +111,12 @@ def _network(
     if config.name is None:
         return ZooNetwork(build_classifier(own, **inputs))
     zoo, _, name = config.name.partition(":")
-    if zoo in ZOOS:
-        shape = {"channels": inputs["channels"], "classes": inputs["classes"]}
-        return zoo_network(zoo, name, config.keywords, **shape, trained=trained, called=called)
-    return ZooNetwork(_call(config.name, config.keywords, called))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what has random weights has the same ones when the same command is given again
+        if zoo in ZOOS:
+            shape = {"channels": inputs["channels"], "classes": inputs["classes"]}
+            return zoo_network(zoo, name, config.keywords, **shape, trained=trained, called=called)
+        return ZooNetwork(_call(config.name, config.keywords, called))
 
 
 def _call(path: str, arguments: dict[str, Any], called: str) -> nn.Module:

@@ -14,6 +14,8 @@ from stages.named import said
 ZOOS = ("timm", "torchvision", "robustbench")
 PACKAGES = {"robustbench": "git+https://github.com/RobustBench/robustbench.git"}
 """What pip is told to install, where it is not the name."""
+RANDOM = {"timm": '{"pretrained": false}', "torchvision": '{"weights": null}'}
+"""The arguments for random weights, where a zoo has networks without trained ones."""
 COLOURS = 3  # channels of the images for which zoos know a mean
 
 
@@ -46,9 +48,10 @@ def zoo_network(
     try:
         return _BUILDERS[zoo](name, arguments, channels, classes, trained)
     except Exception as error:  # whatever the zoo raises for a name, an argument, or a network that is not there
+        without = f"; random ones are {called}.arguments '{RANDOM[zoo]}'" if zoo in RANDOM else ""
         raise ValueError(
             f"{shown} could not be made ({said(error)}): look at the name and at {called}.arguments; where its weights "
-            "could not be fetched, put them into the package's cache, or give the file by --weights"
+            f"could not be fetched, put them into the package's cache, or give the file by --weights{without}"
         ) from error
 
 

@@ -206,6 +206,16 @@ def test_a_timm_network_has_timms_own_normalisation_inside_and_as_many_classes_a
     assert torch.equal(own(IMAGES), own.get_submodule("network")(IMAGES))
 
 
+def test_random_weights_are_the_same_each_time_and_draw_nothing_from_the_callers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", fake_timm())
+    random = ModelConfig(name="timm:tiny", arguments='{"pretrained": false}')
+    before = torch.random.get_rng_state()
+    first, _ = bring(random)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(1)
+    assert torch.equal(bring(random)[0](IMAGES), first(IMAGES))
+
+
 def test_a_network_of_a_zoo_takes_a_users_weights_and_is_made_again_without_any(monkeypatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "timm", fake_timm())
     trained = Linear()
@@ -230,6 +240,7 @@ def test_a_torchvision_network_with_pretrained_weights_has_their_normalisation_i
     [
         ("timm:large", r"timm:large could not be made \(RuntimeError: Unknown model"),
         ("timm:tiny", r"could not be made \(OSError: we couldn't connect .*put them into the package's cache"),
+        ("timm:tiny", r"random ones are --model.arguments '\{\"pretrained\": false\}'"),
         (
             "robustbench:Standard",
             r"robustbench is not installed here .*pip install git\+https://github.com/RobustBench",
