@@ -1,7 +1,6 @@
 """The command at a size for tests, and what it leaves."""
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,10 +51,6 @@ BRIEFLY = [
 
 def flags_of(settings: Mapping[str, object]) -> list[str]:
     return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def command(root: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.run", *flags_of(TINY), "--root", str(root), *flags]
 
 
 def run_here(root: Path, *arguments: str) -> None:

@@ -1,16 +1,14 @@
-"""The command as a user runs it: to the end, killed, stopped, as a job, each in processes of its own; again, and on
-another run's shards, in this one."""
+"""The command as a user runs it: to the end, as a job that is stopped, again, and on another run's shards."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import BRIEFLY, TINY, command, flags_of, last_version, results_of, rows_of, run_here
-from heads import running_head, submit
+from commands import BRIEFLY, TINY, flags_of, last_version, results_of, rows_of, run_here
+from heads import Head, running_head
 
 from pipeline.evaluate import prepare
 from pipeline.evaluate_flags import EvaluateCommand
@@ -147,34 +145,33 @@ def test_a_new_adapter_starts_from_another_runs_shards(
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_head(tmp_path_factory.mktemp("head") / "log") as address:
-        yield address
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    with running_head(tmp_path_factory.mktemp("head") / "log") as head:
+        yield head
 
 
-def test_a_job_with_bad_input_fails_with_its_message(head: str) -> None:
-    done = submit(head, "--root", "rap-runs")
-    assert done.returncode != 0
-    assert "error: --root rap-runs lies in the copy of its working directory in which a job runs" in done.stdout
+def test_a_job_with_bad_input_fails_with_its_message(head: Head) -> None:
+    code, said = head.run("relative", "pipeline.run", "--root", "rap-runs")
+    assert code != 0
+    assert "error: --root rap-runs lies in the copy of its working directory in which a job runs" in said
 
 
-def test_a_command_that_was_killed_is_finished_by_a_job_to_the_same_bytes(
-    head: str, finished: tuple[Path, str], tmp_path: Path
+def test_a_job_that_was_stopped_is_finished_by_another_to_the_same_bytes(
+    head: Head, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
-    attack = chosen_attack(finished[0])
-    with subprocess.Popen(
-        command(tmp_path, *attack), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
-    ) as driver:
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if "round 4/8" in line:  # it may be beyond by now
-                driver.kill()
-    assert not list(tmp_path.glob("runs/*/results.json"))
     flags = flags_of({name: value for name, value in TINY.items() if name != "workers.cpus"})
-    done = submit(head, *flags, *attack, "--root", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "after the last checkpoint" in done.stdout
-    assert "AutoAttack standard" in done.stdout
+    job, said = ["pipeline.run", *flags, *chosen_attack(finished[0]), "--root", str(tmp_path)], []
+    with head.submitted("stopped", *job) as stopped:
+        for line in stopped.stdout or ():
+            said.append(line)
+            if "round 4/8" in line:  # it may be beyond by now
+                head.stop("stopped")
+    assert not list(tmp_path.glob("runs/*/results.json")), "".join(said)
+    assert "interrupted; nothing committed is lost" in "".join(said)
+    code, then = head.run("another", *job)
+    assert code == 0, then
+    assert "after the last checkpoint" in then
+    assert "AutoAttack standard" in then
     assert last_version(tmp_path) == last_version(finished[0])
     ours, theirs = results_of(tmp_path), results_of(finished[0])
     assert figures_of(ours) == figures_of(theirs)

@@ -1,17 +1,16 @@
-"""The search as a user runs it: killed, and again; what it leaves is what a run takes."""
+"""The search as a user runs it: in a job on a head that dies, and again; what it leaves is what a run takes."""
 
 import contextlib
 import csv
 import io
 import json
-import signal
-import subprocess
-import sys
+import secrets
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from commands import TINY, flags_of
+from heads import is_open, running_head
 
 from pipeline.flags import parse
 from pipeline.recipe_files import read_recipe
@@ -23,10 +22,6 @@ SEARCH = {name: value for name, value in TINY.items() if not name.startswith("se
     "search.images": 32,
     "search.space": "train.learning-rate=1e-3..1e-2:log",
 }
-
-
-def command(root: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.search", *flags_of(SEARCH), "--root", str(root), *flags]
 
 
 def table_of(root: Path) -> list[dict]:
@@ -65,20 +60,21 @@ def test_a_search_leaves_a_table_and_a_recipe_that_a_run_takes(undisturbed: tupl
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_killed_and_called_again_it_is_the_same(
+def test_a_search_whose_head_dies_with_its_job_ends_the_same_elsewhere(
     ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    with subprocess.Popen(
-        command(tmp_path, "--trials=2"), stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
-    ) as driver:
-        assert driver.stdout is not None
-        for line in driver.stdout:
-            if "judge" in line:
-                driver.send_signal(signal.SIGKILL)
-    assert not list(tmp_path.glob("searches/*/best.json"))
-    main([*flags_of(SEARCH), "--root", str(tmp_path), "--trials=2"])
-    assert table_of(tmp_path) == table_of(undisturbed[0])
-    noted = json.loads(next(tmp_path.glob("searches/*/search.json")).read_text())
+    root, token = tmp_path / "root", secrets.token_hex(32)
+    flags = {name: value for name, value in SEARCH.items() if name != "workers.cpus"}
+    with running_head(tmp_path / "log", token) as head:
+        assert not is_open(f"{head.address}/api/jobs/")
+        with head.submitted("killed", "pipeline.search", *flags_of(flags), "--root", str(root), "--trials=2") as job:
+            for line in job.stdout or ():
+                if "judge" in line:
+                    head.kill()
+    assert not list(root.glob("searches/*/best.json"))
+    main([*flags_of(SEARCH), "--root", str(root), "--trials=2"])
+    assert table_of(root) == table_of(undisturbed[0])
+    noted = json.loads(next(root.glob("searches/*/search.json")).read_text())
     assert noted["finished"]
     assert len(noted["trials"]) == 2
 
