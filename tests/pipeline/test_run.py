@@ -170,11 +170,11 @@ def test_a_job_that_was_stopped_is_finished_by_another_to_the_same_bytes(
     assert "interrupted; nothing committed is lost" in "".join(said)
     code, then = head.run("another", *job)
     assert code == 0, then
-    assert "after the last checkpoint" in then
     assert "AutoAttack standard" in then
     assert last_version(tmp_path) == last_version(finished[0])
     ours, theirs = results_of(tmp_path), results_of(finished[0])
     assert figures_of(ours) == figures_of(theirs)
+    assert ours["run"]["trajectories"]["generated_now"] < 16
     rows = rows_of(tmp_path)
     assert len(rows) == 16  # two units a round, eight rounds: none lost, none twice
     for row in rows:
