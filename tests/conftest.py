@@ -17,7 +17,12 @@ from cluster.session import Cluster, session
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=1, help="how often each kind of worker of a loop is killed")
+    parser.addoption(
+        "--kills",
+        type=int,
+        default=1,
+        help="how often each kind of worker of a loop is killed, and the head of a search",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

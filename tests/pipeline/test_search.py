@@ -4,7 +4,10 @@ import contextlib
 import csv
 import io
 import json
+import random
+import re
 import secrets
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -61,22 +64,24 @@ def test_a_search_leaves_a_table_and_a_recipe_that_a_run_takes(undisturbed: tupl
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_whose_head_dies_with_its_job_ends_the_same_elsewhere(
-    ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
+    request: pytest.FixtureRequest, ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    root, token = tmp_path / "root", secrets.token_hex(32)
-    flags = {name: value for name, value in SEARCH.items() if name != "workers.cpus"}
-    with running_head(tmp_path / "log", token) as head:
-        assert not is_open(f"{head.address}/api/jobs/")
-        with head.submitted("killed", "pipeline.search", *flags_of(flags), "--root", str(root), "--trials=2") as job:
-            for line in job.stdout or ():
-                if "judge" in line:
-                    head.kill()
-    assert not list(root.glob("searches/*/best.json"))
-    main([*flags_of(SEARCH), "--root", str(root), "--trials=2"])
-    assert table_of(root) == table_of(undisturbed[0])
-    noted = json.loads(next(root.glob("searches/*/search.json")).read_text())
-    assert noted["finished"]
-    assert len(noted["trials"]) == 2
+    kills, token = int(request.config.getoption("--kills") or 1), secrets.token_hex(32)
+    flags = flags_of({name: value for name, value in SEARCH.items() if name != "workers.cpus"})
+    for line in random.Random(kills).sample(range(1, 8), kills):  # of those that such a search prints
+        root = tmp_path / f"root-{line}"
+        with running_head(tmp_path / "log", token) as head:
+            assert not is_open(f"{head.address}/api/jobs/")
+            with head.submitted("killed", "pipeline.search", *flags, "--root", str(root), "--trials=2") as job:
+                told = (said for said in job.stdout or () if re.search(r"\] (search|trial)\b", said))
+                assert next(islice(told, line - 1, None), None), "it ended before"
+                head.kill()
+        assert not list(root.glob("searches/*/best.json"))
+        main([*flags_of(SEARCH), "--root", str(root), "--trials=2"])
+        assert table_of(root) == table_of(undisturbed[0])
+        noted = json.loads(next(root.glob("searches/*/search.json")).read_text())
+        assert noted["finished"]
+        assert len(noted["trials"]) == 2
 
 
 @pytest.mark.parametrize(
