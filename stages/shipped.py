@@ -20,10 +20,11 @@ from stages.paths import local_path
 from stages.rap.reverse import reverse_times
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
-from stages.settings import with_tuples
+from stages.settings import checked, with_tuples
 from stages.weights import damage_of, place_weights, read_weights, save_weights
 
 FORMAT = 1
+OPTIONAL = float | None
 CARD = """---
 library_name: rap-pipeline
 pipeline_tag: image-classification
@@ -93,9 +94,11 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
     """
     if not isinstance(directory, str | Path):
         raise ValueError(f"the directory is {directory!r}; pass the path of a saved model, such as RUN/model")  # noqa: TRY004
-    for name, value, kinds in (("reverse_steps", reverse_steps, int), ("step_size", step_size, int | float | None)):
-        if isinstance(value, bool) or not isinstance(value, kinds):
-            raise ValueError(f"{name} is {value!r}; pass a number, and a whole one of steps")  # noqa: TRY004
+    reverse_steps, step_size = checked(reverse_steps, int, "reverse_steps"), checked(step_size, OPTIONAL, "step_size")
+    if step_size is not None and reverse_steps == 1:
+        raise ValueError(
+            f"step_size is {step_size:g}, but one reverse step attacks nothing: leave it out, or pass reverse_steps"
+        )
     directory = local_path(directory, "the directory")
     file, weights = directory / "config.json", directory / "model.safetensors"
     config = _read_config(file)
@@ -107,10 +110,9 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
         _check_size(config, inputs, weights.stat().st_size)
         with torch.random.fork_rng(devices=[]):  # building draws first weights, which are then replaced
             adapter, classifier = _adapter(config["adapter"], inputs), rebuild_model(*_described(config), inputs)
-        steps, straight_through = config["steps"], config["straight_through"]
+        steps = checked(config["steps"], int, "steps")
         reverse_times(1, steps)
-        if not isinstance(straight_through, bool):
-            raise TypeError(f"straight_through is {straight_through!r}; it must be true or false")  # noqa: TRY301
+        straight_through = checked(config["straight_through"], bool, "straight_through")
         threat = ThreatModel(**config["threat"])
     except Exception as error:  # a value that was edited may lead to any
         found = f"it lacks {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"

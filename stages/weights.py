@@ -81,7 +81,10 @@ def place_weights(network: nn.Module, content: object, *, name: str, remedy: str
         inside = f" (those under {where!r})" if where else ""
         raise ValueError(f"{name}{inside} does not fit the network: {_difference(closest, expected)}: {remedy}")
     weights = next(iter(placed.values()))
-    if spoilt := [each for each, _ in network.named_parameters() if not _is_finite(weights[each], expected[each])]:
+    spoilt = [each for each, _ in network.named_parameters() if not _is_finite(weights[each], expected[each])]
+    # a buffer may hold infinity, such as an attention mask
+    spoilt += [name for name in weights if name not in spoilt and bool(weights[name].isnan().any())]
+    if spoilt:
         raise ValueError(
             f"{name} holds NaN or infinity, or what is too large for the network's precision, in {len(spoilt)} of its "
             f"tensors ({_first(spoilt)}): its training diverged; take an earlier checkpoint, or train again"
@@ -182,7 +185,7 @@ def _differs(value: Tensor, expected: Tensor) -> bool:
 
 
 def _is_finite(value: Tensor, expected: Tensor) -> bool:
-    """Whether a tensor is, in the precision that it gets; a buffer may hold infinity, such as an attention mask."""
+    """Whether a tensor is, in the precision that it gets."""
     return bool(torch.isfinite(value.to(expected.dtype)).all())
 
 

@@ -32,7 +32,7 @@ class RobustClassifier(nn.Module):
     test-time defence: evaluate it as one), within the ``threat`` that it was trained against, in steps of
     ``step_size`` pixels of [0, 1], by default 2.5 radius / T and never more than the radius.
 
-    Raises ValueError for a step size that is not greater than 0, and for several reverse steps in L1.
+    Raises ValueError for a step size of 0 or less or larger than the ball, and for several reverse steps in L1.
     """
 
     def __init__(
@@ -53,8 +53,11 @@ class RobustClassifier(nn.Module):
         self.threat = threat
         self.straight_through = straight_through
         self.step_size = min(2.5 * threat.radius / steps, threat.radius) if step_size is None else step_size
-        if not self.step_size > 0:
-            raise ValueError(f"step_size is {step_size}; it must be greater than 0 pixels of [0, 1], or None")
+        if not 0 < self.step_size <= threat.radius:
+            raise ValueError(
+                f"step_size is {step_size}; it must be greater than 0 pixels of [0, 1] and at most the radius, "
+                f"{threat.radius:g}, or None"
+            )
         self.times = self._times(reverse_steps)
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:

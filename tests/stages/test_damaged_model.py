@@ -109,10 +109,12 @@ DAMAGED = {
     ),
     "a std of 0": (spread(0.0), r"model\.safetensors holds normalise\.mean .* and normalise\.std \[0\.0\]; both must"),
     "a negative std": (spread(-0.3), r"normalise\.std \[-0\.3.*\]; both must be finite, and std above 0"),
-    "no number for a std": (spread(float("nan")), r"normalise\.std \[nan\]; both must be finite"),
+    "no number for a std": (spread(float("nan")), r"holds NaN or .*the first is classifier\.normalise\.std"),
+    "half a step": (edited(steps=2.5), r"steps is 2\.5; it must be a whole number"),
+    "true for steps": (edited(steps=True), "steps is True; it must be a whole number"),
     "no steps at all": (edited(steps=0), r"config\.json does not describe .*T = 0"),
     "steps in words": (edited(steps="ten"), r"config\.json does not describe a saved model"),
-    "an answer in words": (edited(straight_through="no"), "straight_through is 'no'; it must be true or false"),
+    "an answer in words": (edited(straight_through="no"), "straight_through is 'no'; it must be True or False"),
 }
 
 
@@ -148,13 +150,36 @@ def test_what_can_be_no_path_is_refused(path, message):
         load_model(path)
 
 
-@pytest.mark.parametrize("given", [{"reverse_steps": 2.0}, {"reverse_steps": "2"}, {"step_size": "0.1"}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"reverse_steps": 2.0},
+        {"reverse_steps": "2"},
+        {"reverse_steps": True},
+        {"step_size": "0.1"},
+        {"step_size": 1e400},
+    ],
+    ids=str,
+)
 def test_settings_that_are_no_numbers_are_refused_by_name(given, tmp_path):
     save(tmp_path / "model", robust_of())
-    with unchecked_types(), pytest.raises(ValueError, match=f"^{next(iter(given))} is .*; pass a number"):
+    with unchecked_types(), pytest.raises(ValueError, match=f"^{next(iter(given))} is .*; it must be a "):
         load_model(tmp_path / "model", **given)
     with unchecked_types(), pytest.raises(ValueError, match="the directory is None; pass the path of a saved model"):
         load_model(None)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("size", [0.0, -0.1, 0.21])
+def test_a_step_that_leads_nowhere_or_out_of_the_ball_is_refused(size, tmp_path):
+    save(tmp_path / "model", robust_of())
+    with pytest.raises(ValueError, match=r"^step_size is .*; it must be greater than 0 .* at most the radius, 0.2, or"):
+        load_model(tmp_path / "model", reverse_steps=2, step_size=size)
+
+
+def test_a_step_size_without_a_step_that_it_is_for_is_refused(tmp_path):
+    save(tmp_path / "model", robust_of())
+    with pytest.raises(ValueError, match=r"^step_size is 0.1, but one reverse step attacks nothing: leave it out"):
+        load_model(tmp_path / "model", step_size=0.1)
 
 
 def test_more_reverse_steps_than_t_are_refused(tmp_path):

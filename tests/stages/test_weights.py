@@ -134,6 +134,10 @@ MISFITS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: {**GIVEN, "head.bias": torch.tensor([0, math.nan, 0])},
         r"holds NaN or infinity, .* in 1 of its tensors \(the first is head.bias\): its training diverged",
     ),
+    "NaN of a diverged BatchNorm": (
+        lambda: {**GIVEN, "norm.running_var": GIVEN["norm.running_var"] * math.nan},
+        r"NaN or infinity, .* in 1 of its tensors \(the first is norm.running_var\)",
+    ),
     "too large for float32": (
         lambda: {**GIVEN, "head.bias": torch.full((3,), 1e300, dtype=torch.float64)},
         "holds NaN or infinity, or what is too large for the network's precision",
