@@ -73,16 +73,7 @@ def check_module(model: object) -> None:
         raise ValueError(  # noqa: TRY004 - as all that is wrong with a model
             f"the model is {kind}; expected a torch.nn.Module: {remedy}"
         )
-    weights = [*model.parameters(), *model.buffers()]
-    if any(is_lazy(weight) for weight in weights):
-        raise ValueError(
-            "the model is not initialised: its lazy modules know their shapes, and have weights, once it was called "
-            "with an image; call it so, then load its weights"
-        )
-    if any(weight.is_meta for weight in weights):
-        raise ValueError(
-            "the model lies on the meta device, without values: build it on a real device and load its weights"
-        )
+    check_values(model, "the model")
     if _is_exported(model):
         raise ValueError(
             "the model was exported by torch.export, with its batch size and mode fixed, and has no eval mode: pass "
@@ -94,6 +85,20 @@ def check_module(model: object) -> None:
         raise ValueError(
             f"{training} is in training mode, so it is not what will be used: call model.eval(), and look for a train "
             "or eval method of its own if it was called"
+        )
+
+
+def check_values(network: nn.Module, called: str) -> None:
+    """Raise ValueError unless all weights of a network have values."""
+    weights = [*network.parameters(), *network.buffers()]
+    if any(is_lazy(weight) for weight in weights):
+        raise ValueError(
+            f"{called} is not initialised: its lazy modules know their shapes, and have weights, once it was called "
+            "with an image; call it so, then load its weights"
+        )
+    if any(weight.is_meta for weight in weights):
+        raise ValueError(
+            f"{called} lies on the meta device, without values: build it on a real device and load its weights"
         )
 
 

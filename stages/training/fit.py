@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from stages import randomness
 from stages.data.images import check_labels
-from stages.evaluation.accuracy import device_of, evaluating, to_float
-from stages.evaluation.contract import check_model, check_module, classes_of
+from stages.evaluation.accuracy import device_of, to_float
+from stages.evaluation.contract import check_model, check_module, check_values, classes_of
 from stages.nets.copies import copied
 from stages.rap import attack as attack_process
 from stages.rap import norms
@@ -50,6 +50,7 @@ from stages.rap.threat import ThreatModel, check_radius
 from stages.settings import checked
 from stages.training import loaders
 from stages.training.adapter import Learner, TrainConfig
+from stages.training.adapter_contract import check_adapter
 from stages.training.batches import TrainingBatch
 from stages.training.setup import load_trained
 
@@ -91,6 +92,8 @@ class FitSettings:
         _check_device(self.device)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     adapter: nn.Module | None,
     classifier: nn.Module,
@@ -108,10 +111,10 @@ def fit(
     classifier is trained. ``progress`` gets a line an epoch.
 
     Raises ValueError, before the first update, for a classifier that breaks the model contract
-    (`stages.evaluation.contract`), an adapter that returns no images, a loader that is empty or used up by its first
-    pass, and settings that do not fit together; for a batch that is none or whose images have another shape, and for a
-    pass of more or fewer batches than the learning rate was planned for, when it comes. DivergedError when the loss
-    becomes NaN or infinite.
+    (`stages.evaluation.contract`), an adapter that breaks its own (`stages.training.adapter_contract`), a loader that
+    is empty or used up by its first pass, and settings that do not fit together; for a batch that is none or whose
+    images have another shape, and for a pass of more or fewer batches than the learning rate was planned for, when it
+    comes. DivergedError when the loss becomes NaN or infinite.
     """
     checked(threat, ThreatModel, "threat")
     checked(settings, FitSettings, "settings")
@@ -186,6 +189,9 @@ def _robust(adapter: object, classifier: object, steps: int, threat: ThreatModel
         )
     if not isinstance(classifier, nn.Module):
         check_module(classifier)
+    for part, called in ((adapter, "the adapter"), (classifier, "the model")):
+        if part is not None:
+            check_values(part, called)
     parts = copied(adapter, "the adapter"), copied(classifier, "the classifier")  # pyright: ignore[reportArgumentType]
     return RobustClassifier(*parts, steps=steps, threat=threat)
 
@@ -211,25 +217,9 @@ def _check(
     known = labels if is_frozen else None
     check_model(robust.classifier, images, known, classes=classes, threat=robust.threat)
     if robust.adapter is not None:
-        _check_adapter(robust.adapter, to_float(images[:2]).to(device_of(robust.adapter)), robust.steps)
+        few = to_float(images[:2]).to(device_of(robust.adapter))
+        check_adapter(robust.adapter, few, torch.full((len(few),), robust.steps, device=few.device))
     return classes
-
-
-def _check_adapter(adapter: nn.Module, images: Tensor, steps: int) -> None:
-    """Raise ValueError unless the adapter makes finite images of images and the number of their steps."""
-    expected = f"it must take images {list(images.shape)} and t [{len(images)}], and return images of the same shape"
-    try:
-        with torch.no_grad(), evaluating(adapter):
-            restored = adapter(images, torch.full((len(images),), steps, device=images.device))
-    except Exception as error:  # whatever anybody's forward may raise
-        raise ValueError(f"the adapter raised {type(error).__name__} ({error}); {expected}") from error
-    if not isinstance(restored, Tensor) or restored.shape != images.shape:
-        found = list(restored.shape) if isinstance(restored, Tensor) else f"a {type(restored).__name__}"
-        raise ValueError(f"the adapter returned {found}; {expected}")
-    if not bool(torch.isfinite(restored).all()):
-        raise ValueError("the adapter returned NaN or infinity for images in [0, 1]: look at its first weights")
-    if not any(True for _ in adapter.parameters()):
-        raise ValueError("the adapter has no weights that could be trained")
 
 
 def _summary(measured: list[dict[str, float]]) -> str:

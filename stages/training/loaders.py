@@ -17,7 +17,7 @@ def length(loader: Iterable[object]) -> int:
         raise ValueError(f"the loader is an iterator, used up after one epoch: {PASSES}")  # noqa: TRY004 - the caller's
     try:
         batches = len(loader)  # pyright: ignore[reportArgumentType] - or one of these errors
-    except (TypeError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):
         batches = sum(1 for _ in _started(loader))
     if not batches:
         raise ValueError("the loader has no batches: pass one with at least one image")
@@ -84,6 +84,8 @@ def _batch(
             "a Dataset, that returns these two"
         )
     try:
-        return paired(*given, classes=classes)
+        images, labels = paired(*given, classes=classes)
     except ValueError as error:
         raise ValueError(f"batch {number} of the loader: {error}") from error
+    # no gradient passes what was made in inference mode; a copy is another
+    return images.clone(), labels.clone()

@@ -137,3 +137,11 @@ def test_a_pruned_classifier_is_trained_as_it_is(digits: ImageData, classifier: 
     assert torch.equal(found, expected) == (what == "adapter")
     masks = dict(pruned.named_buffers())
     assert all(torch.equal(mask, masks[name]) for name, mask in robust.classifier.named_buffers())
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_wherever_it_is_called(around: Any, digits: ImageData, classifier: nn.Module):
+    expected = quick(classifier, few(digits))
+    with around():
+        found = quick(classifier, few(digits))
+    assert same(found, expected)

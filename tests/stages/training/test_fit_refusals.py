@@ -81,6 +81,40 @@ class Empty(nn.Module):
         return images / 0 - images / 0
 
 
+class Other(nn.Module):
+    """An adapter with a weight, that makes something else of it and the images."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change, self.weight = change, nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images: Tensor, t: Tensor) -> Tensor:
+        return self.change(images, self.weight)
+
+
+class Lazy(nn.Module):
+    """An adapter that no image has initialised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.LazyConv2d(1, 3, padding=1)
+
+    def forward(self, images: Tensor, t: Tensor) -> Tensor:
+        return self.conv(images)
+
+
+UNTRAINABLE: dict[str, tuple[Any, str]] = {
+    "detached": (lambda x, w: (x * w).detach(), "estimate has no gradient, .*must not leave PyTorch's graph"),
+    "blind": (lambda x, w: (x * 0).detach() + w, "no gradient by the image, which attacks follow"),
+    "rounded": (lambda x, w: (255 * x * w).round() / 255, "depends on none of its weights by a gradient"),
+    "unused": (lambda x, w: 1 * x, "depends on none of its weights by a gradient"),
+    "random": (lambda x, w: x * w + torch.rand_like(x), "other estimates each time, by up to .* remove its random"),
+    "in place": (lambda x, w: x.mul_(w.detach()), "the adapter raised RuntimeError .*in-place"),
+    "steep": (lambda x, w: (x * w).sqrt(), "gradients of the adapter's estimate are NaN or infinite"),
+    "whole": (lambda x, w: (x * w).long(), "the adapter returned torch.int64; .*as floats"),
+}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a softmax at the end": ({"after": lambda z: z.softmax(1)}, "returned probabilities .* remove its last softmax"),
     "no gradient": ({"before": lambda x: (x > 0.5).float()}, "no gradient with respect to the image"),
@@ -103,6 +137,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an adapter of NaN": ({"adapter": Empty()}, "the adapter returned NaN"),
     "a class for an adapter": ({"adapter": UNet}, "the adapter is a type; expected"),
     "a lock": ({"lock": threading.Lock()}, "the classifier cannot be copied .TypeError: cannot pickle '_thread.lock'"),
+    **{f"an adapter, {name}": ({"adapter": Other(change)}, said) for name, (change, said) in UNTRAINABLE.items()},
+    "a lazy adapter": ({"adapter": Lazy()}, "the adapter is not initialised: its lazy modules"),
+    "an adapter without values": ({"adapter": Other(None).to("meta")}, "the adapter lies on the meta device"),
+    "a classifier without values": ({"classifier": nn.Linear(64, 10, device="meta")}, "the model lies on the meta"),
     "an adapter without weights": ({"adapter": Nothing()}, "the adapter has no weights that could be trained"),
     "no epoch": ({"epochs": 0}, "epochs is 0; it must be at least 1"),
     "half an epoch": ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
