@@ -19,7 +19,7 @@ from pipeline.flags import Command
 from pipeline.measure.evaluation import final_measurements
 from pipeline.measure.subjects import inputs_of, known_data, load_base_classifier
 from pipeline.recipe import Recipe
-from stages.data.datasets import NAMES, ImageData
+from stages.data.datasets import NAMES, ImageData, check_trainable
 from stages.data.splits import Split
 from stages.evaluation.contract import check_model
 from stages.evaluation.lineup import Lineup, lineup
@@ -175,9 +175,8 @@ def shards_of(root: Storage, name: str) -> list[str]:
 
 
 def _check_recipe(recipe: Recipe, data: ImageData) -> None:
-    if not len(data.train):
-        raise ValueError(f"{data.name} leaves no images to train on: give data.test_share below 1")
     _autoattack(recipe, data)
+    check_trainable(data)
     _check_loop(recipe, data)
     for trial in first_trials(recipe) if recipe.search.trials else ():
         try:

@@ -97,7 +97,7 @@ def read_function(path: str, reading: Reading) -> Source:
     function: Any = imported(path, "--data", "a function in it, as in my_package.data:load")
     try:
         found = function(**reading.arguments)
-    except Exception as error:  # whatever anybody's function may raise
+    except (Exception, SystemExit) as error:  # whatever anybody's function may raise
         raise DataError(f"--data {path} raised an error instead of returning images ({said(error)})") from error
     if isinstance(found, tuple | list) and len(found) == 2:
         found = {"images": found[0], "labels": found[1]}

@@ -18,7 +18,7 @@ from stages.data.brought import READERS, Reading, read_function
 from stages.data.formats import DataError
 from stages.data.pictures import MODES
 from stages.data.sources import Source, read_cifar10, read_digits, read_mnist
-from stages.data.splits import Split
+from stages.data.splits import Split, repeated
 from stages.paths import local_path
 from stages.randomness import permutation
 from stages.settings import check_settings, read_arguments
@@ -26,6 +26,7 @@ from stages.settings import check_settings, read_arguments
 NAMES = ("digits", "mnist", "cifar10")
 KINDS = ("imagefolder:PATH", "npz:PATH", "torchvision:NAME", "hf:ID", "module:function")
 """How the data sets of anybody's are named."""
+REPEATED = 0.01  # share of test images that may be training images as well: less than an interval tells
 HOLDOUT = 160  # images of a hold-out that nothing says more of
 
 
@@ -223,3 +224,17 @@ def channel_statistics(
         mean.append(total / (255 * number))
         std.append(math.sqrt(number * squares - total * total) / (255 * number))
     return tuple(mean), tuple(std)
+
+
+def check_trainable(data: ImageData) -> None:
+    """Raise DataError where nothing can be learnt from the training images, or nothing be told by the test images,
+    since some of them were trained on."""
+    if not len(data.train):
+        raise DataError(f"{data.name} leaves no images to train on: give data.test_share below 1")
+    if len(np.unique(data.train.labels)) == 1:
+        raise DataError(f"all training images of {data.name} are of one class, so that nothing is to be told apart")
+    if (known := repeated(data.test, data.train, data.holdout)) > REPEATED * len(data.test):
+        raise DataError(
+            f"{known} of the {len(data.test)} test images of {data.name} are training images as well, on which figures "
+            "would say too much: leave them out on one side"
+        )

@@ -1,5 +1,6 @@
 """Splits: which images train, which judge the training, and which are only ever tested."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,16 @@ class Split:
             block = ordered[start : start + MOVED]
             self.images[start : start + len(block)] = self.images[block]
         return Split(self.images[: len(ordered)], self.labels[ordered], self.rows[ordered])
+
+
+def repeated(split: Split, *others: Split) -> int:
+    """How many images of a split stand, pixel by pixel, in others as well."""
+    known = {_digest(image) for other in others for image in other.images}
+    return sum(_digest(image) in known for image in split.images)
+
+
+def _digest(image: UInt8[np.ndarray, "channel height width"]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
 
 
 def divide(split: Split, first: int, last: int, *key: int | str) -> tuple[Split, Split]:

@@ -114,7 +114,7 @@ def answer_of(model: nn.Module, pixels: Float[Tensor, "image channel height widt
         answer = model(given)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever anybody's forward may raise
+    except (Exception, SystemExit) as error:  # whatever anybody's forward may raise
         raise ValueError(
             f"the model raised {type(error).__name__} on float32 images {list(pixels.shape)}, [image, channel, height, "
             f"width] in [0, 1] ({error}): {_remedy(model)}"

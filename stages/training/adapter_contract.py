@@ -56,7 +56,7 @@ def _restored(adapter: nn.Module, images: Tensor, t: Tensor) -> Float[Tensor, "i
         restored = adapter(images, t)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever anybody's forward may raise
+    except (Exception, SystemExit) as error:  # whatever anybody's forward may raise
         raise ValueError(f"the adapter raised {type(error).__name__} ({error}); {expected}") from error
     if not isinstance(restored, Tensor) or restored.shape != images.shape:
         found = list(restored.shape) if isinstance(restored, Tensor) else f"a {type(restored).__name__}"

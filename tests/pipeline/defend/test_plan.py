@@ -111,3 +111,30 @@ def test_a_saved_model_is_a_classifier_to_defend_without_its_adapter(tmp_path):
 def test_a_saved_model_takes_no_settings_of_another(tmp_path):
     with pytest.raises(ValueError, match="is a saved model, which holds its own weights and normalisation; leave out"):
         make_plan(parse(["--model", str(tmp_path), "--mean", "0.5", "--std", "0.5", "--root", str(tmp_path)]))
+
+
+@pytest.mark.parametrize(("shared", "is_refused"), [(0, False), (3, False), (4, True), (360, True)])
+def test_test_images_that_are_trained_on_are_refused(shared, is_refused, tmp_path, monkeypatch):
+    def load_leaking(config: DataConfig) -> ImageData:
+        data = load_data(config)
+        leaked = np.concatenate([data.train.images[:shared], data.test.images[shared:]])
+        return replace(data, test=replace(data.test, images=leaked))
+
+    monkeypatch.setattr(subjects, "load_data", load_leaking)
+    command = parse(["--root", str(tmp_path / "root")])
+    if not is_refused:
+        make_plan(command)
+        return
+    with pytest.raises(ValueError, match=f"^{shared} of the 360 test images of digits are training images as well"):
+        make_plan(command)
+    assert not (tmp_path / "root").exists()
+
+
+def test_training_images_of_one_class_are_refused(tmp_path, monkeypatch):
+    def load_one_kind(config: DataConfig) -> ImageData:
+        data = load_data(config)
+        return replace(data, train=data.train.take(np.flatnonzero(data.train.labels == 3)))
+
+    monkeypatch.setattr(subjects, "load_data", load_one_kind)
+    with pytest.raises(ValueError, match=r"^all training images of digits are of one class"):
+        make_plan(parse(["--root", str(tmp_path / "root")]))

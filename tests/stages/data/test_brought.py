@@ -185,6 +185,9 @@ def test_a_function_returns_images_and_labels(found: Callable, monkeypatch: pyte
     assert (data.name, len(everything(data))) == ("my_data load", 20)
     with pytest.raises(DataError, match=r"raised an error instead of returning images .TypeError"):
         load_data(DataConfig(name="my_data:load"))
+    module.load = sys.exit
+    with pytest.raises(DataError, match=r"raised an error instead of returning images .SystemExit"):
+        load_data(DataConfig(name="my_data:load"))
 
 
 def fake_torchvision() -> dict[str, Any]:

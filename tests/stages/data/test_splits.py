@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stages.data.splits import Split, divide
+from stages.data.splits import Split, divide, repeated
 
 
 def split_of(rows):
@@ -78,3 +78,11 @@ def test_the_fingerprint_sees_every_part(name):
     arrays[name] = arrays[name].copy()
     arrays[name][1] += 1
     assert Split(**arrays).fingerprint != before
+
+
+def test_images_that_stand_elsewhere_too_are_counted_by_their_pixels():
+    rows = np.arange(6)
+    one, other = (
+        Split(pixels.astype(np.uint8).reshape(6, 1, 1, 1), rows % 2, rows) for pixels in (rows, rows[::-1] + 4)
+    )
+    assert (repeated(one, other), repeated(one), repeated(one, other, one)) == (2, 0, 6)

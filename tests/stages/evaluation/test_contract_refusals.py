@@ -1,6 +1,7 @@
 """The model contract: whatever cannot be attacked is refused with its cause."""
 
 import math
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -144,6 +145,7 @@ UNFIT = {
     "booleans": (lambda: after(lambda z: z > 0), "returned bool"),
     "other channels": (lambda: nn.Conv2d(3, 10, 8).eval(), r"raised RuntimeError on float32 images \[60, 1, 8, 8\]"),
     "an error of its own": (lambda: after(lambda z: {}["x"]), "raised KeyError .*resize or convert them inside"),
+    "an exit": (lambda: after(lambda z: sys.exit(0)), "the model raised SystemExit on float32 images"),
     "half weights": (lambda: train_linear(IMAGES, LABELS, 10).half(), r"weights are float16, so call model.float\(\)"),
     "bfloat16 weights": (lambda: train_linear(IMAGES, LABELS, 10).bfloat16(), "weights are bfloat16"),
     "double weights": (lambda: train_linear(IMAGES, LABELS, 10).double(), "weights are float64"),
