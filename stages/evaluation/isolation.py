@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from stages import numerics
 from stages.evaluation.accuracy import device_of, evaluating, to_float
 from stages.evaluation.attacks import Attack, returned_images
-from stages.evaluation.verdict import AttackError
+from stages.evaluation.verdict import AttackError, distances, tolerance
 from stages.nets.copies import CopyError, copied
 from stages.rap.threat import ThreatModel
 
@@ -22,15 +23,18 @@ SEED = 0  # the same for each batch, as AutoAttack's, so that a chunk's result d
 def isolated(name: str, attack: Attack) -> Attack:
     """The attack on a copy of the model, from a fixed seed, with all settings behind it as they were.
 
-    It raises AttackError, which names the attack, where that raises anything or returns no images.
+    It raises AttackError, which names the attack, where that raises anything or returns no images, or images that were
+    rounded out of the ball.
     """
 
     def run(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
         with unchanged(images.device):
             # copied in here: what was made in inference mode has no gradients, and a copy of it has
-            given = _copied(model), images.clone(), labels.clone()
+            given = _copied(model), images.clone(), labels.clone(), replace(threat)
             try:
-                return returned_images(name, attack(*given, threat), images)
+                returned = attack(*given)
+                made = returned_images(name, returned, images)
+                _check_rounding(name, returned.dtype, made, images.cpu(), threat)
             except (AttackError, torch.OutOfMemoryError):  # whose remedy is another
                 raise
             except (Exception, SystemExit) as error:
@@ -38,8 +42,19 @@ def isolated(name: str, attack: Attack) -> Attack:
                     f"attack {name} raised {type(error).__name__} on {len(images)} images of shape "
                     f"{list(images.shape[1:])}: {error}"
                 ) from error
+            return made
 
     return run
+
+
+def _check_rounding(name: str, kind: torch.dtype, made: Tensor, images: Tensor, threat: ThreatModel) -> None:
+    """Raise AttackError where a type of fewer bits than float32 has rounded images out of the ball."""
+    allowed = threat.radius + tolerance(threat, images[0].numel())
+    if kind.itemsize < 4 and (outside := int((distances(made, images, threat.norm) > allowed).sum())):
+        raise AttackError(
+            f"attack {name} returned {str(kind).removeprefix('torch.')}, which rounds {outside} of {len(images)} images "
+            "out of the ball, where none counts: return float32, clamped to the ball in float32"
+        )
 
 
 def try_attack(

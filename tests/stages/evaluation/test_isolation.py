@@ -68,6 +68,28 @@ def test_nothing_that_an_attack_changes_reaches_what_comes_after_it(digits: Digi
     assert torch.equal(model(images), untouched(images))
 
 
+def widen(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    """Moves as far as it likes, and the border of the ball with it."""
+    object.__setattr__(threat, "radius", 1.0)
+    return 1 - images
+
+
+def test_an_attack_does_not_move_the_border_of_the_ball(digits: Digits) -> None:
+    found = run_attack(NamedAttack("widen", isolated("widen", widen)), fresh_model(), *digits, THREAT)
+    assert found.refused == found.clean.sum() > 6
+    assert np.array_equal(found.robust, found.clean)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_images_that_a_coarse_type_rounds_out_of_the_ball_are_refused_before_the_work(kind, digits: Digits) -> None:
+    def edge(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        return (images + threat.radius).clamp(0, 1).to(kind)
+
+    with pytest.raises(ValueError, match=r"returned b?float16, which rounds .* images out of the ball, .*tried on 2"):
+        try_attack("edge", edge, fresh_model(), *digits, THREAT)
+    try_attack("inside", lambda *given: given[1].to(kind), fresh_model(), *digits, THREAT)
+
+
 def draw(model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
     """A random corner of the ball, another one at each call."""
     noise = torch.from_numpy(np.random.rand(*images.shape)).float() + torch.rand_like(images) - 1
