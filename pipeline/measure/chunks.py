@@ -1,6 +1,6 @@
 """The work of one evaluation chunk, in the process that attacks it: attack, verify, commit.
 
-Apart from what fans it out, since most chunks have a fresh process, which imports this module and little else.
+Apart from what fans it out: the process of a chunk imports this module and little else.
 """
 
 import io
@@ -21,8 +21,7 @@ from pipeline.artifacts import Artifact, Store
 from stages import numerics
 from stages.data.splits import Split
 from stages.evaluation.attacks import Attack
-from stages.evaluation.measurement import MeasuredAttack, attack_images, described, identity, kind_of
-from stages.evaluation.pgd import PGDConfig
+from stages.evaluation.measurement import FunctionConfig, MeasuredAttack, attack_images, described, identity, kind_of
 from stages.evaluation.verdict import ChunkVerdict
 from stages.fingerprint import fingerprint
 from stages.rap.threat import ThreatModel
@@ -49,8 +48,8 @@ class Chunk:
 
     @property
     def needs_fresh_process(self) -> bool:
-        """Whether the attack may leave something behind in its process, as AutoAttack's counters; PGD here does not."""
-        return not isinstance(self.attack, PGDConfig)
+        """Whether the attack may leave anything behind in its process, as code of one's own may."""
+        return isinstance(self.attack, FunctionConfig)
 
     @cached_property
     def fingerprint(self) -> str:

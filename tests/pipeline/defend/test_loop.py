@@ -96,7 +96,7 @@ def test_a_loop_goes_on_from_its_last_checkpoint_and_a_damaged_parent_is_made_ag
     setup.root.put(shard_key(parent), setup.root.get(shard_key(parent))[:-1])
     shutil.copytree(tmp_path / "kept", tmp_path / "lost", ignore=shutil.ignore_patterns("versions"))
     with pytest.raises(AlteredShardError, match=f"{parent}.* or remove .*train, and the same command"):
-        run_loop(lost, loop_workers(1), progress=lambda line: None)
+        run_serially(lost)
     before = len(setup.root.names("trajectories"))
     made = run_loop(setup, loop_workers(2), progress=lambda line: None)
     assert same(setup, undisturbed[1])
