@@ -139,7 +139,7 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path):
     [
         ("~nobody-here/model", r"^the directory ~nobody-here/model is no path of this machine \(Could not determine"),
         ("m" * 5000, r"^the directory m{100}\.\.\. \(5,000 characters\) is no path .*File name too long"),
-        ("m\0", r"is no path of this machine \(embedded null byte\)"),
+        ("m\0", r"is no path of this machine \(.*embedded null"),
         ("https://host/model", "^the directory https://host/model is a URL: copy what lies there to this machine"),
         (Path("s3://bucket/model"), "is a URL"),
     ],
