@@ -52,8 +52,8 @@ def _check_rounding(name: str, kind: torch.dtype, made: Tensor, images: Tensor, 
     allowed = threat.radius + tolerance(threat, images[0].numel())
     if kind.itemsize < 4 and (outside := int((distances(made, images, threat.norm) > allowed).sum())):
         raise AttackError(
-            f"attack {name} returned {str(kind).removeprefix('torch.')}, which rounds {outside} of {len(images)} images "
-            "out of the ball, where none counts: return float32, clamped to the ball in float32"
+            f"attack {name} returned {str(kind).removeprefix('torch.')}, which rounds {outside} of {len(images)} "
+            "images out of the ball, where none counts: return float32, clamped to the ball in float32"
         )
 
 
