@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -50,7 +50,7 @@ def conduct(work: Callable[[Say], str], *, root: str, log_level: LogLevel = "war
 
     0; 1 for damaged files, an attack that fails, a training that diverges, a search that finds nothing, a full disk or
     device, processes that keep dying, or a Ray that is lost; 2 for work that was refused before it began; as shells
-    count signals, 130 for Ctrl-C and 143 for SIGTERM. What is none of these is raised.
+    count signals, 130 for Ctrl-C, 141 for a pipe that was cut and 143 for SIGTERM. What is none of these is raised.
     """
     shown = logging.StreamHandler()
     shown.setLevel(log_level.upper())  # also for loggers with a level of their own, as AutoAttack's
@@ -64,6 +64,8 @@ def conduct(work: Callable[[Say], str], *, root: str, log_level: LogLevel = "war
         fail(str(error))
     except (*DAMAGE, *FAILED) as error:
         return _stop(str(error))
+    except BrokenPipeError:
+        return _unheard()
     except KeyboardInterrupt as error:
         print("interrupted; nothing committed is lost, and the same command resumes from here")
         return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
@@ -114,6 +116,15 @@ def _stop(message: str) -> int:
     """Say why a command ended in the middle; its exit code. Nothing committed is lost."""
     print(f"error: {message}", file=sys.stderr)
     return 1
+
+
+def _unheard() -> int:
+    """End as whoever reads the output did, such as ``head``: the exit code of SIGPIPE, and no traceback."""
+    with suppress(OSError, ValueError):  # no such descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be flushed goes there
+    message = "nobody reads the output any more; nothing committed is lost, and the same command resumes from here"
+    print(f"error: {message}", file=sys.stderr)
+    return 128 + signal.SIGPIPE
 
 
 def _is_full(path: Path, error: BaseException | None) -> bool:

@@ -77,6 +77,26 @@ def test_an_interrupt_ends_with_its_signal_s_exit_code(
     assert "the same command resumes from here" in capsys.readouterr().out
 
 
+def test_a_pipe_that_is_cut_ends_the_work_in_one_message(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pipeline.exits import conduct\n"
+        "def work(say):\n    while True: say('x' * 9999)\n"
+        "sys.exit(conduct(work, root=sys.argv[1]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.readline()
+        command.stdout.close()
+        errors = command.stderr.read()
+    assert command.returncode == 141
+    assert errors == (
+        "error: nobody reads the output any more; nothing committed is lost, and the same command resumes from here\n"
+    )
+
+
 def test_ctrl_c_before_the_work_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, refusing():
         raise KeyboardInterrupt
