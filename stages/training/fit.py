@@ -190,7 +190,7 @@ def _robust(adapter: object, classifier: object, steps: int, threat: ThreatModel
     if not isinstance(classifier, nn.Module):
         check_module(classifier)
     for part, called in ((adapter, "the adapter"), (classifier, "the model")):
-        if part is not None:
+        if isinstance(part, nn.Module):
             check_values(part, called)
     parts = copied(adapter, "the adapter"), copied(classifier, "the classifier")  # pyright: ignore[reportArgumentType]
     return RobustClassifier(*parts, steps=steps, threat=threat)
