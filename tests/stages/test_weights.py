@@ -46,6 +46,8 @@ WAYS: dict[str, Callable[[], Any]] = {
     "_orig_mod.": lambda: prefixed("_orig_mod"),
     "module._orig_mod.": lambda: prefixed("module", "_orig_mod"),
     "a compiled part": lambda: {name.replace("head", "head._orig_mod"): value for name, value in GIVEN.items()},
+    "a parallel part": lambda: {name.replace("head", "head.module"): value for name, value in GIVEN.items()},
+    "module.module.": lambda: prefixed("module", "module"),
     "Lightning": lambda: {"epoch": 3, "state_dict": prefixed("model"), "hparams": {"lr": 0.1}},
     "nested": lambda: {"epoch": 3, "state_dict": GIVEN, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
     "nested twice": lambda: {"model": {"state_dict": prefixed("module")}},
