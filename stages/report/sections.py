@@ -53,7 +53,7 @@ def glance(contents: Contents) -> Chart:
 
 def _accuracies(contents: Contents) -> list[tuple[str, Accuracy | None, Accuracy | None]]:
     return [
-        ("no attack", contents.clean, contents.undefended_clean),
+        ("clean", contents.clean, contents.undefended_clean),
         *((each.name, each.robust, each.undefended) for each in contents.attacks),
         ("robust accuracy (per-image worst case)", contents.robust_accuracy, contents.undefended_robust_accuracy),
     ]

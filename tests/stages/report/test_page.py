@@ -97,6 +97,7 @@ def test_markdown_and_page_hold_the_numbers_of_the_json(full):
     accuracies += [each[kind] for each in numbers["attacks"] for kind in ("robust", "undefended") if each[kind]]
     accuracies += [accuracy for curve in numbers["curves"] for _, accuracy in curve["points"]]
     accuracies += [line["judge"]["robust"] for line in numbers["training"] if "judge" in line]
+    assert "| clean |" in full.markdown.read_text()  # as in the terminal
     for text in (full.markdown.read_text(), full.page.read_text()):
         for each in accuracies:
             assert str(Accuracy(each["correct"], each["images"])) in text
