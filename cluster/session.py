@@ -90,8 +90,8 @@ def session(*, cpus: int | None = None) -> Iterator[Cluster]:
         _set_sigterm(stop)
         with _watched(address):
             yield describe()
-    except KeyboardInterrupt as error:
-        if stop.is_asked:
+    except (KeyboardInterrupt, SessionLostError) as error:
+        if stop.is_asked:  # Ray, too, where the signal goes to a group of processes, as that of `timeout` and of Slurm
             raise Interrupted("stopped by SIGTERM") from error
         raise
     finally:
@@ -223,13 +223,19 @@ def _watched(address: str | None) -> Iterator[None]:
 
 
 class _Stop:
-    """The handler of SIGTERM: interrupts the main thread the first time."""
+    """The handler of SIGTERM: interrupts the main thread the first time, and once more where Ray is lost meanwhile."""
 
     def __init__(self) -> None:
         self.is_asked = False
+        """Whether anyone but the watch has sent it."""
+        self._is_told = False
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        if not self.is_asked:
+        is_lost = _watch is not None and _watch.lost is not None
+        if is_lost and not self._is_told:
+            self._is_told = True
+            raise Interrupted("Ray was lost")
+        if not is_lost and not self.is_asked:
             self.is_asked = True
             raise Interrupted("stopped by SIGTERM")
 

@@ -59,6 +59,41 @@ def test_sigterm_is_an_orderly_stop_and_another_session_may_follow():
     assert process.returncode == 143
 
 
+BOTH = """
+import sys, threading
+from cluster.session import Interrupted, session
+
+try:
+    with session(cpus=1):
+        try:
+            print("waiting", flush=True)
+            threading.Event().wait()
+        finally:
+            threading.Event().wait()  # for Ray's answer, which never comes
+except Interrupted as stop:
+    print(stop, flush=True)
+sys.exit(143)
+"""
+
+
+@pytest.mark.ray
+def test_a_sigterm_that_ends_ray_as_well_is_told_as_what_it_is():
+    process = subprocess.Popen(
+        [sys.executable, "-c", BOTH],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=WITHOUT_A_CLUSTER,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate()
+    assert output == "stopped by SIGTERM\n", errors
+    assert process.returncode == 143
+
+
 @pytest.mark.ray
 def test_a_session_inside_another_joins_it_and_restores_the_handler(ray_session):
     handler = signal.getsignal(signal.SIGTERM)
