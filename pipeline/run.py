@@ -153,8 +153,10 @@ def save(plan: Plan, trained: Trained, auto: Evaluation) -> None:
 
 
 def follow(setup: Setup, say: Say, held: Lease, shown: Shown) -> Callable[[dict], None]:
-    """Says every judged round and every alarm as its line of metrics appears; ends a run that is not held any more."""
-    rounds, going = setup.config.schedule.rounds, passing(say)
+    """Says every judged round and every alarm as its line of metrics appears, and one that goes on as often as the
+    judge is asked; ends a run that is not held any more."""
+    rounds, every, going = setup.config.schedule.rounds, setup.config.judge.every, passing(say)
+    told: dict[str, int] = {}  # the round in which an alarm of each kind was said last
 
     def tell(line: dict) -> None:
         held.check()
@@ -172,7 +174,10 @@ def follow(setup: Setup, say: Say, held: Lease, shown: Shown) -> Callable[[dict]
                 f"lag {line['lag']}"
             )
         for alarm in line["alarms"]:
-            say(f"ALARM in round {done}: {alarm}")
+            kind = alarm.partition(":")[0]
+            if done - told.get(kind, -every) >= every:
+                told[kind] = done
+                say(f"ALARM in round {done}: {alarm}")
         shown.follow(line)
 
     return tell

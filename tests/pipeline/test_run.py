@@ -1,8 +1,9 @@
 """The command as a user runs it: to the end, as a job that is stopped, again, and on another run's shards."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from heads import Head, running_head
 
 from pipeline.evaluate import prepare
 from pipeline.evaluate_flags import EvaluateCommand
-from pipeline.run import main
+from pipeline.run import follow, main
 from stages.data.datasets import DataConfig, load_data
 from stages.models import ModelConfig
 from stages.shipped import load_model
@@ -122,6 +123,22 @@ def test_a_damaged_receipt_is_named_and_not_used(
     said = capsys.readouterr().err
     assert said.startswith(f"error: {receipt.parent}: verdict.npz: found")
     assert "run the same command again" in said
+
+
+def test_an_alarm_that_goes_on_is_said_as_often_as_the_judge_is_asked(make_setup: Callable, tmp_path: Path) -> None:
+    setup, said = make_setup(tmp_path), []
+    held, shown = SimpleNamespace(check=lambda: None), SimpleNamespace(follow=lambda line: None)
+    tell = follow(setup, said.append, held, shown)  # pyright: ignore[reportArgumentType]
+    every = setup.config.judge.every
+    for number in range(2 * every):
+        tell({"round": number, "loss": 1.0, "alarms": ["zero gradients: 31% have none"] if number else []})
+    tell({"round": 2 * every, "loss": 1.0, "alarms": ["zero gradients: 32% have none", "collapse: now"]})
+    alarms = [line for line in said if "ALARM" in line]
+    assert alarms == [
+        "ALARM in round 2: zero gradients: 31% have none",
+        f"ALARM in round {2 + every}: zero gradients: 31% have none",
+        f"ALARM in round {2 * every + 1}: collapse: now",
+    ]
 
 
 def chosen_attack(root: Path) -> list[str]:
