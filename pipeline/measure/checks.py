@@ -111,7 +111,7 @@ def examine(
     if missing:
         place = workers()
         trainings = sum(isinstance(work, TrainingTask) and work.part in PARTS for work in missing)
-        say(f"20 checks on the model, {trainings} trainings that explain it")
+        say("20 checks on the model" + (f", {trainings} trainings that explain it" if trainings else ""))
         # In one object, so that the setup, which holds the data, is in it once.
         sent = Tasks(str(root), [portable(work) for work in missing], place.device)
         tasks = put(named(sent, "the model", code_of=models_of))

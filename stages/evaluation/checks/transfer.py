@@ -96,7 +96,7 @@ def check_transfer(case: Case) -> Outcome:
         8,
         "transfer",
         verdict,
-        f"{new} of {case.images} images newly broken, from {len(results)} classifiers",
+        f"{new} of {case.images} images newly broken, from {len(results)} classifier{'s' * (len(results) > 1)}",
         images=case.images,
         says={
             "pass": "Other classifiers' adversaries break nothing new.",
