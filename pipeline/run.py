@@ -39,6 +39,7 @@ from stages.evaluation.accuracy import on_device
 from stages.lease import Lease
 from stages.report import Contents
 from stages.shipped import save_model
+from stages.training.journal import kind_of_alarm
 from stages.training.setup import Setup
 
 
@@ -174,7 +175,7 @@ def follow(setup: Setup, say: Say, held: Lease, shown: Shown) -> Callable[[dict]
                 f"lag {line['lag']}"
             )
         for alarm in line["alarms"]:
-            kind = alarm.partition(":")[0]
+            kind = kind_of_alarm(alarm)
             if done - told.get(kind, -every) >= every:
                 told[kind] = done
                 say(f"ALARM in round {done}: {alarm}")

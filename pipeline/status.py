@@ -17,7 +17,7 @@ from pipeline.defend.dry_run import duration
 from pipeline.exits import fail
 from pipeline.flags import check_flags
 from stages.storage import Storage
-from stages.training.journal import Journal
+from stages.training.journal import Journal, alarms_by_kind
 
 USAGE = "python -m pipeline.status ROOT [--watch]"
 PAUSE = 5.0  # seconds from one look to the next
@@ -71,7 +71,7 @@ def _training(lines: list[dict], rounds: int) -> Iterator[str]:
     if left := rounds - last["round"] - 1:
         mean = sum(line["seconds"] for line in recent) / len(recent)
         yield f"{duration(left * mean)} of training left, as the last {len(recent)} rounds took {mean:.2g} s each"
-    yield from (f"ALARM in round {line['round'] + 1}: {alarm}" for line in lines for alarm in line["alarms"])
+    yield from (f"ALARM: {alarm}" for alarm in alarms_by_kind(lines))
 
 
 def _search(root: Storage, name: str) -> Iterator[str]:

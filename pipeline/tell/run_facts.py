@@ -12,6 +12,7 @@ from pipeline.defend.trained import Trained
 from pipeline.measure.findings import Findings
 from pipeline.tell.trial_table import search_json
 from stages.fingerprint import canonical
+from stages.training.journal import alarms_by_kind
 from stages.trajectories.ledger import Ledger
 
 
@@ -107,8 +108,8 @@ class RunFacts:
 
     @property
     def alarms(self) -> list[str]:
-        """The training's alarms."""
-        return [alarm for line in self.training for alarm in line["alarms"]]
+        """The training's alarms, one a kind."""
+        return alarms_by_kind(self.training)
 
     @property
     def set_aside(self) -> int:

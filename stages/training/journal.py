@@ -11,8 +11,9 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +102,32 @@ def alarms(line: dict, best: float | None) -> list[str]:
             "lower train.learning_rate, or look for label leaking if it is near 0"
         )
     return found
+
+
+def kind_of_alarm(alarm: str) -> str:
+    """What it is about, whatever its figures.
+
+    >>> kind_of_alarm("zero gradients: 31% of the pixels have none")
+    'zero gradients'
+    """
+    return alarm.partition(":")[0]
+
+
+def alarms_by_kind(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The alarms of some rounds, the last one of each kind: one that goes on stands in the lines of many rounds.
+
+    >>> alarms_by_kind([{"round": number, "alarms": [f"collapse: after {number}"]} for number in (3, 4, 7)])
+    ['collapse: after 7 (in round 8, and in 2 before)']
+    """
+    found: dict[str, tuple[str, int, int]] = {}
+    for line in lines:
+        for alarm in line["alarms"]:
+            kind = kind_of_alarm(alarm)
+            found[kind] = alarm, line["round"] + 1, found[kind][2] + 1 if kind in found else 0
+    return [
+        f"{alarm} (in round {last}{f', and in {before:,} before' * (before > 0)})"
+        for alarm, last, before in found.values()
+    ]
 
 
 class Journal:

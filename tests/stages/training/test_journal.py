@@ -1,5 +1,6 @@
 """What a run writes down: lines, alarms, checkpoints, and the best weights."""
 
+import doctest
 import json
 import re
 
@@ -9,6 +10,7 @@ from tiny_runs import setup_of
 
 from stages.evaluation.accuracy import Accuracy
 from stages.storage import Storage
+from stages.training import journal as journal_module
 from stages.training.journal import Journal, alarms
 from stages.training.versions import Version, VersionMismatchError
 
@@ -191,3 +193,7 @@ def test_lines_are_json_a_line(tmp_path):
     text = setup.run.get("metrics/0000000.jsonl").decode()
     assert text.endswith("\n")
     assert json.loads(text)["round"] == 0
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(journal_module).failed == 0
