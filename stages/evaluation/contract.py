@@ -49,7 +49,7 @@ def check_model(
     pixels = to_float(images).to(device_of(model))
     with evaluating(model):
         with torch.no_grad():
-            logits = _logits(model, pixels, classes)
+            logits = _logits(model, pixels, classes).clone()  # a model may write its next answers where these stand
             _check_probabilities(logits)
             if not random:
                 _check_again(model, pixels, logits)
