@@ -192,7 +192,8 @@ def prune(inventory: Inventory, config: Prune, say: Say) -> str:
                 inventory.root.delete(each.key for each in some)
                 say(f"{count:,} objects deleted")
     done = "were deleted" if config.yes else "would be deleted by --yes"
-    return "\n".join([f"{count:,} objects of {_size(size)} {done}", *_unknown(inventory)])
+    young = f"; what is younger than {config.older_hours:g} hours is kept (--older-hours)" * (config.older_hours > 0)
+    return "\n".join([f"{count:,} objects of {_size(size)} {done}{young}", *_unknown(inventory)])
 
 
 def rebuild(inventory: Inventory, say: Say) -> str:

@@ -134,7 +134,8 @@ def test_pruning_deletes_what_nobody_needs_and_no_more(setup: Setup, capsys: pyt
     setup.root.put("ablations/b/part/train/state-3.pt", b"to go on from")
     leftovers = objects(setup) - before - {"ablations/b/part/train/state-3.pt"} | {"store/ablation/a/manifest.json"}
     spare = {key for key in before if key.startswith("store/pgd/spare")}
-    assert store(setup, "prune", "--yes") == 0  # all of it is younger than a day
+    assert store(setup, "prune", "--yes") == 0
+    assert "0 objects of 0 B were deleted; what is younger than 24 hours is kept" in capsys.readouterr().out
     assert objects(setup) >= before | leftovers
     assert store(setup, "prune", "--older-hours", "0") == 0
     assert objects(setup) >= before | leftovers
