@@ -117,7 +117,7 @@ def test_killed_workers_change_nothing(
     if kills > 1:  # a loop as long as it takes
         schedule = replace(setup.config.schedule, rounds=2 * len(victims))
         long = replace(setup.config, schedule=schedule)
-        wanted, setup = replace(wanted, config=long, name="runs/long"), replace(setup, config=long)
+        wanted, setup = (replace(make_setup(tmp_path / name), config=long) for name in ("serial", "killed"))
         run_serially(wanted)
     moments = sorted(chosen.sample(range(1, setup.config.schedule.rounds - 1), len(victims)))
     chosen.shuffle(victims)
