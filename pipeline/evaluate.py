@@ -54,9 +54,11 @@ from stages.models import ModelConfig
 from stages.paths import local_path
 from stages.rap.threat import Norm, ThreatModel
 from stages.report import Contents
-from stages.settings import checked
+from stages.settings import check_listener, checked
 from stages.storage import Storage
 
+Data = str | DataConfig | tuple[Tensor | np.ndarray, Tensor | np.ndarray]
+"""What --data names, a config of it, or images and labels."""
 IMAGES_UNSET = 1000  # images of an evaluation that names no number
 BESIDE = ("1", "2", "3", "4")  # tables that show what the classifier does without its adapter
 SETTINGS = {"evaluation.attacks are": "autoattack is", "evaluation.": "", "threat.": "", "data.name": "data"}
@@ -91,7 +93,9 @@ class EvaluateSettings:
         for name in ("attacks", "autoattack"):
             given = getattr(self, name)
             if not isinstance(given, list | tuple):
-                raise ValueError(f"{name} is {given!r}; pass a list, also of one: {name}=[...]")  # noqa: TRY004
+                raise ValueError(  # noqa: TRY004 - a setting
+                    f"{name} is {given!r}; pass a list, also of one: {name}=[...]"
+                )
         for name, hint in (("images", int), ("checks", CheckSize | None), ("workers", WorkersConfig)):
             checked(getattr(self, name), hint, name)
         if self.quick and (self.attacks or self.autoattack or self.version != "standard"):
@@ -119,7 +123,7 @@ DEFAULTS = EvaluateSettings()
 def evaluate_model(
     model: nn.Module,
     *,
-    data: str | DataConfig | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    data: Data,
     norm: Norm,
     radius: float,
     settings: EvaluateSettings = DEFAULTS,
@@ -133,8 +137,7 @@ def evaluate_model(
     Raises ValueError, before any work, for a model, data or a radius that an attack could not judge.
     """
     checked(settings, EvaluateSettings, "settings")
-    if not callable(say):
-        raise ValueError(f"say is {say!r}; pass a function that takes a line, such as print")  # noqa: TRY004
+    check_listener(say, "say")
     with settings_called(SETTINGS):
         threat = ThreatModel(norm=norm, radius=radius)
     config, storage = settings.evaluation, usable_root(settings.root, "root")
@@ -162,9 +165,7 @@ def evaluate_model(
     return Results.of(find(asked, root=storage, workers=settings.workers, say=say))
 
 
-def _test_images(
-    data: str | DataConfig | tuple[Tensor | np.ndarray, Tensor | np.ndarray],
-) -> tuple[Split, int | None, str]:
+def _test_images(data: Data) -> tuple[Split, int | None, str]:
     """The test images of what was given, the number of classes where it is known, and the name."""
     if not isinstance(data, str | DataConfig):
         return own_data(data), None, "own images"

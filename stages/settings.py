@@ -52,6 +52,14 @@ def checked(value: Value, hint: Hint, name: str) -> Value:
     return own  # pyright: ignore[reportReturnType] - as _is has found
 
 
+def check_listener(value: object, name: str) -> None:
+    """Raise ValueError for what nothing can be told to: neither a function nor anything else that is called."""
+    if not callable(value):
+        raise ValueError(  # noqa: TRY004 - a setting
+            f"{name} is {value!r}; pass a function that takes a line, such as print"
+        )
+
+
 def read_arguments(text: str, name: str) -> dict[str, Any]:
     """Keyword arguments that are written as JSON. Raises ValueError, with the setting's name, for anything else."""
     example = f"write it as '{json.dumps({'depth': 28})}'"

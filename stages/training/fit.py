@@ -47,7 +47,7 @@ from stages.rap.losses import LossName, check_loss
 from stages.rap.process import AttackConfig, AttackProcess
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
-from stages.settings import checked
+from stages.settings import check_listener, checked
 from stages.training import loaders
 from stages.training.adapter import Learner, TrainConfig
 from stages.training.adapter_contract import check_adapter
@@ -119,17 +119,14 @@ def fit(
     checked(threat, ThreatModel, "threat")
     checked(settings, FitSettings, "settings")
     attack, train, seed = settings.attack, settings.train, settings.seed
-    if not callable(progress):
-        raise ValueError(f"progress is {progress!r}; pass a function that takes a line, such as print")  # noqa: TRY004
+    check_listener(progress, "progress")
     if adapter is None and train.what != "classifier":
         raise ValueError(f"there is no adapter for train.what = {train.what!r}: pass one, or train the classifier")
     process, batches = attack.process(threat), loaders.length(loader)
     robust = _robust(adapter, classifier, process.steps, threat).to(settings.device).eval()
     images, labels = loaders.first(loader, batches)
-    shape, classes = (
-        images.shape[1:],
-        _check(robust, images, labels, loss=attack.loss, is_frozen=train.what == "adapter"),
-    )
+    classes = _check(robust, images, labels, loss=attack.loss, is_frozen=train.what == "adapter")
+    shape = images.shape[1:]
     learner = Learner(robust, train, total_updates=settings.epochs * batches, seed=seed)
     for epoch in range(settings.epochs):
         for images, labels in loaders.one_pass(loader, batches, epoch, classes=classes, shape=shape):
