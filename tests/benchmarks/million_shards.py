@@ -25,7 +25,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
 import torch
 from loop_cost import setup_of
 
@@ -135,7 +135,7 @@ def look_up(root: str, rounds: int) -> dict:
         began = time.perf_counter()
         assert len(ledger.rows(range(number, number + 1))) == UNITS
         times.append(time.perf_counter() - began)
-    counted = sum(batch.num_rows for batch in ledger.query(where=ds.field("unit") == 3, columns=["round"]))
+    counted = sum(batch.num_rows for batch in ledger.query(where=pc.field("unit") == 3, columns=["round"]))
     assert counted == ledger.rounds
     return {
         "a round, ms": round(1e3 * statistics.median(times), 1),
