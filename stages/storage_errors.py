@@ -34,13 +34,15 @@ def local_reason(error: Exception, said: str) -> str | None:
 
 def remote_reason(error: Exception, said: str) -> str | None:
     """The same for a bucket. Quotes nothing of what the server said but its error's code."""
-    found = re.search(r"<Code>(\w+)</Code>", said) or re.search(r"status code: (\d+)", said)
+    status = re.search(r"status code: (\d+)", said)
+    found = re.search(r"<Code>(\w+)</Code>", said) or status
     code = found[1] if found else type(error).__name__
     if code in ("NoSuchBucket", "ContainerNotFound") or "bucket does not exist" in said:
         return f"there is no such bucket ({code}); make it, or name another one"
     if isinstance(error, FileNotFoundError):
         return None
-    if isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError) or code in ("401", "403"):
+    refused = status is not None and status[1] in ("401", "403")  # of a listing, obstore's error has no type of its own
+    if refused or isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError):
         return f"{RIGHTS} ({code}); check the credentials in the environment"
     if re.search(r"169\.254\.|metadata\.google|credential", said, re.IGNORECASE):
         return "no credentials were found; set those of the object store in the environment"

@@ -131,6 +131,18 @@ def test_a_server_that_is_not_there_is_named_before_work(s3_bucket, monkeypatch)
     assert refused.value.__cause__ is None
 
 
+def test_a_bucket_that_refuses_any_request_says_that_rights_are_lacking(s3_server, s3_bucket):
+    storage = Storage.at(s3_bucket)
+    asked = [
+        *(lambda: storage.get("a"), lambda: storage.put("a", b""), lambda: storage.head("a")),
+        *(lambda: storage.names("a"), lambda: list(storage.entries("a")), lambda: storage.delete(["a"])),
+    ]
+    with s3_server.failing(lambda number: "403"):
+        for ask in asked:
+            with pytest.raises(StorageError, match=r"no rights to read or write there .*check the credentials"):
+                ask()
+
+
 def test_reading_makes_no_directory(tmp_path):
     storage = Storage.at(tmp_path / "root").below("runs")
     assert storage.find("a") is None
