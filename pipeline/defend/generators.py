@@ -22,14 +22,25 @@ class GeneratorWorker:
         self._generator: Generator | None = None
         self._starting = threading.Lock()
 
-    def generate(self, unit: Unit, refs: tuple[Ref[Setup], Ref[dict[str, np.ndarray]]]) -> tuple[LedgerRow, bool]:
-        """The row of the unit's committed shard, and whether it was made now. ``refs`` hold setup and weights."""
+    def generate(
+        self, unit: Unit, refs: tuple[Ref[Setup], Ref[dict[str, np.ndarray]]]
+    ) -> tuple[LedgerRow, bool, tuple[str, ...]]:
+        """The row of the unit's committed shard, whether it was made now, and what was made again for it. ``refs`` hold
+        setup and weights."""
         setup, weights = refs
+        made = self._begun(setup).shard(unit, lambda: tensors(weights.get()))
+        return made.shard.row, made.is_new, made.repaired
+
+    def find(self, name: str, setup: Ref[Setup]) -> tuple[LedgerRow, tuple[str, ...]]:
+        """The row of a shard of an earlier round, and what was made again for it."""
+        found = self._begun(setup).find(name)
+        return found.shard.row, found.repaired
+
+    def _begun(self, setup: Ref[Setup]) -> Generator:
         with self._starting:
             if self._generator is None:
                 self._generator = Generator(setup.get())
-        made = self._generator.shard(unit, lambda: tensors(weights.get()))
-        return made.shard.row, made.is_new
+        return self._generator
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:

@@ -20,13 +20,14 @@ from pipeline.artifacts import scratch
 from pipeline.defend.generators import AT_ONCE, GeneratorWorker
 from pipeline.delivery import named_setup
 from pipeline.placement import LoopWorkers
+from stages.training.generator import warn_of_repairs
 from stages.training.journal import Start
 from stages.training.rounds import Round, run_rounds
 from stages.training.setup import Setup
 from stages.training.units import after
 from stages.training.versions import Version
 from stages.trajectories.recorder import Recorder
-from stages.trajectories.shards import LedgerRow, read_shard
+from stages.trajectories.shards import AlteredShardError, LedgerRow, MissingShardError, read_shard
 
 BOARDS = 3  # that may be lost before the loop is given up
 VERSION, ROUND = "version", "round"  # topics on the board
@@ -97,7 +98,7 @@ class _Loop:
             era = 0
             while (begun := self.board.begun(era)) is not None:
                 era, start = begun
-                self.recorder.begin(start.round, self.setup.journal.read)
+                self.recorder.begin(start.round, self.setup.journal.read, lambda name: self._find(name, pool))
                 self._generate_from(era, start, pool)
 
     def _generate_from(self, era: int, start: Start, pool: Pool) -> None:
@@ -109,13 +110,23 @@ class _Loop:
             units = setup.units.of(number, version.value, previous)
             rows: dict[int, LedgerRow] = {}
             refs = (self.shared, version.arrays)
-            for unit, (row, is_new) in pool.map("generate", units, payload=lambda unit, refs=refs: (unit, refs)):
-                rows[unit.number] = row
+            for unit, done in pool.map("generate", units, payload=lambda unit, refs=refs: (unit, refs)):
+                rows[unit.number], is_new, repaired = done
                 self.made += is_new
+                warn_of_repairs(repaired)
             previous = after(previous, units)
             committed = [rows[unit.number] for unit in units]
             self.recorder.enter(committed)
             self.board.post(era, ROUND, number, committed)
+
+    def _find(self, name: str, pool: Pool) -> LedgerRow:
+        """The row of a shard that is to be there; a generator makes it again where it is damaged or missing."""
+        try:
+            return read_shard(self.setup.root, name).row
+        except (MissingShardError, AlteredShardError):
+            ((_, (row, repaired)),) = pool.map("find", [name], payload=lambda name: (name, self.shared))
+            warn_of_repairs(repaired)
+            return row
 
     def _train(self) -> None:
         """The train workers' run, in a thread of its own."""

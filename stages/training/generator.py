@@ -4,7 +4,7 @@ damaged."""
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -22,6 +22,14 @@ class Made:
 
     shard: Shard
     is_new: bool
+    repaired: tuple[str, ...] = ()
+    """What was found damaged or missing, and was made again on the way."""
+
+
+def warn_of_repairs(repaired: tuple[str, ...]) -> None:
+    """Say what was made again, in a process whose warnings are seen."""
+    for damage in repaired:
+        logger.warning("made again: %s", damage)
 
 
 class Generator:
@@ -39,28 +47,32 @@ class Generator:
 
     def shard(self, unit: Unit, weights: Callable[[], dict[str, Tensor]]) -> Made:
         """The unit's committed shard; ``weights`` gives the version's weights where they are not held yet."""
+        repaired: tuple[str, ...] = ()
         try:
             return Made(read_shard(self.setup.root, unit.fingerprint), is_new=False)
         except MissingShardError:
             pass
         except AlteredShardError as damage:
-            logger.warning("made again: %s", damage)
-        parent = self._parent(unit.parent) if unit.parent else None
+            repaired = (str(damage),)
+        parent = self.find(unit.parent) if unit.parent else None
         shard = generate_unit(
             unit,
             lambda: self._model(unit.weights, weights),
             self.setup.train,
             self.setup.root,
-            parent=parent.segments if parent else None,
+            parent=parent.shard.segments if parent else None,
             run=self.setup.label,
             turn=self._turn,
         )
-        return Made(shard, is_new=True)
+        return Made(shard, is_new=True, repaired=repaired + (parent.repaired if parent else ()))
 
-    def _parent(self, name: str) -> Shard:
-        """The shard on which a unit goes on, made again from kept weights where it is missing or damaged."""
+    def find(self, name: str) -> Made:
+        """A shard of an earlier round, made again from kept weights where it is missing or damaged.
+
+        Raises ShardError where they were not kept.
+        """
         try:
-            return read_shard(self.setup.root, name)
+            return Made(read_shard(self.setup.root, name), is_new=False)
         except (MissingShardError, AlteredShardError) as damage:
             found = self._remembered(name)
             if found is None:
@@ -69,9 +81,9 @@ class Generator:
                     f"{damage}, or remove {train}, and the same command repeats this run's updates, and on their way "
                     "makes this shard again"
                 ) from damage
-            logger.warning("made again: %s", damage)
             unit, weights = found
-            return self.shard(unit, lambda: weights).shard
+            made = self.shard(unit, lambda: weights)
+            return replace(made, repaired=tuple(dict.fromkeys((str(damage), *made.repaired))))
 
     def _remembered(self, name: str) -> tuple[Unit, dict[str, Tensor]] | None:
         """The unit of a shard of an earlier round and the weights that it attacked, where they were kept."""

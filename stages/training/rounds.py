@@ -22,7 +22,7 @@ from stages.training.adapter import Learner
 from stages.training.batches import RoundExamples
 from stages.training.behind import Behind
 from stages.training.distributed import any_worker, workers
-from stages.training.generator import Generator
+from stages.training.generator import Generator, warn_of_repairs
 from stages.training.journal import Start, round_line
 from stages.training.setup import Setup, load_trained
 from stages.training.units import after
@@ -82,7 +82,12 @@ class Serial:
     def begin(self, start: Start) -> None:
         self.previous = start.previous
         if self.recorder:
-            self.recorder.begin(start.round, self.setup.journal.read)
+            self.recorder.begin(start.round, self.setup.journal.read, self._find)
+
+    def _find(self, name: str) -> LedgerRow:
+        found = self.generator.find(name)
+        warn_of_repairs(found.repaired)
+        return found.shard.row
 
     def publish(self, version: Version) -> None:
         """Nobody else waits for it."""
@@ -94,7 +99,9 @@ class Serial:
         version = attacked.result()
         units = self.setup.units.of(number, version.fingerprint, self.previous)
         made = list(self._threads.map(lambda unit: self.generator.shard(unit, lambda: version.weights), units))
-        self.made += sum(each.is_new for each in made)
+        for each in made:
+            self.made += each.is_new
+            warn_of_repairs(each.repaired)
         self.previous = after(self.previous, units)
         if self.recorder:
             self.recorder.enter([each.shard.row for each in made])

@@ -80,23 +80,27 @@ class Ledger:
             self.storage.delete([_key(*span) for span in recent])
             spans = self._spans()
 
-    def complete(self, stop: int, read: Callable[[int], Iterable[dict]]) -> None:
+    def complete(
+        self, stop: int, read: Callable[[int], Iterable[dict]], find: Callable[[str], LedgerRow] | None = None
+    ) -> None:
         """Have it hold the rounds up to one, and no other: what is lacking is rebuilt from the lines of metrics, which
-        ``read`` gives from a round on. Raises ShardError for a shard that cannot be read."""
+        ``read`` gives from a round on, with a `find` as in `rebuild`. Raises ShardError for a shard that cannot be
+        read."""
         self.storage.delete([_key(*span) for span in self._files() if span[1] >= stop])
         lacking = 0
         for first, last in self._spans():
             if first <= lacking:
                 lacking = last + 1
         if lacking < stop:
-            self.rebuild(read(lacking), stop)
+            self.rebuild(read(lacking), stop, find)
 
-    def rebuild(self, lines: Iterable[dict], stop: int) -> None:
+    def rebuild(self, lines: Iterable[dict], stop: int, find: Callable[[str], LedgerRow] | None = None) -> None:
         """Write down what is lacking of the shards that lines of metrics name, up to a round, by what they say of
         themselves.
 
-        Raises ShardError for one that cannot be read.
+        ``find`` gives a shard's row by its name; unset, the shard is read. Raises ShardError for one that cannot be.
         """
+        find = find or (lambda name: read_shard(self.root, name).row)
         spans = self._spans()
 
         def is_held(number: int) -> bool:
@@ -108,7 +112,7 @@ class Ledger:
             if is_held(number):
                 continue
             first = number if first is None else first
-            rows += [read_shard(self.root, name).row for name in line["shards"]]
+            rows += [find(name) for name in line["shards"]]
             if len(rows) >= REBUILT or number + 1 == stop or is_held(number + 1):
                 self.write(first, number, rows)
                 rows, first = [], None

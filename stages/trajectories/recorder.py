@@ -6,6 +6,9 @@ from typing import Protocol, runtime_checkable
 
 from stages.trajectories.shards import LedgerRow
 
+Read = Callable[[int], Iterable[dict]]
+Find = Callable[[str], LedgerRow]
+
 
 @runtime_checkable
 class Index(Protocol):
@@ -13,7 +16,7 @@ class Index(Protocol):
 
     def write(self, first: int, last: int, rows: Iterable[LedgerRow]) -> None: ...
 
-    def complete(self, stop: int, read: Callable[[int], Iterable[dict]]) -> None: ...
+    def complete(self, stop: int, read: Read, find: Find | None) -> None: ...
 
 
 class Recorder:
@@ -25,12 +28,12 @@ class Recorder:
         self._first = 0
         self._lock = threading.Lock()  # rows are entered and lines followed by two threads of the loop on Ray
 
-    def begin(self, number: int, read: Callable[[int], Iterable[dict]]) -> None:
+    def begin(self, number: int, read: Read, find: Find | None = None) -> None:
         """Training goes on with a round: the ledger holds those before it, and no other; ``read`` gives the lines of
-        metrics from a round on."""
+        metrics from a round on, ``find`` the row of a shard by its name, for one that reading alone does not bring."""
         with self._lock:
             self._rows, self._first = [], number
-            self.ledger.complete(number, read)
+            self.ledger.complete(number, read, find)
 
     def enter(self, rows: list[LedgerRow]) -> None:
         """Take in the rows of a round that is committed."""

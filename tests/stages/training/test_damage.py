@@ -172,10 +172,17 @@ def read_version(setup: Setup, shard: str) -> int:
     return next(line["version"] for line in setup.journal.lines() if shard in line["shards"])
 
 
-def test_a_lost_shard_whose_weights_are_kept_needs_no_advice(wanted: list[str], tmp_path: Path):
+@pytest.mark.parametrize("kept", ["with its ledger", "without its ledger"])
+def test_a_lost_shard_whose_weights_are_kept_needs_no_advice(
+    kept: str, wanted: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     setup, parent = stopped_run(tmp_path, keep_versions=True)
     setup.root.delete([shard_key(parent)])
+    if kept == "without its ledger":
+        setup.ledger.clear()
     run_serially(setup)
     assert weights_of(setup) == wanted
+    assert len(setup.ledger.rows()) == 12
+    assert caplog.text.count("made again") == caplog.text.count(f"{parent}.zarr.zip: found no such object") == 1
     with pytest.raises(MissingShardError, match="no such object"):
         read_shard(setup.root, "0" * 32)
