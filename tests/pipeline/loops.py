@@ -1,10 +1,15 @@
-"""A loop small enough to run many times, and what is compared of it."""
+"""A loop small enough to run many times, what is compared of it, and a disk that it fills."""
+
+import errno
+import os
+from dataclasses import dataclass, replace
 
 from pipeline.placement import LoopWorkers
 from stages.evaluation.judge import JudgeConfig
 from stages.nets.unet import UNetConfig
 from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
+from stages.storage import Storage
 from stages.training.adapter import TrainConfig
 from stages.training.schedule import ScheduleConfig
 from stages.training.setup import LoopConfig, Setup
@@ -57,3 +62,19 @@ def trained_lines(setup: Setup) -> list[dict]:
     """The lines of metrics without what depends on time and place."""
     changing = ("seconds", "waiting", "attack_steps_per_second", "worker", "bytes")
     return [{name: value for name, value in line.items() if name not in changing} for line in setup.journal.lines()]
+
+
+@dataclass(frozen=True)
+class SmallDisk(Storage):
+    """A directory on a disk that is full once so many bytes are written, for every process to which it is sent."""
+
+    room: int = 0
+
+    def below(self, prefix: str) -> "SmallDisk":
+        return replace(self, prefix=super().below(prefix).prefix)
+
+    def put(self, key: str, content: bytes) -> None:
+        used = sum(each.bytes for each in Storage.at(self.root).entries())
+        if used + len(content) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.location(key))
+        super().put(key, content)

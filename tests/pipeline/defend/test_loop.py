@@ -3,24 +3,27 @@
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
-from loops import ROUNDS, loop_workers, published, shards_of, trained_lines
+from loops import ROUNDS, SmallDisk, loop_workers, published, shards_of, trained_lines
 from s3_faults import FaultyS3
 
 from cluster import board
 from cluster.tasks import PoolError
 from pipeline.defend.loop import run_loop
+from pipeline.exits import conduct
 from stages.storage_errors import StorageError
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
-from stages.trajectories.shards import AlteredShardError, read_shard, shard_key
+from stages.trajectories.shards import read_shard, shard_key
 
 pytestmark = pytest.mark.ray
 
@@ -35,6 +38,35 @@ def same(setup: Setup, wanted: Setup) -> bool:
         and setup.journal.best_weights()[1] == wanted.journal.best_weights()[1]
         and rows == [(row.fingerprint, row.round, row.unit) for row in wanted.ledger.rows()]
     )
+
+
+def run_on_ray(setup: Setup, generators: int = 1) -> int:
+    return run_loop(setup, loop_workers(generators), progress=lambda line: None)
+
+
+def moments_of(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--kills") or 1)
+
+
+def longer(setup: Setup, rounds: int, trainers: int) -> Setup:
+    """The same loop of so many rounds, and train workers."""
+    schedule, train = replace(setup.config.schedule, rounds=rounds), replace(setup.config.train, workers=trainers)
+    return replace(setup, config=replace(setup.config, schedule=schedule, train=train))
+
+
+def process_of(worker: str) -> int:
+    """The number of the process that lines of metrics and shards name."""
+    return int(worker.rpartition(":")[2])
+
+
+def train_workers() -> list[int]:
+    """The processes of this session's train workers."""
+    found = []
+    for each in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "".join(each.cmdline()[:1]).startswith("ray::RayTrainWorker"):
+                found.append(each.pid)
+    return found
 
 
 def test_overlap_changes_what_is_attacked(undisturbed: dict[int, Setup]) -> None:
@@ -77,8 +109,35 @@ def test_a_bucket_that_refuses_a_loop_in_the_middle_and_then_fails_now_and_then_
     assert same(setup, undisturbed[1])
 
 
-def test_a_loop_goes_on_from_its_last_checkpoint_and_a_damaged_parent_is_made_again_from_kept_weights_else_named(
-    ray_session: object, make_setup: Callable[..., Setup], undisturbed: dict[int, Setup], tmp_path: Path
+def test_a_disk_that_gets_full_is_named_and_with_room_again_the_same_call_ends_in_the_same_weights(
+    request: pytest.FixtureRequest,
+    ray_session: object,
+    make_setup: Callable[..., Setup],
+    undisturbed: dict[int, Setup],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    setup, chosen = make_setup(tmp_path), random.Random(4)
+    written = sum(each.bytes for each in undisturbed[1].root.entries())
+    for room in sorted(int(chosen.uniform(0, 0.9) * written) for _ in range(moments_of(request))):
+        full = replace(setup, root=SmallDisk(setup.root.root, room=room))
+        assert conduct(lambda say, full=full: str(run_on_ray(full)), root=str(tmp_path)) == 1
+        assert capsys.readouterr().err == (
+            f"error: the disk of {tmp_path} is full: free some space, or copy the folder to a larger one and name that "
+            "with --root; nothing committed is lost, and the same command resumes from here\n"
+        )
+        assert not setup.is_complete
+    run_on_ray(setup)
+    assert same(setup, undisturbed[1])
+
+
+def test_a_loop_goes_on_from_its_last_checkpoint_and_lost_shards_are_made_again_from_kept_weights_else_named(
+    ray_session: object,
+    make_setup: Callable[..., Setup],
+    undisturbed: dict[int, Setup],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     setup, lost = make_setup(tmp_path / "kept"), replace(make_setup(tmp_path / "lost"), keep_versions=False)
 
@@ -90,20 +149,30 @@ def test_a_loop_goes_on_from_its_last_checkpoint_and_a_damaged_parent_is_made_ag
         run_loop(setup, loop_workers(1), progress=interrupt)
     assert not setup.is_complete
     trained = {name for line in setup.journal.lines()[: setup.journal.checkpointed] for name in line["shards"]}
-    last = [row for row in undisturbed[1].ledger.rows() if row.round == ROUNDS - 1]
-    parent = next(row.parent for row in last if row.parent in trained)
-    setup.root.delete([shard_key(row.fingerprint) for row in last])  # so that their parents are read
-    setup.root.put(shard_key(parent), setup.root.get(shard_key(parent))[:-1])
+    torn, absent = [row for row in undisturbed[1].ledger.rows() if row.round == ROUNDS - 1]
+    assert {torn.parent, absent.parent} <= trained
+    altered = bytearray(setup.root.get(shard_key(torn.parent)))
+    altered[len(altered) // 2] ^= 1
+    setup.root.put(shard_key(torn.parent), bytes(altered))
+    setup.root.put(shard_key(torn.fingerprint), undisturbed[1].root.get(shard_key(torn.fingerprint))[:-1])
+    setup.root.delete([shard_key(absent.fingerprint), shard_key(absent.parent)])
     shutil.copytree(tmp_path / "kept", tmp_path / "lost", ignore=shutil.ignore_patterns("versions"))
-    with pytest.raises(AlteredShardError, match=f"{parent}.* or remove .*train, and the same command"):
-        run_serially(lost)
+    assert conduct(lambda say: str(run_on_ray(lost)), root=str(lost.root)) == 1
+    error = capsys.readouterr().err
+    train = lost.run.location("train")
+    assert re.fullmatch(rf"error: shard \S+({torn.parent}|{absent.parent})\S+: .* or remove {train}, and .*\n", error)
+    setup.ledger.clear()  # so that it, too, asks for what is lost
     before = len(setup.root.names("trajectories"))
-    made = run_loop(setup, loop_workers(2), progress=lambda line: None)
+    made = run_on_ray(setup, generators=2)
     assert same(setup, undisturbed[1])
-    assert made <= 1 + len(shards_of(setup)) - before  # none of those that were there but the damaged one
+    assert made <= len(shards_of(setup)) - before  # none of those that were there but the torn one
+    for row in (torn.parent, absent.parent, torn.fingerprint):
+        assert re.search(rf"made again: shard \S+{row}", caplog.text)
 
 
+@pytest.mark.parametrize("trainers", [1, 2])
 def test_killed_workers_change_nothing(
+    trainers: int,
     request: pytest.FixtureRequest,
     ray_session: object,
     make_setup: Callable[..., Setup],
@@ -111,14 +180,16 @@ def test_killed_workers_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    kills, chosen = int(request.config.getoption("--kills") or 1), random.Random(0)
-    victims = ["generator", "train worker", "board"] * kills
-    wanted, setup = undisturbed[1], make_setup(tmp_path)
-    if kills > 1:  # a loop as long as it takes
-        schedule = replace(setup.config.schedule, rounds=2 * len(victims))
-        long = replace(setup.config, schedule=schedule)
-        wanted, setup = (replace(make_setup(tmp_path / name), config=long) for name in ("serial", "killed"))
-        run_serially(wanted)
+    """Two train workers are compared with two, whose sums of gradients are rounded in another way than one's."""
+    kills, chosen = moments_of(request), random.Random(0)
+    either = ["generator", "train worker", "board"] if trainers == 1 or kills > 1 else []  # once, one worker is enough
+    victims = [*either, *["other train worker"] * (trainers - 1)] * kills
+    lost = victims.count("board")
+    wanted, setup = undisturbed[1], make_setup(tmp_path / "killed")
+    if kills > 1 or trainers > 1:
+        rounds = ROUNDS if kills == 1 else 2 * len(victims)  # a loop as long as it takes
+        wanted, setup = (longer(make_setup(tmp_path / name), rounds, trainers) for name in ("wanted", "killed"))
+        run_serially(wanted) if trainers == 1 else run_on_ray(wanted)
     moments = sorted(chosen.sample(range(1, setup.config.schedule.rounds - 1), len(victims)))
     chosen.shuffle(victims)
     boards, open_board = [], board.Board.open
@@ -133,12 +204,17 @@ def test_killed_workers_change_nothing(
         if not moments or line["round"] < moments[0]:
             return
         del moments[0]
-        if (victim := victims.pop()) == "board":
+        victim, first = victims.pop(), process_of(line["worker"])
+        if victim == "board":
             ray.kill(boards[-1]._actor)
             return
-        worker = read_shard(setup.root, line["shards"][0]).row.worker if victim == "generator" else line["worker"]
+        killed = {
+            "generator": lambda: process_of(read_shard(setup.root, line["shards"][0]).row.worker),
+            "train worker": lambda: first,
+            "other train worker": lambda: next((each for each in train_workers() if each != first), first),
+        }
         with contextlib.suppress(ProcessLookupError):  # one that was killed before, of whose shard this is
-            os.kill(int(worker.rpartition(":")[2]), signal.SIGKILL)
+            os.kill(killed[victim](), signal.SIGKILL)
 
     ended = []
     while not setup.is_complete:
@@ -149,5 +225,5 @@ def test_killed_workers_change_nothing(
         assert len(ended) <= kills
     assert not moments
     assert same(setup, wanted)
-    assert len(boards) > kills
+    assert len(boards) > lost
     assert kills > 1 or not ended
