@@ -4,8 +4,10 @@
 
 Every method trains the preset's networks from the same first weights, on the same images, with one thread, for as
 many updates as fit into the budget (seconds of CPU time with everything that a loop does; how long an update takes is
-tried first, since the learning rate follows the whole length). Then the judge attacks all test images, and AutoAttack
-some of them where --autoattack says so. Each result is written down as it is known, and the same command goes on.
+tried first, since the learning rate follows the whole length). The pipeline on Ray has one generator and one train
+worker on two cores, and its budget is wall time, from the first process that starts to the last that has ended. Then
+the judge attacks all test images, and AutoAttack some of them where --autoattack says so. Each result is written down
+as it is known, and the same command goes on.
 """
 
 import argparse
@@ -24,7 +26,10 @@ from matplotlib.figure import Figure
 from rivals import RIVALS, InMemory, Rival
 from torch import Tensor, nn
 
+from cluster.session import session
 from pipeline.artifacts import provenance
+from pipeline.defend.loop import run_loop
+from pipeline.placement import LoopWorkers
 from pipeline.recipe import PRESETS, Recipe
 from stages import numerics
 from stages.data.datasets import ImageData, load_data
@@ -35,10 +40,10 @@ from stages.training.rounds import run_serially
 from stages.training.setup import Setup, load_trained
 
 RESULTS = Path(__file__).parent / "results"
-PIPELINE = "the pipeline"
+PIPELINE, ON_RAY = "the pipeline", "the pipeline on Ray, two workers"
 TUNING = 400  # images of the hold-out
 TRIED, WARM = 24, 8  # updates that say how long one takes, and how many of them are not counted
-Trained = tuple[dict[str, Tensor], int, float]  # weights, updates, seconds of CPU time
+Trained = tuple[dict[str, Tensor], int, float]  # weights, updates, seconds of its budget's kind
 
 
 def main() -> None:
@@ -66,12 +71,14 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    methods = [PIPELINE, *RIVALS]
+    methods = [PIPELINE, ON_RAY, *RIVALS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", default="digits", choices=PRESETS)
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods, metavar="NAME")
+    parser.add_argument("--methods", nargs="+", default=[PIPELINE, *RIVALS], choices=methods, metavar="NAME")
     parser.add_argument("--what", nargs="+", default=["adapter"], choices=["adapter", "classifier", "both"])
-    parser.add_argument("--budgets", nargs="+", type=float, default=[60.0], help="seconds of CPU time")
+    parser.add_argument(
+        "--budgets", nargs="+", type=float, default=[60.0], help="seconds of CPU time; on Ray of a clock"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--autoattack", type=int, default=0, help="test images for AutoAttack, the same for all")
     parser.add_argument("--weights", type=Path, help="folder for the trained weights, which AutoAttack can need later")
@@ -92,7 +99,7 @@ def measure(name: str, entry: dict[str, Any], arguments: argparse.Namespace, dat
     recipe = PRESETS[arguments.preset]()
     recipe = replace(recipe, seed=entry["seed"], train=replace(recipe.train, what=entry["what"]))
     settings = {name: json.loads(value) for name, value in (each.split("=") for each in arguments.set)}
-    if entry["method"] == PIPELINE:
+    if entry["method"] in (PIPELINE, ON_RAY):
         recipe, settings = changed(recipe, settings), {}
     place = arguments.weights and arguments.weights / f"{arguments.preset}, {name}.pt"
     setup = setup_of(recipe, data, folder, rounds=1)
@@ -117,6 +124,8 @@ def train(
     """``settings`` are a rival's; the pipeline's are in its recipe."""
     if method == PIPELINE:
         return by_pipeline(recipe, data, folder, budget)
+    if method == ON_RAY:
+        return on_ray(recipe, data, folder, budget)
     return in_memory(replace(RIVALS[method], **settings), setup_of(recipe, data, folder, rounds=1), budget)
 
 
@@ -142,6 +151,25 @@ def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) ->
     times = timed(setup)
     seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
     return setup.journal.best_weights()[0], setup.schedule.updates, seconds
+
+
+def on_ray(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trained:
+    """The loop on Ray, for as many rounds as the budget holds beside the start of its processes."""
+
+    def timed(setup: Setup) -> list[float]:
+        """The clock at the start, after each round, and at the end."""
+        times = [time.perf_counter()]
+        workers = LoopWorkers(generators=1, generator_cpus=1, generator_gpus=0, trainer_cpus=1, trainer_gpus=0)
+        run_loop(setup, workers, progress=lambda line: times.append(time.perf_counter()))
+        return [*times, time.perf_counter()]
+
+    with session(cpus=2):
+        tried = timed(setup_of(recipe, data, folder / "try", rounds=TRIED))
+        cost = (tried[-2] - tried[WARM]) / (TRIED - WARM)
+        around = tried[-1] - tried[0] - TRIED * cost
+        setup = setup_of(recipe, data, folder / "run", rounds=max(2, round((budget - around) / cost)))
+        times = timed(setup)
+    return setup.journal.best_weights()[0], setup.schedule.updates, times[-1] - times[0]
 
 
 def in_memory(rival: Rival, setup: Setup, budget: float) -> Trained:
@@ -203,7 +231,7 @@ def accuracy(figure: dict[str, Any]) -> Accuracy:
 def table(runs: list[dict[str, Any]]) -> str:
     """The results in Markdown, medians over seeds."""
     lines = [
-        "| method | trained | CPU s | updates | clean | judge, median | by seed | AutoAttack, median |",
+        "| method | trained | seconds | updates | clean | judge, median | by seed | AutoAttack, median |",
         "|---|---|---|---|---|---|---|---|",
     ]
     kinds = {(run["method"], run["what"], run["budget"]): None for run in runs}
