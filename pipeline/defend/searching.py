@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from cluster.refs import Ref, put
 from pipeline.artifacts import Artifact, scratch
 from pipeline.defend.plan import Plan
+from pipeline.defend.shared_work import SharedWork, shared_work
 from pipeline.defend.trials import Trial, find_verdict, first_trials, make_verdict, next_trials
 from pipeline.exits import ClaimedError, SearchError
 from pipeline.fields import flag
@@ -57,6 +58,8 @@ class Searched:
     """The fingerprint of what is defended."""
     ties: tuple[int, ...]
     """Of the last rung, those that the judge's images do not tell apart from it."""
+    shared: SharedWork | None
+    """None where it is not known any more."""
 
     @property
     def recipe(self) -> Recipe:
@@ -136,7 +139,13 @@ class _Search:
             chosen=ranked(last)[0],
             ties=tied_with_best(last),
             classifier=self.setup.classifier_fingerprint,
+            shared=self._shared(),
         )
+
+    def _shared(self) -> SharedWork | None:
+        last = {number: receipt for rung in self.rungs for number, receipt in rung.receipts.items()}
+        trials = [(self.trials[number].setup(self.setup).name, receipt) for number, receipt in sorted(last.items())]
+        return shared_work(self.setup.root, self.folder.name, trials)
 
     def _extend(self, rounds: int) -> None:
         """Ask for further trials, a batch at a time, each after the verdicts of the first rung on those before."""

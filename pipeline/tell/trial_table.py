@@ -23,6 +23,7 @@ def search_json(searched: Searched) -> dict[str, Any]:
         "ties": list(searched.ties),
         "gained": gained and gained.as_json(),
         "images": next(iter(searched.rungs[0].verdicts.values())).robust.images,
+        **({"shared": searched.shared.as_json()} if searched.shared else {}),
     }
 
 
@@ -97,6 +98,8 @@ def search_text(searched: Searched) -> str:
         )
     if searched.gained:
         lines.append(f"against the recipe as it stands (trial {OWN}): {searched.gained}")
+    if searched.shared:
+        lines.append(str(searched.shared))
     return "\n".join(lines)
 
 

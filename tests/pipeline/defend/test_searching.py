@@ -16,6 +16,7 @@ import cluster.tuner
 from pipeline.axes import read_space
 from pipeline.defend.searching import Searched
 from pipeline.defend.searching import search as search_in
+from pipeline.defend.shared_work import SharedWork
 from pipeline.defend.trials import Trial
 from pipeline.exits import ClaimedError, SearchError
 from pipeline.placement import Workers
@@ -147,6 +148,29 @@ def test_more_trials_keep_the_verdicts_that_are_there(
     assert {more.trials[4].name, more.trials[5].name} <= first
     for number, receipt in searched.rungs[0].receipts.items():
         assert more.rungs[0].receipts[number].manifest == receipt.manifest
+
+
+def test_what_trials_share_is_told_as_it_is_until_their_metrics_are_pruned(
+    undisturbed: tuple, in_process: list[str], make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    root, searched, _ = undisturbed
+    steps = [trial["cost"]["attack_steps"] for trial in search_json(searched)["trials"]]
+    by_step_size = [trial.settings["attack.step_size"] for trial in searched.trials]
+    again = sum(size in by_step_size[:place] for place, size in enumerate(by_step_size))
+    assert again
+    assert searched.shared == SharedWork(attack_steps=sum(steps), among_trials=32 * again, with_searches=0)
+    assert f"shared between them {32 * again:,} (" in search_text(searched)
+    shutil.copytree(root, tmp_path / "copy")
+    setup = make_setup(tmp_path / "copy")
+    folder = setup.root.below("searches/other")
+    recipe = recipe_of(1, ("train.learning-rate=1e-3,2e-3",), rounds=2)  # trial 0 is no trial of the first search
+    other = search_in(setup, recipe, workers(1), print, folder=folder)
+    assert in_process
+    assert other.shared == SharedWork(attack_steps=64, among_trials=0, with_searches=32)  # the first of two rounds
+    shutil.rmtree(tmp_path / "copy" / "trials")
+    pruned = search(make_setup(tmp_path / "copy"), recipe_of(), nobody, print)
+    assert pruned.shared is None
+    assert "shared" not in search_json(pruned)
 
 
 def test_a_lost_verdict_is_read_again_from_the_rounds_that_were_trained(
