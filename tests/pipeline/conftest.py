@@ -7,39 +7,20 @@ from pathlib import Path
 
 import evaluated_models
 import pytest
-import torch
 from commands import TINY, flags_of, run_here
-from loops import loop_config
+from loops import setups
 from torch import nn
 
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
-from stages.nets.cnn import CNN
-from stages.storage import Storage
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
 
 
 @pytest.fixture(scope="session")
 def make_setup() -> Callable[..., Setup]:
-    """A setup below a directory, the same every time but for its paths and its overlap."""
-    data = load_data(DataConfig(name="digits", train_images=96))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        classifier = CNN(1, 8, 10, data.mean, data.std).eval()
-
-    def make(root: Path | str, overlap_rounds: int = 1) -> Setup:
-        return Setup(
-            config=loop_config(overlap_rounds),
-            train=data.train,
-            holdout=data.holdout,
-            classifier=classifier,
-            classifier_fingerprint="untrained",
-            root=Storage.at(root),
-            name="runs/run",
-        )
-
-    return make
+    """Makes a setup below a directory."""
+    return setups()
 
 
 @pytest.fixture(scope="session")

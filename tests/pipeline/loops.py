@@ -4,8 +4,15 @@ import errno
 import os
 from dataclasses import dataclass, replace
 
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
 from pipeline.placement import LoopWorkers
+from stages.data.datasets import DataConfig, load_data
 from stages.evaluation.judge import JudgeConfig
+from stages.nets.cnn import CNN
 from stages.nets.unet import UNetConfig
 from stages.rap.process import AttackConfig
 from stages.rap.threat import ThreatModel
@@ -39,6 +46,27 @@ def loop_config(overlap_rounds: int) -> LoopConfig:
         judge=JudgeConfig(images=16, every=3),
         checkpoint_rounds=2,
     )
+
+
+def setups() -> Callable[..., Setup]:
+    """What makes a setup below a directory, the same every time but for its paths and its overlap."""
+    data = load_data(DataConfig(name="digits", train_images=96))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        classifier = CNN(1, 8, 10, data.mean, data.std).eval()
+
+    def make(root: Path | str, overlap_rounds: int = 1) -> Setup:
+        return Setup(
+            config=loop_config(overlap_rounds),
+            train=data.train,
+            holdout=data.holdout,
+            classifier=classifier,
+            classifier_fingerprint="untrained",
+            root=Storage.at(root),
+            name="runs/run",
+        )
+
+    return make
 
 
 def loop_workers(generators: int) -> LoopWorkers:

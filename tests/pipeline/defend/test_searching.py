@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -259,6 +261,21 @@ def test_one_at_a_time_without_ray_and_two_at_once_that_are_killed_are_the_same_
         ours = search(make_setup(tmp_path), recipe_of(), workers(2), print)
     assert len(killed) == 2
     assert found(ours, tmp_path) == found(searched, root)
+
+
+@pytest.mark.ray
+def test_trials_get_the_share_of_a_gpu_that_is_asked_for_and_wait_or_are_refused_where_there_is_no_room(
+    tmp_path: Path,
+) -> None:
+    program = [sys.executable, str(Path(__file__).with_name("searched_on_gpus.py")), str(tmp_path), "0.5", "2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_TOKEN": "0" * 64}
+    environment.pop("RAY_ADDRESS", None)
+    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+    halves, doubles = [line for line in ended.stdout.splitlines() if "GPUs a trial: " in line]
+    assert halves == "0.5 GPUs a trial: 3 of 3 trials ended, 2 at once, on [0]"
+    assert doubles.startswith(
+        "2 GPUs a trial: refused, before a trial began: a trial needs 1 x (1 CPUs, 2 GPUs), but this machine has"
+    )
 
 
 def test_a_search_is_told_as_a_table_that_has_every_verdict(undisturbed: tuple) -> None:
