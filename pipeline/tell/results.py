@@ -12,7 +12,7 @@ from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.claim import ClaimConfig, leaderboard, robustbench_claim
 from stages.evaluation.comparison import Comparison
 from stages.evaluation.evidence import Table
-from stages.report import Contents, write_report
+from stages.report import Contents
 from stages.storage import Storage
 
 
@@ -110,6 +110,8 @@ def write_results(
     if claimed is not None:
         written["claim"] = _write(directory, "claim.json", claimed)
     if contents is not None:
+        from stages.report.page import write_report  # Matplotlib takes its time, and a command may end before
+
         with directory.folder("report") as folder:
             page = write_report(contents, folder).page
         written["report"] = directory.location(f"report/{page.name}")

@@ -14,13 +14,15 @@ from pipeline.progress import Say
 from pipeline.recipe_files import recipe_json
 from pipeline.tell.trial_table import Row, rows, search_json, search_text
 from pipeline.tracking import Tool, TrackedRun
-from stages.report import SearchContents, search_page
 from stages.storage import Storage
 
 
 def write_search(searched: Searched, folder: Storage, *, preset: str) -> dict[str, str]:
     """Write trials.csv and trials.parquet (a row a trial and rung), report.html, best.json (the recipe that was chosen,
     which --recipe takes) and search.json; returns where each is, by name."""
+    from stages.report.page import search_page  # Matplotlib takes its time, and a command may end before
+    from stages.report.tried import SearchContents
+
     found, told = list(rows(searched)), search_json(searched)
     best = replace(searched.recipe, search=replace(searched.recipe.search, trials=0, space=()))
     verdict = told["trials"][searched.chosen]

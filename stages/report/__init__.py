@@ -1,11 +1,10 @@
 """The report of an evaluation: one page that needs no network, and the same as Markdown and JSON.
 
-`Contents` says what there is to report, `write_report` writes it; `search_page` is the page of a search alone.
+`Contents` says what there is to report, `page.write_report` writes it; `page.search_page` is the page of a search
+alone. Matplotlib is imported with those two alone.
 """
 
 from stages.report.contents import Attacked, Broken, Contents, LineageEntry, Pictures, TrajectoryPictures
-from stages.report.page import ReportFiles, search_page, write_report
-from stages.report.tried import SearchContents
 
 __all__ = [
     "Attacked",
@@ -13,9 +12,5 @@ __all__ = [
     "Contents",
     "LineageEntry",
     "Pictures",
-    "ReportFiles",
-    "SearchContents",
     "TrajectoryPictures",
-    "search_page",
-    "write_report",
 ]

@@ -9,7 +9,7 @@ from example_contents import everything, hostile, least, pictures, trajectory
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from stages.report import write_report
+from stages.report.page import write_report
 
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

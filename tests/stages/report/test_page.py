@@ -17,7 +17,8 @@ import stages.report.words
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.evidence import Check
 from stages.rap.threat import ThreatModel
-from stages.report import words, write_report
+from stages.report import words
+from stages.report.page import write_report
 from stages.report.png import SIDE, amplification, png
 from stages.report.record import as_json
 

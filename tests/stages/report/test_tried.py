@@ -8,9 +8,10 @@ from example_contents import HOSTILE, hostile, search
 
 from stages.evaluation.accuracy import Accuracy
 from stages.rap.threat import ThreatModel
-from stages.report import SearchContents, search_charts, search_page
+from stages.report import search_charts
 from stages.report.document import Chart, Grid
-from stages.report.tried import search_blocks
+from stages.report.page import search_page
+from stages.report.tried import SearchContents, search_blocks
 
 
 def contents(**changes: object) -> SearchContents:
