@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kills",
         type=int,
         default=1,
-        help="how often each kind of worker of a loop is killed, and the head of a search",
+        help="how often each kind of worker of a loop is killed, trials of a search, and in turn its head and driver",
     )
 
 

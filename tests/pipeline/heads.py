@@ -31,11 +31,14 @@ class Head:
 
     def kill(self) -> None:
         """As a machine that dies: nothing on it ends in good order."""
-        processes = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        for each in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        psutil.wait_procs(processes, PATIENCE)
+        _kill([*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)])
+
+    def kill_driver(self, module: str) -> None:
+        """Of a job that runs a module, and nothing else of it."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        drivers = [each for each in below if each.cmdline()[1:3] == ["-m", module]]
+        assert drivers
+        _kill(drivers)
 
     @contextmanager
     def submitted(self, name: str, *program: str) -> Iterator[subprocess.Popen[str]]:
@@ -64,6 +67,13 @@ class Head:
         subprocess.run(
             [RAY, "job", "stop", "--no-wait", name], cwd=PROJECT, env=self.environment, check=True, capture_output=True
         )
+
+
+def _kill(processes: list[psutil.Process]) -> None:
+    for each in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    psutil.wait_procs(processes, PATIENCE)
 
 
 def is_open(url: str, token: str | None = None) -> bool:

@@ -34,11 +34,28 @@ def table_of(root: Path) -> list[dict]:
         return [{name: value for name, value in row.items() if name not in times} for row in csv.DictReader(file)]
 
 
+def told(printed: str) -> list[str]:
+    """The lines that say how far a search is."""
+    return re.findall(r"^\[.*\] (?:search|trial)\b.*$", printed, re.MULTILINE)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def kills(request: pytest.FixtureRequest) -> int:
+    """How often a search is killed."""
+    return int(request.config.getoption("--kills") or 1)
+
+
+@pytest.fixture(scope="module")
+def trials(kills: int) -> str:
+    """So many that several are on their way whenever it is killed, where that is often."""
+    return f"--trials={8 if kills > 1 else 2}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session: object, trials: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root, printed = tmp_path_factory.mktemp("search"), io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main([*flags_of(SEARCH), "--root", str(root), "--trials=2", "--workers.trials=1"]) == 0
+        assert main([*flags_of(SEARCH), "--root", str(root), trials, "--workers.trials=1"]) == 0
     return root, printed.getvalue()
 
 
@@ -63,25 +80,29 @@ def test_a_search_leaves_a_table_and_a_recipe_that_a_run_takes(undisturbed: tupl
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_search_whose_head_dies_with_its_job_ends_the_same_elsewhere(
-    request: pytest.FixtureRequest, ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
+def test_a_search_whose_head_or_driver_dies_ends_the_same_elsewhere(
+    kills: int, trials: str, ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    kills, token = int(request.config.getoption("--kills") or 1), secrets.token_hex(32)
+    token = secrets.token_hex(32)
     flags = flags_of({name: value for name, value in SEARCH.items() if name != "workers.cpus"})
-    for line in random.Random(kills).sample(range(1, 8), kills):  # of those that such a search prints
+    lines = range(1, len(told(undisturbed[1])))  # after each of which it can be killed
+    for number, line in enumerate(random.Random(kills).sample(lines, kills)):
         root = tmp_path / f"root-{line}"
         with running_head(tmp_path / "log", token) as head:
             assert not is_open(f"{head.address}/api/jobs/")
-            with head.submitted("killed", "pipeline.search", *flags, "--root", str(root), "--trials=2") as job:
-                told = (said for said in job.stdout or () if re.search(r"\] (search|trial)\b", said))
-                assert next(islice(told, line - 1, None), None), "it ended before"
-                head.kill()
+            with head.submitted(f"killed-{line}", "pipeline.search", *flags, "--root", str(root), trials) as job:
+                said = (each for each in job.stdout or () if told(each))
+                assert next(islice(said, line - 1, None), None), "it ended before"
+                if number % 2:
+                    head.kill_driver("pipeline.search")
+                else:
+                    head.kill()
         assert not list(root.glob("searches/*/best.json"))
-        main([*flags_of(SEARCH), "--root", str(root), "--trials=2"])
+        main([*flags_of(SEARCH), "--root", str(root), trials])
         assert table_of(root) == table_of(undisturbed[0])
         noted = json.loads(next(root.glob("searches/*/search.json")).read_text())
         assert noted["finished"]
-        assert len(noted["trials"]) == 2
+        assert len(noted["trials"]) == int(trials.partition("=")[2])
 
 
 @pytest.mark.parametrize(

@@ -254,13 +254,19 @@ def killing(root: Path, kills: int) -> Iterator[list[int]]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_one_at_a_time_without_ray_and_two_at_once_that_are_killed_are_the_same_search(
-    undisturbed: tuple, make_setup: Callable[..., Setup], tmp_path: Path
+    request: pytest.FixtureRequest, undisturbed: tuple, make_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:
+    kills, recipe = int(request.config.getoption("--kills") or 1), recipe_of()
     root, searched, _ = undisturbed
-    with killing(tmp_path, 2) as killed:
-        ours = search(make_setup(tmp_path), recipe_of(), workers(2), print)
-    assert len(killed) == 2
-    assert found(ours, tmp_path) == found(searched, root)
+    if kills > 1:
+        root, recipe = tmp_path / "undisturbed", recipe_of(8, ("train.learning-rate=3e-3..3e-2:log", SPACE[1]))
+        with pytest.MonkeyPatch.context() as patch:
+            run_here(patch)
+            searched = search(make_setup(root), recipe, workers(1), print)
+    with killing(tmp_path / "killed", 1 + kills) as killed:
+        ours = search(make_setup(tmp_path / "killed"), recipe, workers(2), print)
+    assert len(killed) == 1 + kills
+    assert found(ours, tmp_path / "killed") == found(searched, root)
 
 
 @pytest.mark.ray
