@@ -1,17 +1,12 @@
 """A search chooses the same whoever does the work, in whatever order, and whoever is killed meanwhile."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from killed_trials import killing
 from loops import loop_workers
 
 import cluster.tuner
@@ -228,29 +223,6 @@ def test_trials_that_keep_dying_end_the_search_with_what_to_do(
         search(make_setup(tmp_path), recipe_of(), workers(1), print)
 
 
-@contextmanager
-def killing(root: Path, kills: int) -> Iterator[list[int]]:
-    """Kills so many processes that train a trial, each as soon as it has written down a round."""
-    killed, over = [], threading.Event()
-
-    def kill() -> None:
-        while len(killed) < kills and not over.wait(0.02):
-            for path in root.glob("trials/*/metrics/*.jsonl"):
-                lines = Journal(Storage.at(path.parents[1])).lines()
-                process = int(lines[-1]["worker"].rpartition(":")[2]) if lines else os.getpid()
-                if process not in (os.getpid(), *killed) and len(killed) < kills:
-                    killed.append(process)
-                    os.kill(process, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_one_at_a_time_without_ray_and_two_at_once_that_are_killed_are_the_same_search(
@@ -267,21 +239,6 @@ def test_one_at_a_time_without_ray_and_two_at_once_that_are_killed_are_the_same_
         ours = search(make_setup(tmp_path / "killed"), recipe, workers(2), print)
     assert len(killed) == 1 + kills
     assert found(ours, tmp_path / "killed") == found(searched, root)
-
-
-@pytest.mark.ray
-def test_trials_get_the_share_of_a_gpu_that_is_asked_for_and_wait_or_are_refused_where_there_is_no_room(
-    tmp_path: Path,
-) -> None:
-    program = [sys.executable, str(Path(__file__).with_name("searched_on_gpus.py")), str(tmp_path), "0.5", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_TOKEN": "0" * 64}
-    environment.pop("RAY_ADDRESS", None)
-    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
-    halves, doubles = [line for line in ended.stdout.splitlines() if "GPUs a trial: " in line]
-    assert halves == "0.5 GPUs a trial: 3 of 3 trials ended, 2 at once, on [0]"
-    assert doubles.startswith(
-        "2 GPUs a trial: refused, before a trial began: a trial needs 1 x (1 CPUs, 2 GPUs), but this machine has"
-    )
 
 
 def test_a_search_is_told_as_a_table_that_has_every_verdict(undisturbed: tuple) -> None:
