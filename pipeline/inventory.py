@@ -55,9 +55,12 @@ class Inventory:
     def kept(self) -> dict[str, Folder]:
         """Runs, then searches, then evaluations, by folder."""
         runs = [_run(self.root, name) for name in self.root.names("runs")]
-        searches = [_search(self.root, name) for name in self.root.names("searches")]
         evaluations = [_evaluation(self.root, name) for name in self.root.names("evaluations")]
-        return {each.folder: each for each in [*runs, *searches, *evaluations]}
+        return {each.folder: each for each in [*runs, *self.searches, *evaluations]}
+
+    @cached_property
+    def searches(self) -> list[Folder]:
+        return [_search(self.root, name) for name in self.root.names("searches")]
 
     @property
     def runs(self) -> list[str]:
@@ -97,10 +100,11 @@ class Inventory:
         files = self.artifacts.get(f"{TRAININGS[folder]}/{name}", [])
         return any(each.key.endswith("/manifest.json") for each in files)
 
-    def shards_of(self, folder: str) -> Iterator[str]:
-        """The shards on which a run, or a training, has trained."""
+    def shards_of(self, folder: str, rounds: int | None = None) -> Iterator[str]:
+        """The shards on which a run, or a training, has trained, in its first rounds or in all."""
         for line in Journal(self.root.below(folder)).read():
-            yield from line["shards"]
+            if rounds is None or line["round"] < rounds:
+                yield from line["shards"]
 
     def needed_shards(self, dropped: Iterable[str] = ()) -> set[bytes]:
         """Shards of runs, and of trainings that are to go on; not those of the dropped folders alone."""

@@ -1,12 +1,11 @@
 """How much attack work a search's trials share, among themselves and with other searches, as their shards lie there."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from pipeline.artifacts import Artifact
+from pipeline.inventory import Inventory
 from stages.storage import Storage
-from stages.training.journal import Journal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +35,13 @@ class SharedWork:
 def shared_work(root: Storage, search: str, trials: Sequence[tuple[str, Artifact]]) -> SharedWork | None:
     """What is shared of the work of a search's trials, each with its folder and its last verdict; None where the
     metrics of one were pruned, and nobody knows its shards any more."""
-    elsewhere = {name for folder in _of_other_searches(root, search) for name in _shards(root, folder)}
+    inventory = Inventory(root)
+    others = {trial for each in inventory.searches if each.folder != f"searches/{search}" for trial in each.trials}
+    elsewhere = {name for trial in others for name in inventory.shards_of(trial)}
     seen: set[str] = set()
     found = {"attack_steps": 0, "among_trials": 0, "with_searches": 0}
     for folder, verdict in trials:
-        cost, names = verdict.metrics["cost"], list(_shards(root, folder, verdict.metrics["rounds"]))
+        cost, names = verdict.metrics["cost"], list(inventory.shards_of(folder, verdict.metrics["rounds"]))
         if len(names) < cost["shards"]:
             return None
         each = cost["attack_steps"] / max(1, cost["shards"])
@@ -51,20 +52,3 @@ def shared_work(root: Storage, search: str, trials: Sequence[tuple[str, Artifact
         found["with_searches"] += round(each * there)
         seen.update(names)
     return SharedWork(**found)
-
-
-def _of_other_searches(root: Storage, search: str) -> Iterator[str]:
-    """The folders of the trials of all searches but one."""
-    for name in root.names("searches"):
-        try:
-            trials = json.loads(root.find(f"searches/{name}/search.json") or b"{}").get("trials", ())
-        except ValueError:  # cut short, as by a power cut
-            continue
-        yield from (each["folder"] for each in trials if "folder" in each and name != search)
-
-
-def _shards(root: Storage, folder: str, rounds: int | None = None) -> Iterator[str]:
-    """The shards of a trial's first rounds, or of all."""
-    for line in Journal(root.below(folder)).read():
-        if rounds is None or line["round"] < rounds:
-            yield from line["shards"]

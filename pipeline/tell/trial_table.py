@@ -23,6 +23,7 @@ def search_json(searched: Searched) -> dict[str, Any]:
         "ties": list(searched.ties),
         "gained": gained and gained.as_json(),
         "images": next(iter(searched.rungs[0].verdicts.values())).robust.images,
+        # Left out once it is not known any more, so that what search.json says of it stays.
         **({"shared": searched.shared.as_json()} if searched.shared else {}),
     }
 
