@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def kills(request: pytest.FixtureRequest) -> int:
+    """What --kills asks for."""
+    return request.config.getoption("--kills")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # What a test computes itself agrees to the bit with what recipes compute, which use one thread.
     torch.set_num_threads(1)

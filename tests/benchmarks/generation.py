@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results" / "generation.json"
 REPEATS = 7
 UNITS = 24  # in a set
 ROUNDS = {"digits": 60, "mnist": 40}  # of the loop
+TWO_CORES = LoopWorkers(generators=1, generator_cpus=1, generator_gpus=0, trainer_cpus=1, trainer_gpus=0)
 BEGUN = 0.25  # share of them that is left out: processes start, and nobody has a parent
 
 
@@ -101,8 +102,7 @@ def waiting(preset: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as root:
         setup = setup_of(preset, rounds, root)
         schedule = replace(setup.config.schedule, overlap_rounds=1)
-        workers = LoopWorkers(generators=1, generator_cpus=1, generator_gpus=0, trainer_cpus=1, trainer_gpus=0)
-        run_loop(replace(setup, config=replace(setup.config, schedule=schedule)), workers, progress=lines.append)
+        run_loop(replace(setup, config=replace(setup.config, schedule=schedule)), TWO_CORES, progress=lines.append)
     later = lines[int(BEGUN * rounds) :]
     seconds = sum(line["seconds"] for line in later)
     waited = sum(line["seconds"] * line["waiting"] for line in later)

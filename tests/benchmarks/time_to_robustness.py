@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from ablation import changed, make_setup
+from generation import TWO_CORES
 from matplotlib.figure import Figure
 from rivals import RIVALS, InMemory, Rival
 from torch import Tensor, nn
@@ -29,7 +30,6 @@ from torch import Tensor, nn
 from cluster.session import session
 from pipeline.artifacts import provenance
 from pipeline.defend.loop import run_loop
-from pipeline.placement import LoopWorkers
 from pipeline.recipe import PRESETS, Recipe
 from stages import numerics
 from stages.data.datasets import ImageData, load_data
@@ -159,8 +159,7 @@ def on_ray(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trai
     def timed(setup: Setup) -> list[float]:
         """The clock at the start, after each round, and at the end."""
         times = [time.perf_counter()]
-        workers = LoopWorkers(generators=1, generator_cpus=1, generator_gpus=0, trainer_cpus=1, trainer_gpus=0)
-        run_loop(setup, workers, progress=lambda line: times.append(time.perf_counter()))
+        run_loop(setup, TWO_CORES, progress=lambda line: times.append(time.perf_counter()))
         return [*times, time.perf_counter()]
 
     with session(cpus=2):

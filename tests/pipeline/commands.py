@@ -1,6 +1,9 @@
 """The command at a size for tests, and what it leaves."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -56,6 +59,14 @@ def flags_of(settings: Mapping[str, object]) -> list[str]:
 def run_here(root: Path, *arguments: str) -> None:
     """The command in this process, on the session that is open: the same code, without a Ray and imports of its own."""
     assert main([*arguments, "--root", str(root)]) == 0
+
+
+def run_apart(program: Path, *arguments: object) -> list[str]:
+    """What a program of the tests prints, which starts a Ray of its own; it imports what they import."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_TOKEN": "0" * 64}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, str(program), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def results_of(root: Path, name: str = "digits-*") -> dict:

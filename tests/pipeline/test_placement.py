@@ -1,12 +1,10 @@
 """How a cluster is divided, and what is said where it cannot be."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from commands import run_apart
 
 from cluster.machines import Cluster, Machine
 from cluster.session import PlacementError
@@ -65,11 +63,7 @@ def test_a_trial_has_a_gpu_or_the_share_that_is_asked_for_and_none_on_cpus() -> 
 @pytest.mark.ray
 @pytest.mark.parametrize(("gpus", "generators"), [(1, {1: 1}), (4, {1: 3, 3: 1})])
 def test_ray_places_what_was_divided_whoever_comes_first(gpus, generators) -> None:
-    program = [sys.executable, str(Path(__file__).with_name("placed_on_gpus.py")), str(gpus), *map(str, generators)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_TOKEN": "0" * 64}
-    environment.pop("RAY_ADDRESS", None)
-    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines() == [
+    assert run_apart(Path(__file__).with_name("placed_on_gpus.py"), gpus, *generators) == [
         f"{count} generators, {trainers} train workers: placed" for trainers, count in generators.items()
     ]
 

@@ -40,12 +40,6 @@ def told(printed: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def kills(request: pytest.FixtureRequest) -> int:
-    """How often a search is killed."""
-    return int(request.config.getoption("--kills") or 1)
-
-
-@pytest.fixture(scope="module")
 def trials(kills: int) -> str:
     """So many that several are on their way whenever it is killed, where that is often."""
     return f"--trials={8 if kills > 1 else 2}"

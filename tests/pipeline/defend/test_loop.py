@@ -44,10 +44,6 @@ def run_on_ray(setup: Setup, generators: int = 1) -> int:
     return run_loop(setup, loop_workers(generators), progress=lambda line: None)
 
 
-def moments_of(request: pytest.FixtureRequest) -> int:
-    return int(request.config.getoption("--kills") or 1)
-
-
 def longer(setup: Setup, rounds: int, trainers: int) -> Setup:
     """The same loop of so many rounds, and train workers."""
     schedule, train = replace(setup.config.schedule, rounds=rounds), replace(setup.config.train, workers=trainers)
@@ -60,7 +56,7 @@ def process_of(worker: str) -> int:
 
 
 def train_workers() -> list[int]:
-    """The processes of this session's train workers."""
+    """The processes of the train workers that this process has below it."""
     found = []
     for each in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -110,7 +106,7 @@ def test_a_bucket_that_refuses_a_loop_in_the_middle_and_then_fails_now_and_then_
 
 
 def test_a_disk_that_gets_full_is_named_and_with_room_again_the_same_call_ends_in_the_same_weights(
-    request: pytest.FixtureRequest,
+    kills: int,
     ray_session: object,
     make_setup: Callable[..., Setup],
     undisturbed: dict[int, Setup],
@@ -119,7 +115,7 @@ def test_a_disk_that_gets_full_is_named_and_with_room_again_the_same_call_ends_i
 ) -> None:
     setup, chosen = make_setup(tmp_path), random.Random(4)
     written = sum(each.bytes for each in undisturbed[1].root.entries())
-    for room in sorted(int(chosen.uniform(0, 0.9) * written) for _ in range(moments_of(request))):
+    for room in sorted(int(chosen.uniform(0, 0.9) * written) for _ in range(kills)):
         full = replace(setup, root=SmallDisk(setup.root.root, room=room))
         assert conduct(lambda say, full=full: str(run_on_ray(full)), root=str(tmp_path)) == 1
         assert capsys.readouterr().err == (
@@ -173,7 +169,7 @@ def test_a_loop_goes_on_from_its_last_checkpoint_and_lost_shards_are_made_again_
 @pytest.mark.parametrize("trainers", [1, 2])
 def test_killed_workers_change_nothing(
     trainers: int,
-    request: pytest.FixtureRequest,
+    kills: int,
     ray_session: object,
     make_setup: Callable[..., Setup],
     undisturbed: dict[int, Setup],
@@ -181,7 +177,7 @@ def test_killed_workers_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two train workers are compared with two, whose sums of gradients are rounded in another way than one's."""
-    kills, chosen = moments_of(request), random.Random(0)
+    chosen = random.Random(0)
     either = ["generator", "train worker", "board"] if trainers == 1 or kills > 1 else []  # once, one worker is enough
     victims = [*either, *["other train worker"] * (trainers - 1)] * kills
     lost = victims.count("board")

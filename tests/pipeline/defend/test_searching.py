@@ -226,10 +226,9 @@ def test_trials_that_keep_dying_end_the_search_with_what_to_do(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_one_at_a_time_without_ray_and_two_at_once_that_are_killed_are_the_same_search(
-    request: pytest.FixtureRequest, undisturbed: tuple, make_setup: Callable[..., Setup], tmp_path: Path
+    kills: int, undisturbed: tuple, make_setup: Callable[..., Setup], tmp_path: Path
 ) -> None:
-    kills, recipe = int(request.config.getoption("--kills") or 1), recipe_of()
-    root, searched, _ = undisturbed
+    recipe, (root, searched, _) = recipe_of(), undisturbed
     if kills > 1:
         root, recipe = tmp_path / "undisturbed", recipe_of(8, ("train.learning-rate=3e-3..3e-2:log", SPACE[1]))
         with pytest.MonkeyPatch.context() as patch:

@@ -1,12 +1,10 @@
 """What the search tries: a function of the recipe, on the lattice, never the test data."""
 
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from commands import run_apart
 
 from pipeline.defend.trials import first_trials, next_trials
 from pipeline.recipe import PRESETS, Recipe, SearchConfig
@@ -111,11 +109,8 @@ def test_a_trial_cannot_see_test_images() -> None:
 def test_trials_get_the_share_of_a_gpu_that_is_asked_for_and_wait_or_are_refused_where_there_is_no_room(
     tmp_path: Path,
 ) -> None:
-    program = [sys.executable, str(Path(__file__).with_name("searched_on_gpus.py")), str(tmp_path), "0.5", "2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_TOKEN": "0" * 64}
-    environment.pop("RAY_ADDRESS", None)
-    ended = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
-    halves, doubles = [line for line in ended.stdout.splitlines() if "GPUs a trial: " in line]
+    printed = run_apart(Path(__file__).with_name("searched_on_gpus.py"), tmp_path, 0.5, 2)
+    halves, doubles = [line for line in printed if "GPUs a trial: " in line]
     assert halves == "0.5 GPUs a trial: 3 of 3 trials ended, 2 at once, on [0]"
     assert doubles.startswith(
         "2 GPUs a trial: refused, before a trial began: a trial needs 1 x (1 CPUs, 2 GPUs), but this machine has"
