@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def kills(request: pytest.FixtureRequest) -> int:
     """What --kills asks for."""
-    return request.config.getoption("--kills")
+    return int(request.config.getoption("--kills") or 1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
