@@ -63,10 +63,18 @@ def run_here(root: Path, *arguments: str) -> None:
 
 def run_apart(program: Path, *arguments: object) -> list[str]:
     """What a program of the tests prints, which starts a Ray of its own; it imports what they import."""
+    with started_apart(program, *arguments) as process:
+        printed, _ = process.communicate()
+    assert process.returncode == 0
+    return printed.splitlines()
+
+
+def started_apart(program: Path, *arguments: object) -> subprocess.Popen[str]:
+    """The process of such a program; its errors are printed among the test's own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "RAY_AUTH_TOKEN": "0" * 64}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, str(program), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def results_of(root: Path, name: str = "digits-*") -> dict:

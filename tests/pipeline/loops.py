@@ -68,6 +68,12 @@ def setups() -> Callable[..., Setup]:
     return make
 
 
+def longer(setup: Setup, rounds: int, trainers: int = 1) -> Setup:
+    """The same loop of so many rounds, and train workers."""
+    schedule, train = replace(setup.config.schedule, rounds=rounds), replace(setup.config.train, workers=trainers)
+    return replace(setup, config=replace(setup.config, schedule=schedule, train=train))
+
+
 def loop_workers(generators: int) -> LoopWorkers:
     return LoopWorkers(generators=generators, generator_cpus=0.5, generator_gpus=0, trainer_cpus=0.5, trainer_gpus=0)
 

@@ -8,12 +8,14 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
-from loops import ROUNDS, SmallDisk, loop_workers, published, shards_of, trained_lines
+from commands import started_apart
+from loops import ROUNDS, SmallDisk, longer, loop_workers, published, shards_of, trained_lines
 from s3_faults import FaultyS3
 
 from cluster import board
@@ -42,12 +44,6 @@ def same(setup: Setup, wanted: Setup) -> bool:
 
 def run_on_ray(setup: Setup, generators: int = 1) -> int:
     return run_loop(setup, loop_workers(generators), progress=lambda line: None)
-
-
-def longer(setup: Setup, rounds: int, trainers: int) -> Setup:
-    """The same loop of so many rounds, and train workers."""
-    schedule, train = replace(setup.config.schedule, rounds=rounds), replace(setup.config.train, workers=trainers)
-    return replace(setup, config=replace(setup.config, schedule=schedule, train=train))
 
 
 def process_of(worker: str) -> int:
@@ -223,3 +219,24 @@ def test_killed_workers_change_nothing(
     assert same(setup, wanted)
     assert len(boards) > lost
     assert kills > 1 or not ended
+
+
+def test_a_loop_whose_driver_is_killed_or_stopped_goes_on_with_the_same_command(
+    kills: int, ray_session: object, make_setup: Callable[..., Setup], tmp_path: Path
+) -> None:
+    chosen, ends = random.Random(5), [signal.SIGKILL, signal.SIGTERM] * kills
+    chosen.shuffle(ends)
+    rounds = ROUNDS * len(ends)
+    wanted, setup = (longer(make_setup(tmp_path / name), rounds) for name in ("wanted", "ended"))
+    run_serially(wanted)
+    for end in ends:
+        with started_apart(Path(__file__).with_name("ended_loops.py"), setup.root.root, rounds) as process:
+            lines = list(islice(process.stdout or (), chosen.randint(1, ROUNDS // 2)))
+            process.send_signal(end)
+            said, _ = process.communicate()
+        assert lines, "it ended before"
+        assert process.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[end]
+        assert ("the same command resumes" in said) == (end == signal.SIGTERM)
+        assert not setup.is_complete
+    run_on_ray(setup)
+    assert same(setup, wanted)
