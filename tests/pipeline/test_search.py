@@ -40,16 +40,16 @@ def told(printed: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trials(kills: int) -> str:
-    """So many that several are on their way whenever it is killed, where that is often."""
-    return f"--trials={8 if kills > 1 else 2}"
+def trials(kills: int) -> list[str]:
+    """How many, and for how long: where it is killed often, several are on their way whenever that is."""
+    return ["--trials=8", "--search.rounds=60", "--search.first-rounds=20"] if kills > 1 else ["--trials=2"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session: object, trials: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def undisturbed(ray_session: object, trials: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     root, printed = tmp_path_factory.mktemp("search"), io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main([*flags_of(SEARCH), "--root", str(root), trials, "--workers.trials=1"]) == 0
+        assert main([*flags_of(SEARCH), "--root", str(root), *trials, "--workers.trials=1"]) == 0
     return root, printed.getvalue()
 
 
@@ -75,16 +75,16 @@ def test_a_search_leaves_a_table_and_a_recipe_that_a_run_takes(undisturbed: tupl
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_whose_head_or_driver_dies_ends_the_same_elsewhere(
-    kills: int, trials: str, ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
+    kills: int, trials: list[str], ray_session: object, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     token = secrets.token_hex(32)
     flags = flags_of({name: value for name, value in SEARCH.items() if name != "workers.cpus"})
-    lines = range(1, len(told(undisturbed[1])))  # after each of which it can be killed
+    lines = range(1, len(told(undisturbed[1])) - 1)  # after each of which it can be killed
     for number, line in enumerate(random.Random(kills).sample(lines, kills)):
         root = tmp_path / f"root-{line}"
         with running_head(tmp_path / "log", token) as head:
             assert not is_open(f"{head.address}/api/jobs/")
-            with head.submitted(f"killed-{line}", "pipeline.search", *flags, "--root", str(root), trials) as job:
+            with head.submitted(f"killed-{line}", "pipeline.search", *flags, "--root", str(root), *trials) as job:
                 said = (each for each in job.stdout or () if told(each))
                 assert next(islice(said, line - 1, None), None), "it ended before"
                 if number % 2:
@@ -92,11 +92,11 @@ def test_a_search_whose_head_or_driver_dies_ends_the_same_elsewhere(
                 else:
                     head.kill()
         assert not list(root.glob("searches/*/best.json"))
-        main([*flags_of(SEARCH), "--root", str(root), trials])
+        main([*flags_of(SEARCH), "--root", str(root), *trials])
         assert table_of(root) == table_of(undisturbed[0])
         noted = json.loads(next(root.glob("searches/*/search.json")).read_text())
         assert noted["finished"]
-        assert len(noted["trials"]) == int(trials.partition("=")[2])
+        assert len(noted["trials"]) == int(trials[0].partition("=")[2])
 
 
 @pytest.mark.parametrize(
