@@ -66,7 +66,7 @@ def speeds(preset: str) -> dict[str, object]:
                     units = []
                     for round_number in range(number, number + len(setup.schedule.cohorts)):
                         units += setup.units.of(round_number, version.fingerprint, previous)
-                    for _, (row, _) in pool.map("generate", units, payload=lambda unit: (unit, refs)):
+                    for _, (row, *_) in pool.map("generate", units, payload=lambda unit: (unit, refs)):
                         steps += row.n * row.k
                     previous = {unit.cohort: unit.fingerprint for unit in units}
                 ray.append(steps / (time.perf_counter() - began))
