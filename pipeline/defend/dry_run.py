@@ -172,7 +172,8 @@ def _timed(setup: Setup, sizes: tuple[int, int]) -> tuple[float, float]:
     (images, labels, rows), (clean, truth, _) = (_first(setup, size) for size in sizes)
     start = draw_start(process, 0, rows, tuple(images.shape[1:])).to(setup.device)
     pixels = process.lattice.to_float(process.lattice.from_bytes(clean))
-    batch = TrainingBatch(states=pixels, clean=pixels, labels=truth, t=torch.full_like(truth, process.steps))
+    t = torch.full_like(truth, process.steps)
+    batch = TrainingBatch(states=pixels, clean=pixels, labels=truth, t=t, starts=pixels)
     with process.applied():
         robust = setup.build_faster(process)
         step = _time(lambda: attack(robust, images, labels, process, start, process.times(1)).success.cpu())

@@ -1,7 +1,7 @@
 """The objective (paper, Alg. 3, line 6): reconstruct the clean image, and classify what was restored.
 
 >>> ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0)  # the paper's
-ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0, norm='l1')
+ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0, consistency=0.0, norm='l1')
 """
 
 from dataclasses import dataclass
@@ -25,17 +25,29 @@ class ObjectiveConfig:
     kl: float = 0.0
     """Weight of KL(clean prediction || adversarial prediction), TRADES' alternative to the paper's terms; the
     clean prediction is the robust classifier's own, and the gradient flows through both."""
+    consistency: float = 0.0
+    """Weight of the squared distance between the logits on the state that is trained on and on the one in which its
+    visit began, as in FGSM-PGI (Jia et al. 2022); the gradient flows through both."""
     norm: Literal["l1", "l2"] = "l1"
     """Distance of the reconstruction: mean absolute (App. D) or mean squared error (Eq. 8)."""
 
     def __post_init__(self) -> None:
         check_settings(self, "objective")
-        weights = {"reconstruction": self.reconstruction, "cross_entropy": self.cross_entropy, "kl": self.kl}
-        for name, weight in weights.items():
+        for name, weight in self.weights.items():
             if not weight >= 0:
                 raise ValueError(f"objective.{name} is {weight:g}; weights must be at least 0")
         if self.cross_entropy == self.kl == self.reconstruction == 0:
             raise ValueError("every weight of the objective is 0, so nothing would be learnt: set one of them")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term."""
+        return {
+            "cross_entropy": self.cross_entropy,
+            "reconstruction": self.reconstruction,
+            "kl": self.kl,
+            "consistency": self.consistency,
+        }
 
 
 def objective(
@@ -46,10 +58,12 @@ def objective(
     logits: Float[Tensor, "batch class"],
     labels: Int64[Tensor, " batch"],
     clean_logits: Float[Tensor, "batch class"] | None = None,
+    start_logits: Float[Tensor, "batch class"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The loss of Alg. 3 on restored states, and its terms without weights.
 
-    ``clean_logits``, the robust classifier's on the clean images, are needed where ``config.kl`` is not 0.
+    ``clean_logits``, the robust classifier's on the clean images, are needed where ``config.kl`` is not 0, and
+    ``start_logits``, those on the states in which the visits began, where ``config.consistency`` is not.
     """
     terms = {"cross_entropy": functional.cross_entropy(logits, labels)}
     if config.reconstruction:
@@ -64,10 +78,9 @@ def objective(
             reduction="batchmean",
             log_target=True,
         )
-    weights = {
-        "cross_entropy": config.cross_entropy,
-        "reconstruction": config.reconstruction,
-        "kl": config.kl,
-    }
-    total = sum((weights[name] * term for name, term in terms.items()), logits.new_zeros(()))
+    if config.consistency:
+        if start_logits is None:
+            raise ValueError("the objective has a consistency term and needs start_logits, those of the visits' starts")
+        terms["consistency"] = functional.mse_loss(logits, start_logits)
+    total = sum((config.weights[name] * term for name, term in terms.items()), logits.new_zeros(()))
     return total, {name: term.detach() for name, term in terms.items()}

@@ -9,7 +9,7 @@ from stages.report import charts, words
 from stages.report.contents import Contents, LineageEntry
 from stages.report.document import Block, Bullets, Chart, Fold, Grid
 
-LOSSES = ("loss", "cross_entropy", "reconstruction", "kl")
+LOSSES = ("loss", "cross_entropy", "reconstruction", "kl", "consistency")
 SHARES = {"attack_success": "attacks that succeed", "zero_gradients": "zero gradients", "waiting": "time waiting"}
 FINGERPRINTS = 3  # of artifacts of one kind that are shown; report.json has all
 

@@ -72,12 +72,14 @@ def _train_on(setup: Setup, states: States, progress: Callable[[str], None]) -> 
         chosen = randomness.integers(0, len(train), batch, "ablation", config.seed, update)
         t = torch.from_numpy(randomness.integers(1, config.attack.steps + 1, batch, "t", config.seed, update))
         examples = _examples(setup, chosen, update)
+        clean = lattice.to_float(lattice.from_bytes(examples.images))
         learner.update(
             TrainingBatch(
                 states=lattice.to_float(states(examples, t.to(setup.device), update)),
-                clean=lattice.to_float(lattice.from_bytes(examples.images)),
+                clean=clean,
                 labels=examples.labels,
                 t=t.to(setup.device),
+                starts=clean,
             )
         )
         progress(f"update {update + 1} of {setup.schedule.updates}")

@@ -123,7 +123,10 @@ class Learner:
             t = batch.t if self.config.conditioning == "state" else torch.full_like(batch.t, self.robust.steps)
             restored = self.robust.restore(batch.states, t)
             logits = self.robust.classify(restored).float()
-            clean_logits = self._clean_logits(batch) if self.config.objective.kl else None
+            clean_logits = self._deployed_logits(batch.clean) if self.config.objective.kl else None
+            start_logits = None
+            if self.config.objective.consistency and batch.starts is not None:
+                start_logits = self._deployed_logits(batch.starts)
         loss, terms = objective(
             self.config.objective,
             restored=restored.float(),
@@ -131,6 +134,7 @@ class Learner:
             logits=logits,
             labels=batch.labels,
             clean_logits=clean_logits,
+            start_logits=start_logits,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -195,9 +199,10 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates, self.average = state["updates"], state["average"]
 
-    def _clean_logits(self, batch: TrainingBatch) -> Tensor:
-        deployed = torch.full_like(batch.t, self.robust.steps)
-        return self.robust.classify(self.robust.restore(batch.clean, deployed)).float()
+    def _deployed_logits(self, states: Tensor) -> Tensor:
+        """As the robust classifier answers."""
+        deployed = torch.full((len(states),), self.robust.steps, device=states.device)
+        return self.robust.classify(self.robust.restore(states, deployed)).float()
 
     @contextmanager
     def _training_mode(self, device: torch.device) -> Iterator[None]:

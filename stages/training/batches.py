@@ -22,23 +22,33 @@ class TrainingBatch:
     clean: Float[Tensor, "batch channel height width"]
     labels: Int64[Tensor, " batch"]
     t: Int64[Tensor, " batch"]
+    starts: Float[Tensor, "batch channel height width"] | None = None
+    """The states in which the visits began, for an objective that asks for them."""
 
 
 class RoundExamples:
-    """One state of each segment of a round, in the order of its units, on a device."""
+    """One state of each segment of a round, in the order of its units, on a device.
 
-    def __init__(self, parts: list[Segments], batches: list[Batch], split: Split, device: str = "cpu") -> None:
+    ``starts``: with the state in which its visit began.
+    """
+
+    def __init__(
+        self, parts: list[Segments], batches: list[Batch], split: Split, device: str = "cpu", *, starts: bool = False
+    ) -> None:
         self.lattice = parts[0].process.lattice
         states = np.empty(sum(map(len, parts)), np.int64)
         for batch in batches:
             states[batch.places] = batch.states
-        first, decoded = 0, []
+        first, decoded, begun = 0, [], []
         for part in parts:
             decoded.append(_decode(part, split, torch.from_numpy(states[first : first + len(part)])))
+            if starts:
+                begun.append(part.states_at(decoded[-1][1], torch.zeros(len(part), dtype=torch.long)))
             first += len(part)
         self.levels, self.clean, self.labels, self.t = (
             torch.cat(column).to(device) for column in zip(*decoded, strict=True)
         )
+        self.starts = torch.cat(begun).to(device) if begun else None
 
     def batches(self, batches: list[Batch]) -> Iterator[TrainingBatch]:
         """The examples of batches of the schedule, whose places go to the device in one piece."""
@@ -49,6 +59,7 @@ class RoundExamples:
                 clean=self.lattice.to_float(self.clean.index_select(0, part)),
                 labels=self.labels.index_select(0, part),
                 t=self.t.index_select(0, part),
+                starts=None if self.starts is None else self.lattice.to_float(self.starts.index_select(0, part)),
             )
 
 

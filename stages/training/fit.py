@@ -160,6 +160,7 @@ def attacked(
         clean=process.lattice.to_float(process.lattice.from_bytes(images)),
         labels=labels,
         t=t,
+        starts=process.lattice.to_float(trajectory.levels[0]),
     )
 
 

@@ -44,7 +44,8 @@ class Round:
     def of(setup: Setup, number: int, shards: list[Shard]) -> "Round":
         """A round from its shards in memory."""
         parts, batches = [shard.segments for shard in shards], setup.schedule.batches(number)
-        examples = RoundExamples(parts, batches, setup.train, setup.device)
+        consistent = bool(setup.config.train.objective.consistency)
+        examples = RoundExamples(parts, batches, setup.train, setup.device, starts=consistent)
         return Round(rows=[shard.row for shard in shards], examples=examples)
 
 

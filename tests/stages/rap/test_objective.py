@@ -60,11 +60,31 @@ def test_kl_without_the_clean_prediction_is_refused():
         value(ObjectiveConfig(kl=1.0))
 
 
+def test_consistency_is_the_mean_squared_distance_of_the_logits_and_its_gradient_flows_through_both():
+    here, before = LOGITS.clone().requires_grad_(), torch.ones(2, 2).requires_grad_()
+    config = ObjectiveConfig(reconstruction=0.0, cross_entropy=0.0, consistency=4.0, kl=1e-9)
+    others = {"clean_logits": LOGITS, "start_logits": before}
+    total, terms = objective(config, restored=RESTORED, clean=CLEAN, logits=here, labels=LABELS, **others)
+    assert terms["consistency"].item() == pytest.approx((3 + (math.log(3.0) - 1) ** 2) / 4)
+    assert total.item() == pytest.approx(4 * terms["consistency"].item())
+    total.backward()
+    assert before.grad is not None
+    assert torch.allclose(before.grad, 2 * (1 - LOGITS))
+    assert here.grad is not None
+    assert torch.allclose(here.grad, -before.grad, atol=1e-6)
+
+
+def test_consistency_without_the_starts_predictions_is_refused():
+    with pytest.raises(ValueError, match="needs start_logits"):
+        value(ObjectiveConfig(consistency=1.0))
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
         ({"reconstruction": -1.0}, r"objective\.reconstruction is -1; weights must be at least 0"),
         ({"kl": float("nan")}, r"objective\.kl is nan"),
+        ({"consistency": -2.0}, r"objective\.consistency is -2"),
         ({"reconstruction": 0.0, "cross_entropy": 0.0}, "nothing would be learnt"),
     ],
 )

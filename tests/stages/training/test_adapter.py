@@ -152,6 +152,18 @@ def test_the_kl_term_compares_with_the_clean_images_and_is_weighted():
     assert figures["loss"] == pytest.approx(figures["cross_entropy"] + 2 * figures["kl"], rel=1e-5)
 
 
+def test_the_consistency_term_compares_with_the_starts_of_the_visits_and_is_weighted():
+    batch = batch_of(0)
+    same_twice = replace(batch, states=batch.starts)
+    config = replace(TRAIN, objective=ObjectiveConfig(reconstruction=0.0, consistency=2.0))
+    assert updated(learner_of(config), same_twice)["consistency"] == pytest.approx(0, abs=1e-9)
+    figures = updated(learner_of(config), batch)
+    assert figures["consistency"] > 1e-6
+    assert figures["loss"] == pytest.approx(figures["cross_entropy"] + 2 * figures["consistency"], rel=1e-5)
+    with pytest.raises(ValueError, match="needs start_logits"):
+        learner_of(config).update(replace(batch, starts=None))
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_an_update_waits_for_nothing(config, waiting):
     learner, batch = learner_of(config), batch_of(0)

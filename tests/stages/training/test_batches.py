@@ -25,7 +25,8 @@ def test_batches_hold_the_states_that_were_stored(norm, augmented, tmp_path):
     assert any((part.taken > 0).any() for part in parts)
     order = np.random.default_rng(0).permutation(sum(map(len, parts)))
     batches = [Batch(places=part, states=np.arange(len(part)) % 3) for part in np.array_split(order, 3)]
-    examples = RoundExamples(parts, batches, setup.train)
+    examples = RoundExamples(parts, batches, setup.train, starts=True)
+    assert all(batch.starts is None for batch in RoundExamples(parts, batches, setup.train).batches(batches))
     lattice, seen = setup.config.attack.lattice, 0
     for batch, made in zip(batches, examples.batches(batches), strict=True):
         for each, (place, state) in enumerate(zip(batch.places, batch.states, strict=True)):
@@ -39,6 +40,8 @@ def test_batches_hold_the_states_that_were_stored(norm, augmented, tmp_path):
             states = part.states(torch.cat([clean] * len(part)))[:, row]
             wanted = clean[0] if state == 0 else states[state]
             assert torch.equal(made.states[each], lattice.to_float(wanted))
+            assert made.starts is not None
+            assert torch.equal(made.starts[each], lattice.to_float(states[0]))
             assert torch.equal(made.clean[each], lattice.to_float(clean)[0])
             assert made.labels[each] == DATA.train.labels[position]
             assert made.t[each] == (0 if state == 0 else part.taken[row] + state)

@@ -32,7 +32,7 @@ def batch_of(number: int, size: int = 16) -> TrainingBatch:
     clean = IMAGES[chosen]
     states = (clean + 0.2 * torch.randn(clean.shape, generator=generator).sign()).clamp(0, 1)
     t = torch.randint(1, 5, (size,), generator=generator)
-    return TrainingBatch(states=states, clean=clean, labels=LABELS[chosen], t=t)
+    return TrainingBatch(states=states, clean=clean, labels=LABELS[chosen], t=t, starts=(states + clean) / 2)
 
 
 def trained(learner: Learner, numbers: range) -> list[dict[str, float]]:
@@ -63,5 +63,6 @@ CONFIGS = {
     "classifier": replace(TRAIN, what="classifier"),
     "both with average": replace(TRAIN, what="both", ema=0.9),
     "KL": replace(TRAIN, objective=ObjectiveConfig(kl=3.0)),
+    "consistency": replace(TRAIN, objective=ObjectiveConfig(consistency=3.0)),
     "bfloat16": replace(TRAIN, precision="bfloat16"),
 }
