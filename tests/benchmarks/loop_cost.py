@@ -117,16 +117,18 @@ def bare_loop(setup: Setup) -> Callable[[], None]:
         again = randomness.uniform(len(chosen), 0, "restart", number) < setup.config.schedule.restart
         restarted = chosen[torch.from_numpy(again)]
         kept[restarted] = draw_start(process, number, rows[restarted.numpy()], tuple(images.shape[1:]))
-        levels = attack(learner.robust, images[chosen], labels[chosen], process, kept[chosen], process.times(1)).levels[
-            -1
-        ]
+        begun, levels = attack(
+            learner.robust, images[chosen], labels[chosen], process, kept[chosen], process.times(1)
+        ).levels
         clean = lattice.from_bytes(images[chosen])
         kept[chosen] = levels - clean
         for batch in schedule.batches(number):
             places = torch.from_numpy(batch.places)
             of = labels[chosen[places]]
-            states, images_of = lattice.to_float(levels[places]), lattice.to_float(clean[places])
-            learner.update(TrainingBatch(states=states, clean=images_of, labels=of, t=torch.ones_like(of)))
+            states, starts, images_of = (lattice.to_float(each[places]) for each in (levels, begun, clean))
+            learner.update(
+                TrainingBatch(states=states, clean=images_of, labels=of, t=torch.ones_like(of), starts=starts)
+            )
         number += 1
 
     return visit_next

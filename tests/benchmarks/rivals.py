@@ -80,7 +80,13 @@ class InMemory:
             project=rival.projection,
             conditioning=conditioning,
         )
-        train = replace(config.train, learning_rate=rival.learning_rate, ema=rival.ema, conditioning=conditioning)
+        train = replace(
+            config.train,
+            learning_rate=rival.learning_rate,
+            ema=rival.ema,
+            conditioning=conditioning,
+            objective=replace(config.train.objective, consistency=0.0),  # FGSM-PGI's update has its own
+        )
         kind = Consistent if rival.consistency else Learner
         self.learner = kind(setup.build_faster(train), train, total_updates=updates, seed=config.seed)
         self.images, self.labels = torch.from_numpy(setup.train.images), torch.from_numpy(setup.train.labels)
