@@ -40,6 +40,11 @@ class ObjectiveConfig:
             raise ValueError("every weight of the objective is 0, so nothing would be learnt: set one of them")
 
     @property
+    def needs_starts(self) -> bool:
+        """Whether the states in which visits began enter the loss."""
+        return self.consistency > 0
+
+    @property
     def weights(self) -> dict[str, float]:
         """The weight of each term."""
         return {

@@ -125,7 +125,7 @@ class Learner:
             logits = self.robust.classify(restored).float()
             clean_logits = self._deployed_logits(batch.clean) if self.config.objective.kl else None
             start_logits = None
-            if self.config.objective.consistency and batch.starts is not None:
+            if self.config.objective.needs_starts and batch.starts is not None:
                 start_logits = self._deployed_logits(batch.starts)
         loss, terms = objective(
             self.config.objective,

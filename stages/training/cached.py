@@ -71,8 +71,8 @@ def train_on_cache(
                     Batch(places=order[first : first + batch], states=states[first : first + batch])
                     for first in range(0, len(part), batch)
                 ]
-                consistent = bool(config.train.objective.consistency)
-                examples = RoundExamples([part], batches, setup.train, setup.device, starts=consistent)
+                starts = config.train.objective.needs_starts
+                examples = RoundExamples([part], batches, setup.train, setup.device, starts=starts)
                 with within_memory("schedule.batch", batch):
                     for each in examples.batches(batches):
                         learner.update(each)

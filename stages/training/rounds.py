@@ -44,8 +44,8 @@ class Round:
     def of(setup: Setup, number: int, shards: list[Shard]) -> "Round":
         """A round from its shards in memory."""
         parts, batches = [shard.segments for shard in shards], setup.schedule.batches(number)
-        consistent = bool(setup.config.train.objective.consistency)
-        examples = RoundExamples(parts, batches, setup.train, setup.device, starts=consistent)
+        starts = setup.config.train.objective.needs_starts
+        examples = RoundExamples(parts, batches, setup.train, setup.device, starts=starts)
         return Round(rows=[shard.row for shard in shards], examples=examples)
 
 
