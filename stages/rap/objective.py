@@ -1,10 +1,12 @@
 """The objective (paper, Alg. 3, line 6): reconstruct the clean image, and classify what was restored.
 
 >>> ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0)  # the paper's
-ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0, consistency=0.0, norm='l1')
+ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0, consistency=0.0, consistency_ramp=0.0, norm='l1')
+>>> ObjectiveConfig(consistency=4.0, consistency_ramp=0.5).at(0.25).consistency
+2.0
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jaxtyping import Float, Int64
@@ -28,6 +30,8 @@ class ObjectiveConfig:
     consistency: float = 0.0
     """Weight of the squared distance between the logits on the state that is trained on and on the one in which its
     visit began, as in FGSM-PGI (Jia et al. 2022); the gradient flows through both."""
+    consistency_ramp: float = 0.0
+    """Share of the updates over which that weight rises evenly from 0; 0: all of it from the first."""
     norm: Literal["l1", "l2"] = "l1"
     """Distance of the reconstruction: mean absolute (App. D) or mean squared error (Eq. 8)."""
 
@@ -36,6 +40,8 @@ class ObjectiveConfig:
         for name, weight in self.weights.items():
             if not weight >= 0:
                 raise ValueError(f"objective.{name} is {weight:g}; weights must be at least 0")
+        if not 0 <= self.consistency_ramp <= 1:
+            raise ValueError(f"objective.consistency_ramp is {self.consistency_ramp:g}; it is a share in [0, 1]")
         if self.cross_entropy == self.kl == self.reconstruction == 0:
             raise ValueError("every weight of the objective is 0, so nothing would be learnt: set one of them")
 
@@ -43,6 +49,12 @@ class ObjectiveConfig:
     def needs_starts(self) -> bool:
         """Whether the states in which visits began enter the loss."""
         return self.consistency > 0
+
+    def at(self, done: float) -> "ObjectiveConfig":
+        """The objective of an update before which a share ``done`` of all updates was made, and its own."""
+        if done >= self.consistency_ramp:
+            return self
+        return replace(self, consistency=self.consistency * done / self.consistency_ramp, consistency_ramp=0.0)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -128,7 +128,7 @@ class Learner:
             if self.config.objective.needs_starts and batch.starts is not None:
                 start_logits = self._deployed_logits(batch.starts)
         loss, terms = objective(
-            self.config.objective,
+            self.objective(),
             restored=restored.float(),
             clean=batch.clean,
             logits=logits,
@@ -183,6 +183,10 @@ class Learner:
         warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
         done = min(1.0, self.updates / max(1, self.total_updates))
         return self.config.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * done))))
+
+    def objective(self) -> ObjectiveConfig:
+        """The objective of the next update."""
+        return self.config.objective.at((self.updates + 1) / max(1, self.total_updates))
 
     def state(self) -> dict[str, object]:
         """All that the next update depends on."""

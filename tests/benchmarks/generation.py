@@ -34,6 +34,7 @@ from stages.training.versions import Version
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 REPEATS = 7
 UNITS = 24  # in a set
+COHORTS = {"digits": 8, "mnist": 24}  # all that digits has; with 24, a set is a single map over the pool
 ROUNDS = {"digits": 60, "mnist": 40}  # of the loop
 TWO_CORES = LoopWorkers(generators=1, generator_cpus=1, generator_gpus=0, trainer_cpus=1, trainer_gpus=0)
 BEGUN = 0.25  # share of them that is left out: processes start, and nobody has a parent
@@ -54,7 +55,7 @@ def speeds(preset: str) -> dict[str, object]:
     """Attack steps a second on Ray and bare, and their ratio."""
     rounds = (REPEATS + 1) * UNITS
     with tempfile.TemporaryDirectory() as root:
-        setup = setup_of(preset, rounds, root)
+        setup = setup_of(preset, rounds, root, cohorts=COHORTS[preset])
         version = Version.of(0, setup.learner().weights())
         arrays = put({name: value.numpy() for name, value in version.weights.items()})
         refs, previous, ray, bare = (put(setup), arrays), {}, [], []

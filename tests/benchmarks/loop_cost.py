@@ -80,8 +80,8 @@ def measure(preset: str, rounds: int) -> dict[str, object]:
     return result
 
 
-def setup_of(preset: str, rounds: int, root: str) -> Setup:
-    """The preset's loop, one cohort a round, around a classifier with its first weights."""
+def setup_of(preset: str, rounds: int, root: str, *, cohorts: int = 8) -> Setup:
+    """The preset's loop on a few cohorts, one a round, around a classifier with its first weights."""
     recipe = PRESETS[preset]()
     data = load_data(recipe.data)
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def setup_of(preset: str, rounds: int, root: str) -> Setup:
     judge = replace(config.judge, images=1, every=rounds)
     return Setup(
         config=replace(config, schedule=schedule, judge=judge),
-        train=data.train.take(np.arange(8 * config.schedule.cohort_images)),  # a few epochs in little time
+        train=data.train.take(np.arange(cohorts * config.schedule.cohort_images)),  # a few epochs in little time
         holdout=data.holdout,
         classifier=classifier.eval().requires_grad_(False),
         classifier_fingerprint="benchmark",

@@ -49,6 +49,8 @@ class Rival:
     """Updates on a batch whose own backward pass moves the perturbation (Free)."""
     consistency: float = 0.0
     """Weight of the squared distance between the logits before and after the step."""
+    consistency_ramp: float = 0.0
+    """Share of the updates over which that weight rises from 0."""
 
 
 RIVALS = {  # learning rate and batch are the best of two to six on the hold-out: results/tuning-digits.json
@@ -85,7 +87,9 @@ class InMemory:
             learning_rate=rival.learning_rate,
             ema=rival.ema,
             conditioning=conditioning,
-            objective=replace(config.train.objective, consistency=rival.consistency),
+            objective=replace(
+                config.train.objective, consistency=rival.consistency, consistency_ramp=rival.consistency_ramp
+            ),
         )
         kind = Consistent if rival.consistency else Learner
         self.learner = kind(setup.build_faster(train), train, total_updates=updates, seed=config.seed)
@@ -224,7 +228,7 @@ class Consistent(Learner):
         restored = self.robust.restore(batch.states, torch.full_like(batch.t, self.robust.steps))
         logits = self.robust.classify(restored).float()
         loss, terms = objective(
-            self.config.objective,
+            self.objective(),
             restored=restored,
             clean=batch.clean,
             logits=logits,

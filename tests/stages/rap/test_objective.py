@@ -74,6 +74,13 @@ def test_consistency_is_the_mean_squared_distance_of_the_logits_and_its_gradient
     assert torch.allclose(here.grad, -before.grad, atol=1e-6)
 
 
+def test_the_weight_of_consistency_rises_over_its_share_of_the_updates_and_stays():
+    config = ObjectiveConfig(consistency=4.0, consistency_ramp=0.5, kl=2.0)
+    assert [config.at(done).consistency for done in (0.0, 0.125, 0.25, 0.5, 1.0)] == [0.0, 1.0, 2.0, 4.0, 4.0]
+    assert config.at(0.125).kl == 2.0
+    assert ObjectiveConfig(consistency=4.0).at(0.0).consistency == 4.0
+
+
 def test_consistency_without_the_starts_predictions_is_refused():
     with pytest.raises(ValueError, match="needs start_logits"):
         value(ObjectiveConfig(consistency=1.0))
@@ -85,6 +92,7 @@ def test_consistency_without_the_starts_predictions_is_refused():
         ({"reconstruction": -1.0}, r"objective\.reconstruction is -1; weights must be at least 0"),
         ({"kl": float("nan")}, r"objective\.kl is nan"),
         ({"consistency": -2.0}, r"objective\.consistency is -2"),
+        ({"consistency_ramp": 1.5}, r"objective\.consistency_ramp is 1\.5; it is a share in \[0, 1\]"),
         ({"reconstruction": 0.0, "cross_entropy": 0.0}, "nothing would be learnt"),
     ],
 )

@@ -164,6 +164,18 @@ def test_the_consistency_term_compares_with_the_starts_of_the_visits_and_is_weig
         learner_of(config).update(replace(batch, starts=None))
 
 
+def test_the_weight_of_the_consistency_term_follows_the_updates():
+    config = replace(TRAIN, objective=ObjectiveConfig(reconstruction=0.0, consistency=2.0, consistency_ramp=0.5))
+    learner, batch = learner_of(config), batch_of(0)
+    for update in range(1, learner.total_updates + 1):
+        figures = updated(learner, batch)
+        weight = 2 * min(1.0, update / (0.5 * learner.total_updates))
+        assert figures["loss"] == pytest.approx(
+            figures["cross_entropy"] + weight * figures["consistency"], rel=1e-5, abs=1e-6
+        )
+    assert learner.total_updates > 2
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_an_update_waits_for_nothing(config, waiting):
     learner, batch = learner_of(config), batch_of(0)
