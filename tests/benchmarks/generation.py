@@ -12,8 +12,12 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +34,7 @@ from stages.rap.attack import attack
 from stages.rap.norms import draw_start
 from stages.training.setup import Setup
 from stages.training.versions import Version
+from stages.trajectories.generate import Unit
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 REPEATS = 7
@@ -52,33 +57,54 @@ def main() -> None:
 
 
 def speeds(preset: str) -> dict[str, object]:
-    """Attack steps a second on Ray and bare, and their ratio."""
+    """Attack steps a second on Ray and bare, their ratio, and what of the difference is a busy second core's."""
     rounds = (REPEATS + 1) * UNITS
     with tempfile.TemporaryDirectory() as root:
         setup = setup_of(preset, rounds, root, cohorts=COHORTS[preset])
         version = Version.of(0, setup.learner().weights())
         arrays = put({name: value.numpy() for name, value in version.weights.items()})
-        refs, previous, ray, bare = (put(setup), arrays), {}, [], []
+        refs, previous, cohorts = (put(setup), arrays), {}, COHORTS[preset]
+        ray, attacking, bare, beside = [], [], [], []
         pool = Pool(GeneratorWorker, size=1, cpus=1, max_in_flight=AT_ONCE, concurrency=AT_ONCE, name="generators")
         with pool:
             for turn in range(REPEATS + 1):
-                began, steps = time.perf_counter(), 0
-                for number in range(turn * UNITS, (turn + 1) * UNITS, len(setup.schedule.cohorts)):
-                    units = []
-                    for round_number in range(number, number + len(setup.schedule.cohorts)):
-                        units += setup.units.of(round_number, version.fingerprint, previous)
-                    for _, (row, *_) in pool.map("generate", units, payload=lambda unit: (unit, refs)):
-                        steps += row.n * row.k
-                    previous = {unit.cohort: unit.fingerprint for unit in units}
-                ray.append(steps / (time.perf_counter() - began))
+                began, rows = time.perf_counter(), []
+                for first in range(turn * UNITS, (turn + 1) * UNITS, cohorts):  # an epoch: no unit is another's parent
+                    units = units_of(setup, range(first, first + cohorts), version, dict(previous))
+                    for unit, (row, *_) in pool.map("generate", units, payload=lambda unit: (unit, refs)):
+                        rows.append(row)
+                        previous[unit.cohort] = unit.fingerprint
+                seconds = time.perf_counter() - began
+                ray.append(sum(row.n * row.k for row in rows) / seconds)
+                attacking.append(sum(row.seconds for row in rows) / seconds)
                 bare.append(bare_speed(setup, turn))
+                with other_core_busy():
+                    beside.append(bare_speed(setup, turn))
     ratios = [one / other for one, other in zip(ray[1:], bare[1:], strict=True)]
+    shares = [one / other for one, other in zip(beside[1:], bare[1:], strict=True)]
     return {
         "steps a second, bare": round(statistics.median(bare[1:])),
         "steps a second, on Ray": round(statistics.median(ray[1:])),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(each, 3) for each in ratios],
+        "attacking, share of the generator's time": round(statistics.median(attacking[1:]), 3),
+        "bare beside a busy core, ratio": round(statistics.median(shares), 3),
     }
+
+
+def units_of(setup: Setup, rounds: range, version: Version, previous: dict[int, str]) -> Iterator[Unit]:
+    for number in rounds:
+        yield from setup.units.of(number, version.fingerprint, previous)
+
+
+@contextmanager
+def other_core_busy() -> Iterator[None]:
+    """Another process computes meanwhile: what that alone takes from a core that shares caches and more with it."""
+    with subprocess.Popen([sys.executable, "-c", "while True: sum(range(100_000))"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def bare_speed(setup: Setup, turn: int) -> float:
