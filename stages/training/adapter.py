@@ -120,21 +120,22 @@ class Learner:
             group["lr"] = self.learning_rate()
         device = batch.states.device
         with self._training_mode(device), self.config.autocast(device):
-            t = batch.t if self.config.conditioning == "state" else torch.full_like(batch.t, self.robust.steps)
-            restored = self.robust.restore(batch.states, t)
+            deployed = torch.full_like(batch.t, self.robust.steps)
+            states, t = batch.states, batch.t if self.config.conditioning == "state" else deployed
+            if self.config.objective.needs_starts and batch.starts is not None:  # one pass of both is cheaper than two
+                states, t = torch.cat([states, batch.starts]), torch.cat([t, deployed])
+            restored = self.robust.restore(states, t)
             logits = self.robust.classify(restored).float()
             clean_logits = self._deployed_logits(batch.clean) if self.config.objective.kl else None
-            start_logits = None
-            if self.config.objective.needs_starts and batch.starts is not None:
-                start_logits = self._deployed_logits(batch.starts)
+        count = len(batch.states)
         loss, terms = objective(
             self.objective(),
-            restored=restored.float(),
+            restored=restored[:count].float(),
             clean=batch.clean,
-            logits=logits,
+            logits=logits[:count],
             labels=batch.labels,
             clean_logits=clean_logits,
-            start_logits=start_logits,
+            start_logits=logits[count:] if len(logits) > count else None,
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
