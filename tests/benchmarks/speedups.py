@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from stages.nets.faster import faster_classifier
 from stages.nets.resnet import ResNet18
-from stages.nets.unet import GroupNorm, SelfAttention
+from stages.nets.unet import UNET_SIZES, GroupNorm, SelfAttention, UNet
 
 RESULTS = Path(__file__).parent / "results" / "speedups.json"
 Ways = tuple[Callable[[], object], Callable[[], object]]
@@ -121,6 +121,21 @@ def moving_average() -> Ways:
     return plain, lambda: torch._foreach_lerp_(other, weights, 0.001)  # pyright: ignore[reportPrivateImportUsage]
 
 
+def one_pass() -> Ways:
+    """The gradients of an adapter from 32 states of digits and their starts, in two passes and in one."""
+    adapter, t = UNet(UNET_SIZES["flat"], 1), torch.full((32,), 10)
+    states, starts = torch.rand(2, 32, 1, 8, 8)
+
+    def plain() -> None:
+        (adapter(states, t) - adapter(starts, t)).square().mean().backward()
+
+    def faster() -> None:
+        after, before = adapter(torch.cat([states, starts]), torch.cat([t, t])).split(32)
+        (after - before).square().mean().backward()
+
+    return plain, faster
+
+
 def resnet() -> nn.Module:
     """The narrow ResNet-18, for one core."""
     return ResNet18(3, 10, mean=(0.5,) * 3, std=(0.25,) * 3, width=8).eval().requires_grad_(False)
@@ -139,6 +154,7 @@ CASES: dict[str, Callable[[], Ways]] = {
     "attention by the fused kernel": attention,
     "fused AdamW": optimizer,
     "the moving average of all weights together": moving_average,
+    "states and their starts in one pass": one_pass,
 }
 
 if __name__ == "__main__":
