@@ -113,7 +113,8 @@ def test_the_headline_of_a_linear_model_is_the_exact_robust_accuracy():
 
 
 def test_an_adversarially_trained_network_fails_no_check():
-    examination = run_checks(digits(model=adversarially_trained(), undefended=undefended()), SIZE)
+    size = replace(SIZE, restarts=CheckSize().restarts)  # with 2, PGD misses images that another backward pass finds
+    examination = run_checks(digits(model=adversarially_trained(), undefended=undefended()), size)
     verdicts = {check.number: check.verdict for check in examination.checks}
     assert "fail" not in verdicts.values()
     assert {number for number, verdict in verdicts.items() if verdict == "warn"} <= {7, 10}  # Square may find an image
