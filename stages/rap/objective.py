@@ -51,7 +51,7 @@ class ObjectiveConfig:
         return self.consistency > 0
 
     def at(self, done: float) -> "ObjectiveConfig":
-        """The objective of an update before which a share ``done`` of all updates was made, and its own."""
+        """The objective of the update that completes a share ``done`` of all updates."""
         if done >= self.consistency_ramp:
             return self
         return replace(self, consistency=self.consistency * done / self.consistency_ramp, consistency_ramp=0.0)

@@ -70,7 +70,7 @@ def speeds(preset: str) -> dict[str, object]:
             for turn in range(REPEATS + 1):
                 began, rows = time.perf_counter(), []
                 for first in range(turn * UNITS, (turn + 1) * UNITS, cohorts):  # an epoch: no unit is another's parent
-                    units = units_of(setup, range(first, first + cohorts), version, dict(previous))
+                    units = units_of(setup, range(first, first + cohorts), version, previous)
                     for unit, (row, *_) in pool.map("generate", units, payload=lambda unit: (unit, refs)):
                         rows.append(row)
                         previous[unit.cohort] = unit.fingerprint
