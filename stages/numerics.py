@@ -12,11 +12,13 @@ True
 (False, 'highest')
 """
 
+import ctypes
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -36,6 +38,8 @@ Its sums run in another order there: in float32 the logits of a deep network dif
 computes in bfloat16 itself by a percent. One that normalises over the batch differs by tens of percent.
 """
 
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 MOST_THREADS = 1024
 """Of a process, more than CPUs have cores. GNU's OpenMP ends one that asks for more threads than the system starts:
@@ -66,6 +70,7 @@ class Arithmetic:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Compute like this inside of the block."""
+        keep_freed_memory()
         with _restored():
             torch.set_num_threads(self.threads)
             _allow_tf32(self.precision == "tf32")
@@ -89,6 +94,7 @@ def verdict(*, threads: int | None = None) -> Iterator[None]:
     An autocast, or a mode without gradients, around it does not reach inside. cuDNN is not to time its algorithms:
     batches shrink with every image that is broken, and each size would be timed anew.
     """
+    keep_freed_memory()
     with (
         _restored(),
         torch.inference_mode(False),
@@ -101,6 +107,23 @@ def verdict(*, threads: int | None = None) -> Iterator[None]:
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
         yield
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what this process frees (at most 1 GB), where it is glibc.
+
+    It gives large tensors back to the system at once, which hands every page of the next ones out again, zeroed: a
+    tenth of the time of a training on MNIST (tests/benchmarks/README.md). A MALLOC_ variable or GLIBC_TUNABLES in the
+    environment is somebody's choice, which stays.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest that it takes
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
+        mallopt(_M_ARENA_MAX, 1)  # of other arenas, none is kept
 
 
 class DeviceMemoryError(RuntimeError):

@@ -14,6 +14,7 @@ import gzip
 import hashlib
 import io
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -53,11 +54,12 @@ def unpack(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
         raise ArchiveError(f"{len(content)} bytes whose sha256 is not the one at their end")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            attributes = json.loads(archive.read("zarr.json"))["attributes"]
-            suffix = "/zarr.json"
-            names = [name[: -len(suffix)] for name in archive.namelist() if name.endswith(suffix)]
-            return {name: _read(archive, name) for name in names}, attributes
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, TypeError) as error:
+            members = {member.filename: _stored(content, member) for member in archive.infolist()}
+        attributes = json.loads(members["zarr.json"])["attributes"]
+        suffix = "/zarr.json"
+        names = [name[: -len(suffix)] for name in members if name.endswith(suffix)]
+        return {name: _read(members, name) for name in names}, attributes
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise ArchiveError(f"{error!r} while it was opened") from error
 
 
@@ -95,10 +97,17 @@ def _chunks(array: np.ndarray, rows: int) -> Iterator[bytes]:
         yield chunk.tobytes() + bytes((rows - len(chunk)) * little[0].nbytes)
 
 
-def _read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    document = json.loads(archive.read(f"{name}/zarr.json"))
+def _stored(content: bytes, member: zipfile.ZipInfo) -> bytes:
+    """The bytes of a member, which the seal has checked; `ZipFile.read` would check them again, at five times the cost."""
+    name, extra = struct.unpack_from("<26x2H", content, member.header_offset)  # their lengths, behind the local header
+    first = member.header_offset + zipfile.sizeFileHeader + name + extra
+    return content[first : first + member.file_size]
+
+
+def _read(members: Mapping[str, bytes], name: str) -> np.ndarray:
+    document = json.loads(members[f"{name}/zarr.json"])
     shape, kind = document["shape"], np.dtype(document["data_type"]).newbyteorder("<")
     rows, rest = document["chunk_grid"]["configuration"]["chunk_shape"][0], "/0" * (len(shape) - 1)
-    chunks = [zlib.decompress(archive.read(f"{name}/c/{number}{rest}"), 31) for number in range(-(-shape[0] // rows))]
+    chunks = [zlib.decompress(members[f"{name}/c/{number}{rest}"], 31) for number in range(-(-shape[0] // rows))]
     content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     return np.frombuffer(bytearray(content), kind, count=int(np.prod(shape))).reshape(shape)

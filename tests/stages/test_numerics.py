@@ -1,6 +1,10 @@
 """The settings under which a process computes: inside of a block as it says, and behind it as they were."""
 
 import doctest
+import os
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -145,3 +149,31 @@ def test_other_errors_pass_as_they_are():
 
 def test_the_modules_example_runs():
     assert doctest.testmod(numerics).failed == 0
+
+
+FREED = """
+import resource
+import torch
+from stages.numerics import Arithmetic
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+with Arithmetic().applied():
+    for number in range(60):
+        if number == 10:
+            before = faults()
+        torch.ones(2**21).add(1)  # 8 MB, twice
+    print(faults() - before)
+"""
+
+
+@pytest.mark.parametrize(("chosen", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_freed_memory_is_kept_unless_somebody_has_chosen_otherwise(chosen, is_kept):
+    """With it, the pages of the next tensor are there already (4 KB each, or 2 MB)."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("mallopt is glibc's")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FREED]
+    done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
+    assert (int(done.stdout) < 50) == is_kept
