@@ -158,7 +158,7 @@ def digits() -> Recipe:
         adapter=AdapterConfig(size="flat"),
         attack=AttackConfig(step_size=0.1),
         schedule=ScheduleConfig(rounds=600, batch=32, overlap_rounds=0),
-        train=TrainConfig(learning_rate=7e-3, objective=ObjectiveConfig(consistency=5.0)),
+        train=TrainConfig(learning_rate=7e-3, objective=ObjectiveConfig(consistency=5.0, consistency_share=0.5)),
         judge=JudgeConfig(images=None, every=100),
         search=SearchConfig(trials=0),
         checkpoint_rounds=25,
@@ -173,11 +173,14 @@ def mnist() -> Recipe:
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
         adapter=AdapterConfig(size="tiny-half"),
         attack=AttackConfig(steps=20, step_size=0.15, batch=64),
-        schedule=ScheduleConfig(rounds=5000, cohort_images=64, batch=32),
-        train=TrainConfig(learning_rate=3e-3, objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5)),
-        judge=JudgeConfig(images=200, every=1000),
+        schedule=ScheduleConfig(rounds=10000, cohort_images=32, batch=32),
+        train=TrainConfig(
+            learning_rate=3e-3,
+            objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5, consistency_share=0.5),
+        ),
+        judge=JudgeConfig(images=200, every=2000),
         search=SearchConfig(trials=0),
-        checkpoint_rounds=50,
+        checkpoint_rounds=100,
         evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
     )
 
@@ -265,9 +268,9 @@ def own() -> Recipe:
         threat=ThreatModel(norm="Linf", radius=8 / 255),
         classifier=replace(recipe.classifier, epochs=20),
         attack=AttackConfig(steps=5, batch=64),
-        schedule=replace(recipe.schedule, rounds=1700),
+        schedule=replace(recipe.schedule, rounds=3400),
         train=replace(recipe.train, objective=ObjectiveConfig()),
-        judge=replace(recipe.judge, every=200),
+        judge=replace(recipe.judge, every=400),
     )
 
 

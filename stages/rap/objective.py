@@ -1,7 +1,8 @@
 """The objective (paper, Alg. 3, line 6): reconstruct the clean image, and classify what was restored.
 
->>> ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0)  # the paper's
-ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0, consistency=0.0, consistency_ramp=0.0, norm='l1')
+>>> paper = ObjectiveConfig(reconstruction=1.0, cross_entropy=1.0, kl=0.0)
+>>> paper.weights
+{'cross_entropy': 1.0, 'reconstruction': 1.0, 'kl': 0.0, 'consistency': 0.0}
 >>> ObjectiveConfig(consistency=4.0, consistency_ramp=0.5).at(0.25).consistency
 2.0
 """
@@ -32,6 +33,8 @@ class ObjectiveConfig:
     visit began, as in FGSM-PGI (Jia et al. 2022); the gradient flows through both."""
     consistency_ramp: float = 0.0
     """Share of the updates over which that weight rises evenly from 0; 0: all of it from the first."""
+    consistency_share: float = 1.0
+    """Share of a batch's images that the term is computed on; the others need no second pass of the networks."""
     norm: Literal["l1", "l2"] = "l1"
     """Distance of the reconstruction: mean absolute (App. D) or mean squared error (Eq. 8)."""
 
@@ -42,6 +45,11 @@ class ObjectiveConfig:
                 raise ValueError(f"objective.{name} is {weight:g}; weights must be at least 0")
         if not 0 <= self.consistency_ramp <= 1:
             raise ValueError(f"objective.consistency_ramp is {self.consistency_ramp:g}; it is a share in [0, 1]")
+        if not 0 < self.consistency_share <= 1:
+            raise ValueError(
+                f"objective.consistency_share is {self.consistency_share:g}; it is a share in (0, 1] (for none of the "
+                "term, set objective.consistency to 0)"
+            )
         if self.cross_entropy == self.kl == self.reconstruction == 0:
             raise ValueError("every weight of the objective is 0, so nothing would be learnt: set one of them")
 
@@ -75,12 +83,13 @@ def objective(
     logits: Float[Tensor, "batch class"],
     labels: Int64[Tensor, " batch"],
     clean_logits: Float[Tensor, "batch class"] | None = None,
-    start_logits: Float[Tensor, "batch class"] | None = None,
+    start_logits: Float[Tensor, "some class"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The loss of Alg. 3 on restored states, and its terms without weights.
 
     ``clean_logits``, the robust classifier's on the clean images, are needed where ``config.kl`` is not 0, and
-    ``start_logits``, those on the states in which the visits began, where ``config.consistency`` is not.
+    ``start_logits``, those on the states in which the visits of the first images began, where ``config.consistency`` is
+    not.
     """
     terms = {"cross_entropy": functional.cross_entropy(logits, labels)}
     if config.reconstruction:
@@ -98,6 +107,6 @@ def objective(
     if config.consistency:
         if start_logits is None:
             raise ValueError("the objective has a consistency term and needs start_logits, those of the visits' starts")
-        terms["consistency"] = functional.mse_loss(logits, start_logits)
+        terms["consistency"] = functional.mse_loss(logits[: len(start_logits)], start_logits)
     total = sum((config.weights[name] * term for name, term in terms.items()), logits.new_zeros(()))
     return total, {name: term.detach() for name, term in terms.items()}

@@ -123,7 +123,8 @@ class Learner:
             deployed = torch.full_like(batch.t, self.robust.steps)
             states, t = batch.states, batch.t if self.config.conditioning == "state" else deployed
             if self.config.objective.needs_starts and batch.starts is not None:  # one pass of both is cheaper than two
-                states, t = torch.cat([states, batch.starts]), torch.cat([t, deployed])
+                some = max(1, round(self.config.objective.consistency_share * len(states)))  # their order is random
+                states, t = torch.cat([states, batch.starts[:some]]), torch.cat([t, deployed[:some]])
             restored = self.robust.restore(states, t)
             logits = self.robust.classify(restored).float()
             clean_logits = self._deployed_logits(batch.clean) if self.config.objective.kl else None

@@ -93,6 +93,7 @@ def test_consistency_without_the_starts_predictions_is_refused():
         ({"kl": float("nan")}, r"objective\.kl is nan"),
         ({"consistency": -2.0}, r"objective\.consistency is -2"),
         ({"consistency_ramp": 1.5}, r"objective\.consistency_ramp is 1\.5; it is a share in \[0, 1\]"),
+        ({"consistency_share": 0.0}, r"objective\.consistency_share is 0; it is a share in \(0, 1\]"),
         ({"reconstruction": 0.0, "cross_entropy": 0.0}, "nothing would be learnt"),
     ],
 )

@@ -164,6 +164,19 @@ def test_the_consistency_term_compares_with_the_starts_of_the_visits_and_is_weig
         learner_of(config).update(replace(batch, starts=None))
 
 
+def test_a_share_of_consistency_looks_at_the_first_starts_alone():
+    batch = batch_of(0)
+    count = round(0.25 * len(batch.states))
+    config = replace(TRAIN, objective=ObjectiveConfig(reconstruction=0.0, consistency=2.0, consistency_share=0.25))
+    whole = updated(learner_of(config), batch)
+    assert batch.starts is not None
+    others = torch.cat([batch.starts[:count], torch.rand_like(batch.starts[count:])])
+    assert updated(learner_of(config), replace(batch, starts=others)) == whole
+    alone = replace(batch, **{name: value[:count] for name, value in vars(batch).items()})
+    every = replace(config, objective=replace(config.objective, consistency_share=1.0))
+    assert whole["consistency"] == pytest.approx(updated(learner_of(every), alone)["consistency"], rel=1e-4)
+
+
 def test_the_weight_of_the_consistency_term_follows_the_updates():
     config = replace(TRAIN, objective=ObjectiveConfig(reconstruction=0.0, consistency=2.0, consistency_ramp=0.5))
     learner, batch = learner_of(config), batch_of(0)
