@@ -98,7 +98,7 @@ def _chunks(array: np.ndarray, rows: int) -> Iterator[bytes]:
 
 
 def _stored(content: bytes, member: zipfile.ZipInfo) -> bytes:
-    """The bytes of a member, which the seal has checked; `ZipFile.read` would check them again, at five times the cost."""
+    """The bytes of a member; the seal has checked them, as `ZipFile.read` would again, slowly."""
     name, extra = struct.unpack_from("<26x2H", content, member.header_offset)  # their lengths, behind the local header
     first = member.header_offset + zipfile.sizeFileHeader + name + extra
     return content[first : first + member.file_size]

@@ -63,6 +63,8 @@ CONFIGS = {
     "classifier": replace(TRAIN, what="classifier"),
     "both with average": replace(TRAIN, what="both", ema=0.9),
     "KL": replace(TRAIN, objective=ObjectiveConfig(kl=3.0)),
-    "consistency": replace(TRAIN, objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5)),
+    "consistency": replace(
+        TRAIN, objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5, consistency_share=0.5)
+    ),
     "bfloat16": replace(TRAIN, precision="bfloat16"),
 }
