@@ -24,6 +24,7 @@ import numpy as np
 CHUNK = 256  # rows: enough to compress well, and a long array's chunks can be read one by one
 LEVEL = 1  # of gzip: level 4 is 2 to 10 % smaller and takes twice as long
 SEAL = 64  # hexadecimal digits of the sha256
+_LOCAL_HEADER = struct.Struct("<26x2H")  # of a ZIP's member; it ends in the lengths of the name and the extra field
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the same arrays make the same bytes, whenever
 
 
@@ -99,8 +100,8 @@ def _chunks(array: np.ndarray, rows: int) -> Iterator[bytes]:
 
 def _stored(content: bytes, member: zipfile.ZipInfo) -> bytes:
     """The bytes of a member; the seal has checked them, as `ZipFile.read` would again, slowly."""
-    name, extra = struct.unpack_from("<26x2H", content, member.header_offset)  # their lengths, behind the local header
-    first = member.header_offset + zipfile.sizeFileHeader + name + extra
+    name, extra = _LOCAL_HEADER.unpack_from(content, member.header_offset)
+    first = member.header_offset + _LOCAL_HEADER.size + name + extra
     return content[first : first + member.file_size]
 
 
