@@ -111,11 +111,11 @@ def verdict(*, threads: int | None = None) -> Iterator[None]:
 
 @cache
 def keep_freed_memory() -> None:
-    """Have the C library keep what this process frees (at most 1 GB), where it is glibc.
+    """Have the C library keep what this process frees (at most 1 GB), where it is glibc; it stays so behind a block.
 
     It gives large tensors back to the system at once, which hands every page of the next ones out again, zeroed: a
-    tenth of the time of a training on MNIST (tests/benchmarks/README.md). A MALLOC_ variable or GLIBC_TUNABLES in the
-    environment is somebody's choice, which stays.
+    fifth of the time of an adapter's gradients on MNIST (tests/benchmarks/speedups.py). A MALLOC_ variable or
+    GLIBC_TUNABLES in the environment is somebody's choice, which stays.
     """
     if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
         return
