@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 PATIENCE = 5.0
-"""Seconds in which a server of Ray's answers, however busy."""
+"""Seconds for an answer to a question that is asked again: a server may be too busy for one."""
 PAUSE = 1.0
 """Seconds from one question to the next: a process that touches the objects of a raylet that died is ended by Ray."""
 LOST = 30.0
 """Seconds without an answer after which Ray counts as lost: long enough for a head that is started again, and well
-below the 60 s after which Ray would end this process."""
+below the 60 s after which Ray would end this process. As long is waited where a question is asked only once."""
 
 # What a client says first in HTTP/2, which all of Ray's servers speak, and the kind of the frame that answers it.
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -34,13 +34,14 @@ def parse_address(text: str) -> Address | None:
     return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
 
 
-def answers(address: Address) -> bool:
-    """Whether a server of Ray's answers there: another program does not, nor a frozen one whose port is open.
+def answers(address: Address, patience: float) -> bool:
+    """Whether a server of Ray's answers there within so many seconds: another program does not, nor a frozen one whose
+    port is open.
 
     Raises ConnectionRefusedError where nothing listens.
     """
     try:
-        with socket.create_connection(address, PATIENCE) as connection:
+        with socket.create_connection(address, patience) as connection:
             if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
                 return True
             connection.sendall(GREETING)
@@ -68,10 +69,10 @@ class Server:
             "command resumes from there"
         )
 
-    def lives(self) -> bool | None:
-        """True where it answers, False where it is gone for good, None where that is not to be told yet."""
+    def lives(self, patience: float) -> bool | None:
+        """True where it answers in time, False where it is gone for good, None where that is not to be told yet."""
         try:
-            return answers(self.address) or None
+            return answers(self.address, patience) or None
         except ConnectionRefusedError:
             return None if self.returns else False
 
@@ -98,14 +99,14 @@ class Watch:
         self._thread.join()
 
     def look_now(self) -> None:
-        """What does not answer at this moment is lost."""
-        self.lost = self.lost or next((server for server in self._servers if not server.lives()), None)
+        """What does not answer now is lost."""
+        self.lost = self.lost or next((server for server in self._servers if not server.lives(LOST)), None)
 
     def _look(self) -> None:
         heard = {server: time.monotonic() for server in self._servers}
         while not self._is_over.wait(PAUSE):
             for server in self._servers:
-                lives = server.lives()
+                lives = server.lives(PATIENCE)
                 if lives:
                     heard[server] = time.monotonic()
                 elif (lives is False or time.monotonic() - heard[server] > LOST) and not self._is_over.is_set():

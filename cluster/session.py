@@ -21,7 +21,7 @@ from ray.util.client import ray as client
 
 from cluster.imports import import_environment
 from cluster.machines import Cluster, read_cluster
-from cluster.reach import Server, Watch, parse_address
+from cluster.reach import LOST, Server, Watch, parse_address
 
 ENVIRONMENT = {
     # A train worker's report waits until the controller polls: 0.1 s a report instead of 2 s.
@@ -168,7 +168,7 @@ def _check_address(address: str) -> None:
     server = parse_address(address)
     if server is None:
         raise PlacementError(f"RAY_ADDRESS is {address!r}, which is no host:port: {remedy}")
-    if not Server(name="the head", address=server, returns=False).lives():
+    if not Server(name="the head", address=server, returns=False).lives(LOST):
         raise PlacementError(f"no Ray answers at {address}, which RAY_ADDRESS names: {remedy}")
 
 

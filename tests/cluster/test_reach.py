@@ -1,5 +1,6 @@
 """Whether Ray can be reached, asked of whatever may stand at an address."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -62,23 +63,34 @@ def server(address: Address, *, returns: bool = False) -> Server:
 
 
 @pytest.mark.parametrize(("talk", "lives"), [(as_ray, True), (as_a_web_server, None), (as_nobody, None)])
-def test_a_server_is_known_by_what_it_answers(
-    talk: Callable[[socket.socket], None], lives: bool | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reach, "PATIENCE", 0.2)
+def test_a_server_is_known_by_what_it_answers(talk: Callable[[socket.socket], None], lives: bool | None) -> None:
     with listening(talk) as (address, _):
-        assert server(address).lives() is lives
+        assert server(address).lives(0.2) is lives
+
+
+def test_a_server_that_is_busy_answers_whoever_is_patient() -> None:
+    is_free = threading.Event()
+
+    def as_a_busy_one(connection: socket.socket) -> None:
+        is_free.wait(60)
+        with contextlib.suppress(ConnectionError):  # whoever asked may have gone
+            as_ray(connection)
+
+    with listening(as_a_busy_one) as (address, _):
+        assert server(address).lives(0.05) is None
+        is_free.set()
+        assert server(address).lives(60) is True
 
 
 def test_where_nothing_listens_a_server_is_gone_unless_another_may_take_its_place() -> None:
     with listening(as_ray) as (address, end):
         end()
-        assert server(address).lives() is False
-        assert server(address, returns=True).lives() is None
+        assert server(address).lives(1) is False
+        assert server(address, returns=True).lives(1) is None
 
 
 def test_a_host_that_does_not_exist_does_not_answer() -> None:
-    assert server(("nowhere.invalid", 6379)).lives() is None
+    assert server(("nowhere.invalid", 6379)).lives(1) is None
 
 
 class LostError(Exception):
