@@ -48,11 +48,16 @@ class ScheduleConfig:
     clean_states: float = 0.0
     """Share of training states that are the clean image; the rest is drawn evenly from t = 1 .. k (with both
     shares 0, a life of 1 and k = T, that is the t ~ U{1..T} of Alg. 3)."""
+    clean_rounds: int = 0
+    """First rounds, in which the share of clean images falls evenly from all to clean_states: an adapter that does not
+    classify yet may learn nothing from attacks on weights as young as its own (0: none)."""
 
     def __post_init__(self) -> None:
         check_settings(self, "schedule")
         if self.rounds < 0:
             raise ValueError(f"schedule.rounds is {self.rounds}; it must be at least 0 (train on cached shards only)")
+        if self.clean_rounds < 0:
+            raise ValueError(f"schedule.clean_rounds is {self.clean_rounds}; it must be at least 0 (none)")
         for name in ("cohort_images", "round_cohorts", "batch", "visit_steps", "life", "max_lag_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"schedule.{name} is {getattr(self, name)}; it must be at least 1")
@@ -171,7 +176,8 @@ class Schedule:
         states = randomness.integers(1, config.visit_steps + 1, count, "state", *key)
         kind = randomness.uniform(count, "state kind", *key)
         states = np.where(kind < config.last_states, config.visit_steps, states)
-        return np.where(kind >= 1 - config.clean_states, 0, states)
+        gentle = 1 - number / config.clean_rounds if number < config.clean_rounds else 0.0
+        return np.where(kind >= 1 - max(config.clean_states, gentle), 0, states)
 
     def _order(self, epoch: int) -> list[int]:
         """The order of the cohorts in an epoch. Orders follow from each other, so earlier ones are made first."""

@@ -25,7 +25,7 @@ MAY_BE_0 = {
     *("train.objective.reconstruction", "train.objective.cross_entropy", "train.objective.kl", "checks.budget"),
     *("train.objective.consistency", "train.objective.consistency_ramp"),
     *("schedule.restart", "schedule.last_states", "schedule.clean_states", "evaluation.seed", "checks.size.seed"),
-    *("schedule.overlap_rounds", "checks.seed", "data.split_seed"),
+    *("schedule.overlap_rounds", "schedule.clean_rounds", "checks.seed", "data.split_seed"),
 }
 
 

@@ -164,6 +164,15 @@ def test_training_states_have_their_shares():
     assert abs((batch.states == 1).mean() - 0.1) < 0.04
 
 
+def test_a_gentle_start_trains_on_clean_images_and_ever_fewer_of_them():
+    config = replace(SMALL, batch=400, cohort_images=400, round_cohorts=1, clean_states=0.1, clean_rounds=4)
+    gentle, plain = schedule_of(config, images=400), schedule_of(replace(config, clean_rounds=0), images=400)
+    shares = [(gentle.batches(number)[0].states == 0).mean() for number in range(6)]
+    assert np.abs(np.array(shares) - [1, 0.75, 0.5, 0.25, 0.1, 0.1]).max() < 0.06
+    for number in (4, 5):  # as if it had not been
+        assert gentle.batches(number)[0].states.tolist() == plain.batches(number)[0].states.tolist()
+
+
 def test_slices_of_train_workers_are_the_batch():
     batch = schedule_of().batches(3)[0]
     parts = [batch.part(rank, 2) for rank in range(2)]
@@ -185,6 +194,7 @@ def test_counts_for_the_whole_loop_add_up():
         ({"cohort_images": 0}, r"schedule\.cohort_images is 0; it must be at least 1"),
         ({"life": 0}, r"schedule\.life is 0"),
         ({"restart": 1.5}, r"schedule\.restart is 1\.5; it is a share in \[0, 1\]"),
+        ({"clean_rounds": -1}, r"schedule\.clean_rounds is -1; it must be at least 0"),
         ({"last_states": 0.7, "clean_states": 0.4}, "add up to more than 1"),
     ],
 )
