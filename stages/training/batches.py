@@ -39,16 +39,13 @@ class RoundExamples:
         states = np.empty(sum(map(len, parts)), np.int64)
         for batch in batches:
             states[batch.places] = batch.states
-        first, decoded, begun = 0, [], []
+        first, decoded = 0, []
         for part in parts:
-            decoded.append(_decode(part, split, torch.from_numpy(states[first : first + len(part)])))
-            if starts:
-                begun.append(part.states_at(decoded[-1][1], torch.zeros(len(part), dtype=torch.long)))
+            decoded.append(_decode(part, split, torch.from_numpy(states[first : first + len(part)]), starts=starts))
             first += len(part)
-        self.levels, self.clean, self.labels, self.t = (
-            torch.cat(column).to(device) for column in zip(*decoded, strict=True)
-        )
-        self.starts = torch.cat(begun).to(device) if begun else None
+        columns = [torch.cat(column).to(device) for column in zip(*decoded, strict=True)]
+        self.levels, self.clean, self.labels, self.t = columns[:4]
+        self.starts = columns[4] if starts else None
 
     def batches(self, batches: list[Batch]) -> Iterator[TrainingBatch]:
         """The examples of batches of the schedule, whose places go to the device in one piece."""
@@ -63,9 +60,15 @@ class RoundExamples:
             )
 
 
-def _decode(part: Segments, split: Split, states: Int64[Tensor, " segment"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The levels of a state of each segment (0: the clean image), the clean levels, the labels, and each state's t."""
+def _decode(part: Segments, split: Split, states: Int64[Tensor, " segment"], *, starts: bool) -> list[Tensor]:
+    """The levels of a state of each segment (0: the clean image), the clean levels, the labels, and each state's t;
+    with ``starts`` the levels of x_0 as well."""
     clean = clean_levels(part, split)
-    levels = torch.where((states == 0)[:, None, None, None], clean, part.states_at(clean, states))
+    if starts:
+        replayed = part.states(clean)
+        levels, begun = replayed[states, torch.arange(len(part))], [replayed[0]]
+    else:
+        levels, begun = part.states_at(clean, states), []
+    levels = torch.where((states == 0)[:, None, None, None], clean, levels)
     t = torch.where(states == 0, 0, part.taken.long() + states)
-    return levels, clean, torch.from_numpy(split.labels[split.positions(part.index.numpy())]), t
+    return [levels, clean, torch.from_numpy(split.labels[split.positions(part.index.numpy())]), t, *begun]

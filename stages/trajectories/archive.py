@@ -18,6 +18,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -40,7 +41,7 @@ def pack(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, object]) -> 
         _add(archive, "zarr.json", json.dumps(group).encode())
         for name, array in arrays.items():
             rows = min(CHUNK, len(array))
-            _add(archive, f"{name}/zarr.json", json.dumps(_document(array, rows)).encode())
+            _add(archive, f"{name}/zarr.json", _document(array.shape, array.dtype, rows))
             for number, chunk in enumerate(_chunks(array, rows)):
                 key = "/".join([name, "c", str(number), *["0"] * (array.ndim - 1)])
                 _add(archive, key, gzip.compress(chunk, LEVEL, mtime=0))
@@ -74,20 +75,22 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(zipfile.ZipInfo(name, _EPOCH), content)
 
 
-def _document(array: np.ndarray, rows: int) -> dict[str, object]:
+@lru_cache(maxsize=64)
+def _document(shape: tuple[int, ...], kind: np.dtype, rows: int) -> bytes:
     """An array's zarr.json."""
-    order = {"name": "bytes", "configuration": {"endian": "little"}} if array.itemsize > 1 else {"name": "bytes"}
-    return {
+    order = {"name": "bytes", "configuration": {"endian": "little"}} if kind.itemsize > 1 else {"name": "bytes"}
+    document = {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": list(array.shape),
-        "data_type": array.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, *array.shape[1:]]}},
+        "shape": list(shape),
+        "data_type": kind.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [rows, *shape[1:]]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": 0,
         "codecs": [order, {"name": "gzip", "configuration": {"level": LEVEL}}],
         "attributes": {},
     }
+    return json.dumps(document).encode()
 
 
 def _chunks(array: np.ndarray, rows: int) -> Iterator[bytes]:

@@ -11,6 +11,8 @@ two bit planes a step; of an L2 segment how much each step differs from the one 
 True
 """
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,12 +108,23 @@ class Segments:
         self, clean: Int16[Tensor, "batch channel height width"]
     ) -> Int16[Tensor, "state batch channel height width"]:
         """All states x_0 .. x_k; ``clean`` are the levels of the clean (augmented) images."""
+        return torch.stack(list(self._walk(clean))).reshape(-1, *clean.shape)
+
+    def last_states(
+        self, clean: Int16[Tensor, "batch channel height width"]
+    ) -> Int16[Tensor, "batch channel height width"]:
+        """State k of every segment."""
+        return deque(self._walk(clean), maxlen=1)[0].reshape(clean.shape)
+
+    def _walk(self, clean: Int16[Tensor, "batch channel height width"]) -> Iterator[Int16[Tensor, "batch pixel"]]:
+        """x_0 .. x_k of all segments, one after the other."""
         flat = clean.flatten(1)
         limits = self.process.limits(flat)
-        states = [(flat + self._offset).clamp_(*limits)]
+        levels = (flat + self._offset).clamp_(*limits)
+        yield levels
         for move in self._moves:
-            states.append(self._advance(states[-1], move, limits))
-        return torch.stack(states).reshape(-1, *clean.shape)
+            levels = self._advance(levels, move, limits)
+            yield levels
 
     def states_at(
         self,

@@ -189,15 +189,20 @@ def _starts(
     unit: Unit, split: Split, clean: Int16[Tensor, "batch channel height width"], parent: Segments | None
 ) -> Int16[Tensor, "batch channel height width"]:
     """x_0 minus x: noise, or the perturbation in which the example's last visit ended, moved with its image."""
-    noise = draw_start(unit.process, unit.start_seed, unit.index, tuple(clean.shape[1:]))
+
+    def noise_of(rows: Int64[np.ndarray, " row"]) -> Int16[Tensor, "row channel height width"]:
+        return draw_start(unit.process, unit.start_seed, rows, tuple(clean.shape[1:]))
+
     if parent is None:
-        return noise
+        return noise_of(unit.index)
     before = clean_levels(parent, split)
-    carried = parent.states_at(before, torch.full((len(parent),), parent.steps)) - before
+    carried = parent.last_states(before) - before
     if unit.augmentation is not None and parent.augmentation is not None:
         carried, inside = carry(carried, parent.augmentation, torch.from_numpy(unit.augmentation))
-        carried = shrink(torch.where(inside, carried, noise), unit.process)
-    return torch.where(torch.from_numpy(unit.taken > 0)[:, None, None, None], carried, noise)
+        carried = shrink(torch.where(inside, carried, noise_of(unit.index)), unit.process)
+    if (fresh := unit.taken == 0).any():
+        carried[torch.from_numpy(fresh)] = noise_of(unit.index[fresh])
+    return carried
 
 
 def _attack(unit: Unit, robust: RobustClassifier, images: Tensor, labels: Tensor, start: Tensor) -> Trajectory:
