@@ -51,6 +51,8 @@ class Rival:
     """Weight of the squared distance between the logits before and after the step."""
     consistency_ramp: float = 0.0
     """Share of the updates over which that weight rises from 0."""
+    clean_updates: int = 0
+    """First updates, in which the share of clean images among the states falls evenly from all to none."""
 
 
 RIVALS = {  # learning rate and batch are the best of two to six on the hold-out: results/tuning-digits.json
@@ -73,6 +75,7 @@ RIVALS = {  # learning rate and batch are the best of two to six on the hold-out
         restart=0.03,
         consistency=3.0,
         consistency_ramp=0.5,
+        clean_updates=200,
     ),
     "one universal perturbation": Rival(source="FGSM-UAP, Pan et al. 2024", batch=16, life=10**9, universal=True),
 }
@@ -211,6 +214,10 @@ class InMemory:
         gradient = self.learner.begin(lattice.to_float(before), labels)
         levels = (before + self.process.step * gradient.sign()).to(torch.int16).clamp(low, high)
         self.kept[chosen] = levels - clean
+        if self.number < self.rival.clean_updates:
+            drawn = randomness.uniform(len(chosen), self.setup.config.seed, "clean", self.number)
+            is_clean = torch.from_numpy(drawn >= self.number / self.rival.clean_updates)
+            levels = torch.where(is_clean[:, None, None, None], clean, levels)
         t = torch.full((len(chosen),), self.process.steps)
         self.learner.update(self._batch(levels, clean, labels, t))
 
