@@ -214,14 +214,14 @@ class InMemory:
         gradient = self.learner.begin(lattice.to_float(before), labels)
         levels = (before + self.process.step * gradient.sign()).to(torch.int16).clamp(low, high)
         self.kept[chosen] = levels - clean
-        if self.number < self.rival.clean_updates:
-            drawn = randomness.uniform(len(chosen), self.setup.config.seed, "clean", self.number)
-            is_clean = torch.from_numpy(drawn >= self.number / self.rival.clean_updates)
-            levels = torch.where(is_clean[:, None, None, None], clean, levels)
         t = torch.full((len(chosen),), self.process.steps)
         self.learner.update(self._batch(levels, clean, labels, t))
 
     def _batch(self, levels: Tensor, clean: Tensor, labels: Tensor, t: Tensor) -> TrainingBatch:
+        if self.number < self.rival.clean_updates:
+            drawn = randomness.uniform(len(levels), self.setup.config.seed, "clean", self.number)
+            is_clean = torch.from_numpy(drawn >= self.number / self.rival.clean_updates)
+            levels = torch.where(is_clean[:, None, None, None], clean, levels)
         lattice = self.process.lattice
         return TrainingBatch(states=lattice.to_float(levels), clean=lattice.to_float(clean), labels=labels, t=t)
 

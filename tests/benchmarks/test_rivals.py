@@ -8,6 +8,8 @@ import torch
 from loop_cost import setup_of
 from rivals import RIVALS, InMemory
 
+from stages.training.batches import TrainingBatch
+
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rival_trains_within_its_ball(name: str, tmp_path: Path) -> None:
@@ -35,3 +37,18 @@ def test_a_universal_perturbation_is_one_for_all_images(tmp_path: Path) -> None:
     loop.update()
     assert torch.equal(loop.kept, loop.kept[:1].expand_as(loop.kept))
     assert not torch.equal(loop.kept[:1], first)
+
+
+def test_a_gentle_start_trains_on_clean_images_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rival = replace(RIVALS["PGD-10 with EMA"], clean_updates=2)
+    loop, shares = InMemory(setup_of("digits", 1, str(tmp_path)), rival, updates=3), []
+
+    def update(batch: TrainingBatch) -> None:
+        shares.append(float((batch.states == batch.clean).flatten(1).all(1).double().mean()))
+
+    monkeypatch.setattr(loop.learner, "update", update)
+    for _ in range(3):
+        loop.update()
+    assert shares[0] == 1
+    assert 0 < shares[1] < 1
+    assert shares[2] == 0
