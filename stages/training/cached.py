@@ -114,4 +114,4 @@ def _last_states(part: Segments, split: Split) -> str | None:
     index = part.index.numpy()
     if part.shape != split.images.shape[1:] or not np.isin(index, split.rows).all():
         return None
-    return last_states_checksum(part.states_at(clean_levels(part, split), torch.full((len(part),), part.steps)))
+    return last_states_checksum(part.last_states(clean_levels(part, split)))

@@ -85,6 +85,7 @@ def test_any_state_of_any_segment_is_the_one_among_all_states(seed, n, steps, sh
     clean = process.lattice.from_bytes(torch.from_numpy(draw.integers(0, 256, (n, *shape)).astype(np.uint8)))
     states = segments.states(clean)
     assert torch.equal(states[steps, torch.arange(n)], segments.states_at(clean, torch.full((n,), steps)))
+    assert torch.equal(states[steps], segments.last_states(clean))
     rows, t = (torch.from_numpy(draw.integers(0, top, 12)) for top in (n, steps + 1))
     assert torch.equal(states[t, rows], segments.states_at(clean[rows], t, rows))
 
