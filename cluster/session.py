@@ -36,6 +36,8 @@ ENVIRONMENT = {
     # A worker without GPUs sees what the machine has; the device is always named explicitly.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers of a local Ray compete like any other program; at Ray's 15 they starve beside one that computes.
+    "RAY_worker_niceness": "0",
     # Ctrl-C ends a search like everything else, by KeyboardInterrupt; and no files of Tune's own for TensorBoard, since
     # of a trial it knows only that it ended.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

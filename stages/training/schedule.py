@@ -50,7 +50,7 @@ class ScheduleConfig:
     shares 0, a life of 1 and k = T, that is the t ~ U{1..T} of Alg. 3)."""
     clean_rounds: int = 0
     """First rounds, in which the share of clean images falls evenly from all to clean_states: an adapter that does not
-    classify yet may learn nothing from attacks on weights as young as its own (0: none)."""
+    classify yet may learn nothing from attacks on weights as young as its own (0: none). At most a quarter of all."""
 
     def __post_init__(self) -> None:
         check_settings(self, "schedule")
@@ -176,7 +176,8 @@ class Schedule:
         states = randomness.integers(1, config.visit_steps + 1, count, "state", *key)
         kind = randomness.uniform(count, "state kind", *key)
         states = np.where(kind < config.last_states, config.visit_steps, states)
-        gentle = 1 - number / config.clean_rounds if number < config.clean_rounds else 0.0
+        gentle_rounds = min(config.clean_rounds, config.rounds / 4)
+        gentle = 1 - number / gentle_rounds if number < gentle_rounds else 0.0
         return np.where(kind >= 1 - max(config.clean_states, gentle), 0, states)
 
     def _order(self, epoch: int) -> list[int]:

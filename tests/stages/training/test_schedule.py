@@ -165,12 +165,18 @@ def test_training_states_have_their_shares():
 
 
 def test_a_gentle_start_trains_on_clean_images_and_ever_fewer_of_them():
-    config = replace(SMALL, batch=400, cohort_images=400, round_cohorts=1, clean_states=0.1, clean_rounds=4)
+    config = replace(SMALL, batch=400, cohort_images=400, round_cohorts=1, clean_states=0.1, clean_rounds=4, rounds=16)
     gentle, plain = schedule_of(config, images=400), schedule_of(replace(config, clean_rounds=0), images=400)
     shares = [(gentle.batches(number)[0].states == 0).mean() for number in range(6)]
     assert np.abs(np.array(shares) - [1, 0.75, 0.5, 0.25, 0.1, 0.1]).max() < 0.06
     for number in (4, 5):  # as if it had not been
         assert gentle.batches(number)[0].states.tolist() == plain.batches(number)[0].states.tolist()
+
+
+def test_a_gentle_start_lasts_a_quarter_of_a_short_training():
+    config = replace(SMALL, batch=400, cohort_images=400, round_cohorts=1, clean_rounds=200, rounds=8)
+    shares = [(schedule_of(config, images=400).batches(number)[0].states == 0).mean() for number in range(3)]
+    assert np.abs(np.array(shares) - [1, 0.5, 0]).max() < 0.06
 
 
 def test_slices_of_train_workers_are_the_batch():
