@@ -43,7 +43,7 @@ def _judge(contents: Contents, rounds: list[dict]) -> Iterator[Block]:
     shipped = next(
         (number_of(line["updates"]) for line in rounds if line["round"] + 1 == contents.shipped_version), None
     )
-    best = max(points, key=lambda point: point[2].value)
+    best = max(points, key=lambda point: (point[2].value, point[0]))  # of ties the last, as it is selected
     says = f"The judge's best verdict under attack is {best[2]}, after {words.cell(int(best[0]))} updates."
     yield Chart(
         name="judge",

@@ -16,6 +16,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def train(
 ) -> Trained:
     """``settings`` are a rival's; the pipeline's are in its recipe."""
     if method == PIPELINE:
-        return by_pipeline(recipe, data, folder, budget)
+        return by_pipeline(lambda name, rounds: setup_of(recipe, data, folder / name, rounds=rounds), budget)
     if method == ON_RAY:
         return on_ray(recipe, data, folder, budget)
     return in_memory(replace(RIVALS[method], **settings), setup_of(recipe, data, folder, rounds=1), budget)
@@ -136,8 +137,8 @@ def setup_of(recipe: Recipe, data: ImageData, folder: Path, *, rounds: int) -> S
     return replace(setup, keep_versions=False)
 
 
-def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trained:
-    """The serial loop, with its store, for as many rounds as the budget holds."""
+def by_pipeline(make: Callable[[str, int], Setup], budget: float) -> Trained:
+    """The serial loop, with its store, for as many rounds as the budget holds; ``make`` takes its name and length."""
 
     def timed(setup: Setup) -> list[float]:
         """CPU time at the start and after each round but the last, in which the judge is asked once."""
@@ -145,9 +146,9 @@ def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) ->
         run_serially(setup, report=lambda line: times.append(time.process_time()))
         return times[:-1]
 
-    times = timed(setup_of(recipe, data, folder / "try", rounds=TRIED))
+    times = timed(make("try", TRIED))
     cost = (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
-    setup = setup_of(recipe, data, folder / "run", rounds=max(2, round(budget / cost)))
+    setup = make("run", max(2, round(budget / cost)))
     times = timed(setup)
     seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
     return setup.journal.best_weights()[0], setup.schedule.updates, seconds
