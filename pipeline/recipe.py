@@ -168,16 +168,14 @@ def digits() -> Recipe:
 def mnist() -> Recipe:
     """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3; 19 minutes of training on two cores."""
     return Recipe(
-        data=DataConfig(name="mnist", train_images=20000, holdout_images=500),
+        data=DataConfig(name="mnist", train_images=40000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
         classifier=ClassifierConfig(architecture="cnn", epochs=1, learning_rate=0.05, batch=32),
         adapter=AdapterConfig(size="tiny-half"),
         attack=AttackConfig(steps=20, step_size=0.15, batch=64),
-        schedule=ScheduleConfig(rounds=10000, cohort_images=32, batch=32, clean_rounds=200),
-        train=TrainConfig(
-            learning_rate=3e-3, objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5, consistency_share=0.5)
-        ),
-        judge=JudgeConfig(images=200, every=2000),
+        schedule=ScheduleConfig(rounds=9600, cohort_images=32, batch=32, clean_rounds=200),
+        train=TrainConfig(learning_rate=3e-3, objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5)),
+        judge=JudgeConfig(images=200, every=2400),
         search=SearchConfig(trials=0),
         checkpoint_rounds=100,
         evaluation=EvaluationConfig(images=100, chunk=50, batch=50),
