@@ -1,27 +1,30 @@
 """Which adapter gives the most robustness for its cost: the pipeline's serial loop with other adapters.
 
-    python -m tests.benchmarks adapters --preset digits --budget 60 --seeds 0 1 2
+    python -m tests.benchmarks adapters --preset digits --rounds 300 --seeds 0 1 2
 
-Every adapter trains with the preset's recipe for as many updates as fit into the budget (seconds of CPU time of one
-thread, with everything that a loop does), with the preset's learning rate and with half of it. The judge on 400 images
-of the hold-out under the first seed chooses between the two, and the other seeds take that. One rival is no adapter in
-front: low-rank corrections beside each layer inside the frozen classifier, with as many parameters as the preset's
-adapter, and without the consistency term, with which adversarial training of the classifier fails. Each result is
-written down as it is known, and the same command goes on.
+Every adapter trains with the preset's recipe for as long as the preset's own takes for --rounds: what a round of it
+costs, with everything that a loop does, is measured in turn with a round of the preset (CPU time of one thread), so
+that a machine that is slower in one hour than in the next favours none. The preset's learning rate and half of it are
+tried under the first seed, the judge on 400 images of the hold-out chooses, and the other seeds take that. One rival is
+no adapter in front: low-rank corrections beside each layer inside the frozen classifier, with as many parameters as the
+preset's adapter, and without the consistency term, with which adversarial training of the classifier fails. Each result
+is written down as it is known, and the same command goes on.
 """
 
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from time_to_robustness import RESULTS, TUNING, accuracy, by_pipeline, judged, read, setup_of, write
+from time_to_robustness import RESULTS, TRIED, TUNING, WARM, accuracy, judged, read, setup_of, write
 from torch import Tensor, nn
 
 from pipeline.artifacts import provenance
@@ -31,6 +34,7 @@ from stages.nets import unet
 from stages.nets.cnn import CNN
 from stages.nets.copies import copied
 from stages.nets.unet import UNET_SIZES
+from stages.training.rounds import run_serially
 from stages.training.setup import Setup, load_trained
 
 INSIDE = "inside the frozen classifier"
@@ -115,12 +119,14 @@ def main() -> None:
     for seed in arguments.seeds:
         for name in arguments.adapters:
             for rate in rates(name, seed, arguments, recipe, found):
-                key = f"{name}, learning rate {rate:g}, {arguments.budget:g} s, seed {seed}"
+                key = f"{name}, learning rate {rate:g}, {arguments.rounds} rounds, seed {seed}"
                 if key not in found:
-                    found[key] = {"adapter": name, "learning_rate": rate, "budget": arguments.budget, "seed": seed}
-                    found[key] |= measure(name, rate, seed, arguments.budget, recipe, data)
+                    earlier = next((run["cost"] for run in found.values() if run["adapter"] == name), None)
+                    cost = earlier or cost_of(name, recipe, data)
+                    found[key] = {"adapter": name, "learning_rate": rate, "rounds": arguments.rounds, "seed": seed}
+                    found[key] |= measure(name, rate, seed, cost, round(arguments.rounds / cost), recipe, data)
                     write(arguments.results, found)
-                print(f"{key}: judge {accuracy(found[key]['judge'])}, {found[key]['updates']} updates", flush=True)
+                print(f"{key}: judge {accuracy(found[key]['judge'])}, cost {found[key]['cost']:g}", flush=True)
     print(f"\n{table(list(found.values()))}")
 
 
@@ -128,7 +134,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--preset", default="digits", choices=["digits", "mnist"])
     parser.add_argument("--adapters", nargs="+", default=list(ADAPTERS), choices=ADAPTERS, metavar="NAME")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of CPU time")
+    parser.add_argument("--rounds", type=int, default=300, help="of the preset's own adapter; all take its time")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first chooses the learning rate")
     parser.add_argument("--results", type=Path, help="JSON to write, and to go on from; unset: results/ beside this")
     arguments = parser.parse_args()
@@ -144,30 +150,56 @@ def rates(
     first = {
         run["learning_rate"]: run["judge"]["correct"]
         for run in found.values()
-        if (run["adapter"], run["budget"], run["seed"]) == (name, arguments.budget, arguments.seeds[0])
+        if (run["adapter"], run["rounds"], run["seed"]) == (name, arguments.rounds, arguments.seeds[0])
     }
     return both if seed == arguments.seeds[0] else [max(both, key=lambda rate: first[rate])]
 
 
-def measure(name: str, rate: float, seed: int, budget: float, recipe: Recipe, data: ImageData) -> dict[str, Any]:
+def cost_of(name: str, recipe: Recipe, data: ImageData) -> float:
+    """CPU time of a round with one adapter, in rounds of the preset; in turn, the median of three ratios."""
+
+    def seconds(setup: Setup) -> float:
+        times: list[float] = []
+        run_serially(setup, report=lambda line: times.append(time.process_time()))
+        return statistics.median(np.diff(times[WARM:]))
+
+    ratios = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder, normalised(ADAPTERS[name].get("norm")):
+            mine = seconds(setup_with(name, of(name, recipe), data, Path(folder), TRIED))
+        with tempfile.TemporaryDirectory() as folder:
+            ratios.append(mine / seconds(setup_of(recipe, data, Path(folder), rounds=TRIED)))
+    return round(statistics.median(ratios), 3)
+
+
+def measure(
+    name: str, rate: float, seed: int, cost: float, rounds: int, recipe: Recipe, data: ImageData
+) -> dict[str, Any]:
     """Train with one adapter and judge it."""
-    what = "classifier" if name == INSIDE else "adapter"
-    train = replace(recipe.train, learning_rate=rate, what=what)
-    if name == INSIDE:
-        train = replace(train, objective=replace(train.objective, consistency=0.0))
-    recipe = replace(recipe, seed=seed, train=train)
+    recipe = of(name, replace(recipe, seed=seed, train=replace(recipe.train, learning_rate=rate)))
+    began = time.process_time()
     with tempfile.TemporaryDirectory() as folder, normalised(ADAPTERS[name].get("norm")):
-        weights, updates, seconds = by_pipeline(
-            lambda run, rounds: setup_with(name, recipe, data, Path(folder) / run, rounds), budget
-        )
-        robust = load_trained(setup_with(name, recipe, data, Path(folder), 1).build(), weights)
+        setup = setup_with(name, recipe, data, Path(folder), rounds)
+        run_serially(setup)
+        weights, _ = setup.journal.best_weights()
+        robust = load_trained(setup.build(), weights)
+    seconds = time.process_time() - began
     return {
+        "cost": cost,
         "parameters": sum(value.numel() for value in weights.values()),
-        "updates": updates,
+        "updates": setup.schedule.updates,
         "seconds": round(seconds, 1),
         **judged(robust, recipe, data),
         "provenance": provenance("cpu", seconds),
     }
+
+
+def of(name: str, recipe: Recipe) -> Recipe:
+    """The recipe as one adapter needs it."""
+    if name != INSIDE:
+        return recipe
+    objective = replace(recipe.train.objective, consistency=0.0)
+    return replace(recipe, train=replace(recipe.train, what="classifier", objective=objective))
 
 
 def setup_with(name: str, recipe: Recipe, data: ImageData, folder: Path, rounds: int) -> Setup:
@@ -203,8 +235,8 @@ def weights_of(network: nn.Module) -> int:
 def table(runs: list[dict[str, Any]]) -> str:
     """The results in Markdown, medians over the seeds of the learning rate that the first one chose."""
     lines = [
-        "| adapter | parameters | learning rate | updates | clean | judge, median | by seed |",
-        "|---|---|---|---|---|---|---|",
+        "| adapter | parameters | a round costs | updates | learning rate | clean | judge, median | by seed |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(run["adapter"] for run in runs):
         mine = [run for run in runs if run["adapter"] == name]
@@ -213,9 +245,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         mine = [run for run in mine if run["learning_rate"] == rate]
         values = [100 * run["judge"]["value"] for run in mine]
         clean = statistics.median(100 * run["clean"]["value"] for run in mine)
-        updates = statistics.median(run["updates"] for run in mine)
         lines.append(
-            f"| {name} | {mine[0]['parameters']:,} | {rate:g} | {updates:,.0f} "
+            f"| {name} | {mine[0]['parameters']:,} | {mine[0]['cost']:.2f} | {mine[0]['updates']:,} | {rate:g} "
             f"| {clean:.1f} | {statistics.median(values):.1f} | {', '.join(f'{value:.1f}' for value in values)} |"
         )
     return "\n".join(lines)

@@ -39,8 +39,8 @@ from stages.trajectories.generate import Unit
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 REPEATS = 7
 UNITS = 24  # in a set
-COHORTS = {"digits": 8, "mnist": 24}  # all that digits has; with 24, a set is a single map over the pool
-ROUNDS = {"digits": 60, "mnist": 40}  # of the loop
+COHORTS = {"digits": 8, "mnist": 24, "cifar10-linf": 24}  # all that digits has; with 24, a set is one map over the pool
+ROUNDS = {"digits": 60, "mnist": 40, "cifar10-linf": 20}  # of the loop
 TWO_CORES = LoopWorkers(generators=1, generator_cpus=1, generator_gpus=0, trainer_cpus=1, trainer_gpus=0)
 BEGUN = 0.25  # share of them that is left out: processes start, and nobody has a parent
 

@@ -16,7 +16,6 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def train(
 ) -> Trained:
     """``settings`` are a rival's; the pipeline's are in its recipe."""
     if method == PIPELINE:
-        return by_pipeline(lambda name, rounds: setup_of(recipe, data, folder / name, rounds=rounds), budget)
+        return by_pipeline(recipe, data, folder, budget)
     if method == ON_RAY:
         return on_ray(recipe, data, folder, budget)
     return in_memory(replace(RIVALS[method], **settings), setup_of(recipe, data, folder, rounds=1), budget)
@@ -137,8 +136,8 @@ def setup_of(recipe: Recipe, data: ImageData, folder: Path, *, rounds: int) -> S
     return replace(setup, keep_versions=False)
 
 
-def by_pipeline(make: Callable[[str, int], Setup], budget: float) -> Trained:
-    """The serial loop, with its store, for as many rounds as the budget holds; ``make`` takes its name and length."""
+def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trained:
+    """The serial loop, with its store, for as many rounds as the budget holds."""
 
     def timed(setup: Setup) -> list[float]:
         """CPU time at the start and after each round but the last, in which the judge is asked once."""
@@ -146,9 +145,9 @@ def by_pipeline(make: Callable[[str, int], Setup], budget: float) -> Trained:
         run_serially(setup, report=lambda line: times.append(time.process_time()))
         return times[:-1]
 
-    times = timed(make("try", TRIED))
+    times = timed(setup_of(recipe, data, folder / "try", rounds=TRIED))
     cost = (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
-    setup = make("run", max(2, round(budget / cost)))
+    setup = setup_of(recipe, data, folder / "run", rounds=max(2, round(budget / cost)))
     times = timed(setup)
     seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
     return setup.journal.best_weights()[0], setup.schedule.updates, seconds
