@@ -3,28 +3,28 @@
     python -m tests.benchmarks adapters --preset digits --rounds 300 --seeds 0 1 2
 
 Every adapter trains with the preset's recipe for as long as the preset's own takes for --rounds: what a round of it
-costs, with everything that a loop does, is measured in turn with a round of the preset (CPU time of one thread), so
-that a machine that is slower in one hour than in the next favours none. The preset's learning rate and half of it are
-tried under the first seed, the judge on 400 images of the hold-out chooses, and the other seeds take that. One rival is
-no adapter in front: low-rank corrections beside each layer inside the frozen classifier, with as many parameters as the
-preset's adapter, and without the consistency term, with which adversarial training of the classifier fails. Each result
-is written down as it is known, and the same command goes on.
+costs in memory is measured in turn with one of the preset (CPU time of one thread), so that a machine that is slower in
+one hour than in the next favours none. The preset's learning rate and half of it are tried under the first seed, the
+judge on 400 images of the hold-out chooses, and the other seeds take that. One rival is no adapter in front: low-rank
+corrections beside each layer inside the frozen classifier, with as many parameters as the preset's adapter, and without
+the consistency term, with which adversarial training of the classifier fails. Each result is written down as it is
+known, and the same command goes on.
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from time_to_robustness import RESULTS, TRIED, TUNING, WARM, accuracy, judged, read, setup_of, write
+from loop_cost import bare_loop
+from time_to_robustness import RESULTS, TUNING, WARM, accuracy, judged, read, setup_of, write
 from torch import Tensor, nn
 
 from pipeline.artifacts import provenance
@@ -37,6 +37,7 @@ from stages.nets.unet import UNET_SIZES
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup, load_trained
 
+TURNS = 40  # rounds that say what one costs
 INSIDE = "inside the frozen classifier"
 ADAPTERS: dict[str, dict[str, Any]] = {  # what each changes in "flat", and which normalisation it has
     "flat": {},
@@ -156,20 +157,19 @@ def rates(
 
 
 def cost_of(name: str, recipe: Recipe, data: ImageData) -> float:
-    """CPU time of a round with one adapter, in rounds of the preset; in turn, the median of three ratios."""
+    """CPU time of a round with one adapter in memory, in rounds of the preset; in turn, the median of the ratios."""
 
-    def seconds(setup: Setup) -> float:
-        times: list[float] = []
-        run_serially(setup, report=lambda line: times.append(time.process_time()))
-        return statistics.median(np.diff(times[WARM:]))
+    def seconds(visit_next: Callable[[], None]) -> float:
+        began = time.thread_time()
+        visit_next()
+        return time.thread_time() - began
 
-    ratios = []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as folder, normalised(ADAPTERS[name].get("norm")):
-            mine = seconds(setup_with(name, of(name, recipe), data, Path(folder), TRIED))
-        with tempfile.TemporaryDirectory() as folder:
-            ratios.append(mine / seconds(setup_of(recipe, data, Path(folder), rounds=TRIED)))
-    return round(statistics.median(ratios), 3)
+    with tempfile.TemporaryDirectory() as folder:
+        preset = bare_loop(setup_of(recipe, data, Path(folder) / "preset", rounds=TURNS))
+        with normalised(ADAPTERS[name].get("norm")):
+            mine = bare_loop(setup_with(name, of(name, recipe), data, Path(folder) / "mine", TURNS))
+    ratios = [seconds(mine) / seconds(preset) for _ in range(TURNS)]
+    return round(statistics.median(ratios[WARM:]), 3)
 
 
 def measure(
