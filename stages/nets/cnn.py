@@ -39,6 +39,7 @@ class CNN(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch class"]:
         features = functional.relu(self.conv1(self.normalise(images)))
-        features = functional.max_pool2d(functional.relu(self.conv2(features)), 2)
+        # the same with ReLU and pooling the other way round, of four times as many features
+        features = functional.relu(functional.max_pool2d(self.conv2(features), 2))
         hidden = functional.relu(self.fc1(self.dropout1(features).flatten(1)))
         return self.fc2(self.dropout2(hidden))

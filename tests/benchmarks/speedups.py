@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.nets.cnn import CNN
 from stages.nets.faster import faster_classifier
 from stages.nets.resnet import ResNet18
 from stages.nets.unet import UNET_SIZES, GroupNorm, SelfAttention, UNet
@@ -66,6 +67,25 @@ def frozen_classifier() -> Ways:
     classifier, images = resnet(), torch.rand(64, 3, 32, 32)
     faster = faster_classifier(classifier, images[:8], frozen=True)
     return lambda: gradient(classifier, images), lambda: gradient(faster, images)
+
+
+class ReLUFirst(CNN):
+    """The CNN with ReLU before pooling, as its source has it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = functional.relu(self.conv1(self.normalise(images)))
+        features = functional.max_pool2d(functional.relu(self.conv2(features)), 2)
+        return self.fc2(functional.relu(self.fc1(features.flatten(1))))
+
+
+def pooled_first() -> Ways:
+    """A gradient of MNIST's images through the CNN, whose ReLU comes behind its pooling."""
+    plain, faster = (network(1, 28, 10, (0.13,), (0.31,)).eval().requires_grad_(False) for network in (ReLUFirst, CNN))
+    faster.load_state_dict(plain.state_dict())
+    images = torch.rand(64, 1, 28, 28)
+    plain, faster = (faster_classifier(network, images[:8], frozen=True) for network in (plain, faster))
+    assert torch.equal(gradient(plain, images), gradient(faster, images))
+    return lambda: gradient(plain, images), lambda: gradient(faster, images)
 
 
 def trained_classifier() -> Ways:
@@ -183,6 +203,7 @@ def gradient(network: nn.Module, images: Tensor) -> Tensor:
 
 CASES: dict[str, Callable[[], Ways]] = {
     "a frozen classifier without BatchNorm, channels last": frozen_classifier,
+    "pooling before ReLU": pooled_first,
     "a trained classifier, channels last": trained_classifier,
     "group normalisation in bfloat16": normalisation,
     "attention by the fused kernel": attention,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from stages.nets.cnn import CNN
 from stages.nets.normalisation import Normalise
@@ -77,3 +78,21 @@ def test_a_depth_that_no_wide_resnet_has_is_refused():
 def test_images_too_small_for_the_cnn_are_refused():
     with pytest.raises(ValueError, match="images are 5x5; the CNN needs 6x6"):
         CNN(1, 5, 10, mean=GREY, std=GREY)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_cnn_answers_as_if_it_rectified_before_it_pools(layout: torch.memory_format):
+    torch.manual_seed(0)
+    network = CNN(1, 28, 10, mean=GREY, std=GREY).eval().to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    images = torch.rand(8, 1, 28, 28, requires_grad=True)
+
+    def as_in_its_source() -> torch.Tensor:
+        features = functional.relu(network.conv1(network.normalise(images)))
+        features = functional.max_pool2d(functional.relu(network.conv2(features)), 2)
+        return network.fc2(functional.relu(network.fc1(features.flatten(1))))
+
+    wanted, found = as_in_its_source(), network(images)
+    assert torch.equal(wanted, found)
+    inputs = [images, *network.parameters()]
+    gradients = zip(torch.autograd.grad(wanted.sum(), inputs), torch.autograd.grad(found.sum(), inputs), strict=True)
+    assert all(torch.equal(one, other) for one, other in gradients)
