@@ -176,8 +176,8 @@ class Journal:
         return Start(round=found["round"], previous=previous, versions=versions, published=published)
 
     def enter(self, line: dict) -> bool:
-        """Add what follows from the rounds before to a line; whether its verdict is the best so far, or as good: then the
-        later weights are the better choice, since they were trained on with smaller steps."""
+        """Add what follows from the rounds before to a line; whether its verdict is the best so far, or as good: of
+        equals the later weights are the better choice, since they were trained on with smaller steps."""
         line["alarms"] = alarms(line, self.best.robust if self.best else None)
         robust = line.get("judge", {}).get("robust")
         if robust is None or (self.best is not None and robust["value"] < self.best.robust):
