@@ -128,7 +128,7 @@ def main() -> None:
                     found[key] |= measure(name, rate, seed, cost, round(arguments.rounds / cost), recipe, data)
                     write(arguments.results, found)
                 print(f"{key}: judge {accuracy(found[key]['judge'])}, cost {found[key]['cost']:g}", flush=True)
-    print(f"\n{table(list(found.values()))}")
+    print(f"\n{table([run for run in found.values() if run['rounds'] == arguments.rounds])}")
 
 
 def parse() -> argparse.Namespace:
@@ -212,9 +212,13 @@ def setup_with(name: str, recipe: Recipe, data: ImageData, folder: Path, rounds:
         with torch.random.fork_rng([]):
             torch.manual_seed(recipe.seed)
             return replace(setup, classifier=corrected(classifier, weights_of(preset)).eval())
+    return replace(setup, config=replace(setup.config, adapter=config_of(name)))
+
+
+def config_of(name: str) -> unet.UNetConfig:
+    """The shape of an adapter, whose normalisation is `normalised`'s."""
     changes = {field: value for field, value in ADAPTERS[name].items() if field != "norm"}
-    adapter = replace(UNET_SIZES["flat"], output="sigmoid")
-    return replace(setup, config=replace(setup.config, adapter=replace(adapter, **changes)))
+    return replace(UNET_SIZES["flat"], **{"output": "sigmoid", **changes})
 
 
 @contextmanager

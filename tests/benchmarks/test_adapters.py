@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from adapters import ADAPTERS, INSIDE, Corrected, corrected, normalised, weights_of
+from adapters import ADAPTERS, INSIDE, Corrected, config_of, corrected, normalised, weights_of
 
 from stages.nets import unet
 from stages.nets.cnn import CNN
@@ -35,10 +35,9 @@ def test_corrections_begin_at_nothing_and_are_all_that_is_trained():
 
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name != INSIDE])
 def test_an_adapter_answers_and_the_next_is_built_as_ever(name):
-    changes = {field: value for field, value in ADAPTERS[name].items() if field != "norm"}
     norm = ADAPTERS[name].get("norm")
     with normalised(norm):
-        adapter = unet.UNet(unet.UNetConfig(**{"multipliers": (1,), "all_skips": False, **changes}), 1)
+        adapter = unet.UNet(config_of(name), 1)
     assert adapter(torch.rand(2, 1, 8, 8), torch.tensor([1, 2])).shape == (2, 1, 8, 8)
     groups = [layer for layer in adapter.modules() if isinstance(layer, torch.nn.GroupNorm)]
     assert bool(groups) == (norm in (None, "one group"))
