@@ -24,6 +24,7 @@ from stages.training.behind import Behind
 from stages.training.distributed import any_worker, workers
 from stages.training.generator import Generator, warn_of_repairs
 from stages.training.journal import Start, round_line
+from stages.training.schedule import Batch
 from stages.training.setup import Setup, load_trained
 from stages.training.units import after
 from stages.training.versions import Version
@@ -39,6 +40,7 @@ class Round:
 
     rows: list[LedgerRow]
     examples: RoundExamples
+    batches: list[Batch]
 
     @staticmethod
     def of(setup: Setup, number: int, shards: list[Shard]) -> "Round":
@@ -46,7 +48,7 @@ class Round:
         parts, batches = [shard.segments for shard in shards], setup.schedule.batches(number)
         starts = setup.config.train.objective.needs_starts
         examples = RoundExamples(parts, batches, setup.train, setup.device, starts=starts)
-        return Round(rows=[shard.row for shard in shards], examples=examples)
+        return Round(rows=[shard.row for shard in shards], examples=examples, batches=batches)
 
 
 @runtime_checkable
@@ -174,7 +176,7 @@ class _Rounds:
             if any_worker(found is None, self.setup.device) or found is None:
                 return
             waited = time.perf_counter() - began
-            parts = [batch.part(self.rank, self.world) for batch in self.schedule.batches(number)]
+            parts = [batch.part(self.rank, self.world) for batch in found.batches]
             with within_memory("schedule.batch", self.schedule.config.batch):
                 for batch in found.examples.batches(parts):
                     learner.update(batch)
