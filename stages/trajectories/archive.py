@@ -2,8 +2,8 @@
 
 The Zarr documents and the ZIP are written here and not by zarr-python and `zipfile`, which take milliseconds an array
 and a tenth of one a member; any Zarr v3 reader opens the result through its zip store, and so do `zipfile` and NumPy
-alone. Chunks are gzip, which checks itself, as does every member of a ZIP. The archive's comment is the sha256 of all
-bytes before it.
+alone. Chunks are gzip by ISA-L, four times as fast as zlib's level 1 and smaller. They check themselves, as does every
+member of a ZIP. The archive's comment is the sha256 of all bytes before it.
 
 >>> content = pack({"a": np.arange(3, dtype=np.int16)}, {"kind": "example"})
 >>> arrays, attributes = unpack(content)
@@ -11,19 +11,22 @@ bytes before it.
 ([0, 1, 2], {'kind': 'example'})
 """
 
-import gzip
 import hashlib
 import json
 import math
 import struct
-import zlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 
 CHUNK = 256  # rows: enough to compress well, and a long array's chunks can be read one by one
-LEVEL = 1  # of gzip: level 4 is 2 to 10 % smaller and takes twice as long
+LEVEL = 2  # of ISA-L's 0 to 3: 3 is 1 % smaller and takes a third longer
+GZIP = 31  # a window of 32 KiB, and gzip's header
+_GZIP_ERROR: Any = isal_zlib.error  # a class, which its stub calls an instance
+_UNREADABLE = (_GZIP_ERROR, ValueError, KeyError, TypeError, struct.error)
 SEAL = 64  # hexadecimal digits of the sha256
 LARGEST = 2**32 - 1  # bytes of a ZIP whose places fit into 32 bits
 
@@ -48,7 +51,7 @@ def pack(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, object]) -> 
         members[f"{name}/zarr.json"] = _document(array.shape, array.dtype, rows)
         for number, chunk in enumerate(_chunks(array, rows)):
             key = "/".join([name, "c", str(number), *["0"] * (array.ndim - 1)])
-            members[key] = gzip.compress(chunk, LEVEL, mtime=0)
+            members[key] = isal_zlib.compress(chunk, LEVEL, GZIP)
     body = _zipped(members)
     return body + hashlib.sha256(body).hexdigest().encode()
 
@@ -63,7 +66,7 @@ def unpack(content: bytes) -> tuple[dict[str, np.ndarray], dict]:
         suffix = "/zarr.json"
         names = [name[: -len(suffix)] for name in members if name.endswith(suffix)]
         return {name: _read(members, name) for name in names}, attributes
-    except (zlib.error, ValueError, KeyError, TypeError, struct.error) as error:
+    except _UNREADABLE as error:
         raise ArchiveError(f"{error!r} while it was opened") from error
 
 
@@ -80,7 +83,7 @@ def _zipped(members: Mapping[str, bytes]) -> bytes:
         name, size = key.encode(), len(content)
         if place + size > LARGEST:
             raise ValueError("a shard of more than 4 GiB: make schedule.cohort_images smaller")
-        shared = _SHARED.pack(20, 0, 0, 0, 33, zlib.crc32(content), size, size, len(name), 0)
+        shared = _SHARED.pack(20, 0, 0, 0, 33, isal_zlib.crc32(content), size, size, len(name), 0)
         directory.append(_ENTRY + b"\x14\x03" + shared + _PLACE.pack(0, 0, 0, 0o600 << 16, place) + name)
         parts += [_MEMBER + shared + name, content]
         place += len(_MEMBER) + len(shared) + len(name) + size
@@ -129,7 +132,7 @@ def _chunks(array: np.ndarray, rows: int) -> Iterator[bytes]:
 def _read(members: Mapping[str, bytes], name: str) -> np.ndarray:
     shape, kind, rows = _described(members[f"{name}/zarr.json"])
     rest = "/0" * (len(shape) - 1)
-    chunks = [zlib.decompress(members[f"{name}/c/{number}{rest}"], 31) for number in range(-(-shape[0] // rows))]
+    chunks = [isal_zlib.decompress(members[f"{name}/c/{number}{rest}"], GZIP) for number in range(-(-shape[0] // rows))]
     content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     return np.frombuffer(bytearray(content), kind, count=math.prod(shape)).reshape(shape)
 
