@@ -7,6 +7,9 @@ results/speedups.json beside this file. What a GPU gains is measured by gpu.py.
 """
 
 import argparse
+import gzip
+import hashlib
+import io
 import json
 import os
 import platform
@@ -14,9 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +30,7 @@ from stages.nets.cnn import CNN
 from stages.nets.faster import faster_classifier
 from stages.nets.resnet import ResNet18
 from stages.nets.unet import UNET_SIZES, GroupNorm, SelfAttention, UNet
+from stages.trajectories.archive import pack
 
 RESULTS = Path(__file__).parent / "results" / "speedups.json"
 Ways = tuple[Callable[[], object], Callable[[], object]]
@@ -162,6 +168,27 @@ def one_pass() -> Ways:
     return plain, faster
 
 
+def packing() -> Ways:
+    """A visit of one step to 32 images of MNIST's size as a shard, with `zipfile` and zlib, and as shards are."""
+    start = np.clip(np.random.default_rng(0).integers(-2295, 2295, (32, 784)), -1530, 1530).astype(np.int16)
+    signs = np.random.default_rng(1).integers(0, 256, (32, 1, 98), np.uint8)
+    arrays = {"start": start, "signs": signs, "nonzero": np.full_like(signs, 255)}
+    packed = pack(arrays, {})
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    chunks = {name: gzip.decompress(content) for name, content in members.items() if "/c/" in name}
+
+    def plain() -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, gzip.compress(chunks[name], 1) if name in chunks else content)
+        return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).hexdigest().encode()
+
+    assert len(packed) < len(plain())
+    return plain, lambda: pack(arrays, {})
+
+
 def kept_memory(*, turns: int) -> dict[str, float]:
     """The gradients of MNIST's adapter from 64 images, in processes that keep what they free, and in others."""
     taken: tuple[list[float], list[float]] = [], []
@@ -210,6 +237,7 @@ CASES: dict[str, Callable[[], Ways]] = {
     "fused AdamW": optimizer,
     "the moving average of all weights together": moving_average,
     "states and their starts in one pass": one_pass,
+    "a shard's gzip by ISA-L, and its ZIP": packing,
 }
 
 if __name__ == "__main__":
