@@ -68,5 +68,7 @@ def weights_fingerprint(state: Mapping[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        if tensor.dtype != torch.float32:  # NumPy does not know them all
+            tensor = tensor.reshape(-1).view(torch.uint8)
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()[:32]

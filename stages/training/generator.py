@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from stages.rap.robust import RobustClassifier
@@ -104,7 +105,7 @@ class Generator:
             self._robust = load_trained(self.setup.build_faster(self.setup.config.attack), weights())
             self._own = self._robust.state_dict()
         elif self._held != name:
-            for each, value in weights().items():  # load_state_dict would check again what the first one has shown
-                self._own[each].copy_(value)
+            found = weights()  # load_state_dict would check again what the first ones have shown, one by one
+            torch._foreach_copy_([self._own[each] for each in found], list(found.values()))  # pyright: ignore[reportPrivateImportUsage]
         self._held = name
         return self._robust

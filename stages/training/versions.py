@@ -26,8 +26,8 @@ class Version:
 
     @staticmethod
     def of(number: int, weights: dict[str, Tensor]) -> "Version":
-        """A version with its name."""
-        local = {name: value.detach().cpu() for name, value in weights.items()}
+        """A version with its name, of weights without gradients."""
+        local = {name: value.cpu() for name, value in weights.items()}
         return Version(number, weights_fingerprint(local), local)
 
     def check(self, published: str | None) -> None:
