@@ -101,7 +101,8 @@ class Serial:
         assert attacked is not None  # there is one rank
         version = attacked.result()
         units = self.setup.units.of(number, version.fingerprint, self.previous)
-        made = list(self._threads.map(lambda unit: self.generator.shard(unit, lambda: version.weights), units))
+        spread = self._threads.map if len(units) > 1 else map  # nothing goes on beside a single one
+        made = list(spread(lambda unit: self.generator.shard(unit, lambda: version.weights), units))
         for each in made:
             self.made += each.is_new
             warn_of_repairs(each.repaired)
