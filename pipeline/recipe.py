@@ -20,7 +20,7 @@ from stages.training.adapter import TrainConfig
 from stages.training.schedule import ScheduleConfig
 from stages.training.setup import LoopConfig
 
-AdapterSize = Literal["flat", "tiny", "tiny-half", "small", "4M", "9M", "11M", "36M"]
+AdapterSize = Literal["flat", "flat-half", "tiny", "tiny-half", "small", "4M", "9M", "11M", "36M"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class AdapterConfig:
     """The adapter, a time-conditioned U-Net, and how it meets the classifier."""
 
     size: AdapterSize = "tiny"
-    """Size of the U-Net; flat has 26k parameters and full resolution alone, tiny 0.1M and half of it too; tiny-half,
-    small and 11M work on patches of 2x2 pixels, 9M and 36M are DDPM's for CIFAR-10 at half and full width."""
+    """Size of the U-Net; flat has 26k parameters and full resolution alone, tiny 0.1M and half of it too; flat-half,
+    tiny-half, small and 11M work on patches of 2x2 pixels; 9M and 36M are those of DDPM at half and full width."""
     output: Literal["residual", "sigmoid"] = "sigmoid"
     """residual: the image plus a correction that starts at zero; sigmoid: an image of its own."""
     straight_through: bool = True

@@ -53,6 +53,7 @@ class UNetConfig:
 # and operations as a ResNet-18 (1.12 and 1.11 GFLOP an image of 32x32), in few, wide layers that fill a GPU.
 UNET_SIZES: dict[str, UNetConfig] = {
     "flat": UNetConfig(width=16, multipliers=(1,), all_skips=False),
+    "flat-half": UNetConfig(width=32, multipliers=(1,), all_skips=False, patch=2),
     "tiny": UNetConfig(width=16, multipliers=(1, 2), all_skips=False),
     "tiny-half": UNetConfig(width=16, multipliers=(1, 2), all_skips=False, patch=2),
     "small": UNetConfig(width=32, multipliers=(1, 2, 2), patch=2),
