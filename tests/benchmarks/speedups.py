@@ -183,7 +183,8 @@ def packing() -> Ways:
         with zipfile.ZipFile(buffer, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, gzip.compress(chunks[name], 1) if name in chunks else content)
-        return buffer.getvalue() + hashlib.sha256(buffer.getvalue()).hexdigest().encode()
+        body = buffer.getvalue()
+        return body + hashlib.sha256(body).hexdigest().encode()
 
     assert len(packed) < len(plain())
     return plain, lambda: pack(arrays, {})
