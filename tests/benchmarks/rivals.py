@@ -53,6 +53,15 @@ class Rival:
     """Share of the updates over which that weight rises from 0."""
     clean_updates: int = 0
     """First updates, in which the share of clean images among the states falls evenly from all to none."""
+    radius_ramp: float = 0.0
+    """Share of the updates over which the ball and the step grow from nothing to their size."""
+    moved_by_update: bool = False
+    """The gradient of the update itself moves the perturbation for the next visit; no other pass is made."""
+    smoothing: float = 0.0
+    """Label smoothing (with the consistency term only)."""
+    weight_perturbation: float = 0.0
+    """Adversarial weight perturbation (Wu et al. 2020) in the last quarter of the updates, in units of each weight
+    tensor's norm (without the consistency term only)."""
 
 
 RIVALS = {  # learning rate and batch are the best of two to six on the hold-out: results/tuning-digits.json
@@ -104,8 +113,13 @@ class InMemory:
                 config.train.objective, consistency=rival.consistency, consistency_ramp=rival.consistency_ramp
             ),
         )
-        kind = Consistent if rival.consistency else Learner
+        kind = Consistent if rival.consistency else Perturbed if rival.weight_perturbation else Learner
         self.learner = kind(setup.build_faster(train), train, total_updates=updates, seed=config.seed)
+        if isinstance(self.learner, Consistent):
+            self.learner.smoothing = rival.smoothing
+        if isinstance(self.learner, Perturbed):
+            self.learner.strength = rival.weight_perturbation
+        self._whole = self.process
         self.images, self.labels = torch.from_numpy(setup.train.images), torch.from_numpy(setup.train.labels)
         self.kept = torch.zeros(self.images.shape, dtype=torch.int16)
         self.shared = torch.zeros(
@@ -118,13 +132,23 @@ class InMemory:
     def update(self) -> None:
         """One update, with the attack before it."""
         chosen = next(self._batches)
+        if self.rival.radius_ramp:
+            self._grow()
         if self.rival.replays:
             self._free(chosen)
+        elif self.rival.moved_by_update:
+            self._moved_by_update(chosen)
         elif self.rival.consistency:
             self._consistent(chosen)
         else:
             self._attacked(chosen)
         self.number += 1
+
+    def _grow(self) -> None:
+        """The ball of the next update."""
+        done = min(1.0, (self.number + 1) / (self.rival.radius_ramp * self.learner.total_updates))
+        lengths = {name: max(1, round(done * getattr(self._whole, name))) for name in ("bound", "step", "noise")}
+        self.process = replace(self._whole, **lengths)
 
     def _drawn(self) -> Iterator[Int64[Tensor, " image"]]:
         """Batches of each epoch, in a new random order; with replays each comes so often."""
@@ -204,6 +228,18 @@ class InMemory:
         assert states.grad is not None
         self.shared[: len(chosen)] = (delta + radius * states.grad.sign()).clamp(-radius, radius)
 
+    def _moved_by_update(self, chosen: Int64[Tensor, " image"]) -> None:
+        """An update on the stored perturbations, whose backward pass also moves them."""
+        images, labels, lattice = self.images[chosen], self.labels[chosen], self.process.lattice
+        clean = lattice.from_bytes(images)
+        low, high = self.process.limits(clean)
+        levels = (clean + self._start(chosen)).clamp(low, high)
+        states, t = lattice.to_float(levels).requires_grad_(True), torch.full((len(chosen),), self.process.steps)
+        self.learner.update(TrainingBatch(states=states, clean=lattice.to_float(clean), labels=labels, t=t))
+        assert states.grad is not None
+        moved = (levels + self.process.step * states.grad.sign()).to(torch.int16).clamp(low, high)
+        self.kept[chosen] = moved - clean
+
     def _consistent(self, chosen: Int64[Tensor, " image"]) -> None:
         """A step from the stored perturbation, and an update that also brings the logits before and after together."""
         assert isinstance(self.learner, Consistent)
@@ -229,6 +265,8 @@ class InMemory:
 class Consistent(Learner):
     """FGSM-PGI's update: the attack's own graph stays, so that the logits at its start cost no pass of their own."""
 
+    smoothing = 0.0
+
     def begin(
         self, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
     ) -> Float[Tensor, "image channel height width"]:
@@ -252,6 +290,32 @@ class Consistent(Learner):
             labels=batch.labels,
             start_logits=self._first,
         )
+        if self.smoothing:
+            loss = loss + self.smoothing * (-functional.log_softmax(logits, 1).mean() - terms["cross_entropy"])
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._step({"loss": loss.detach(), **terms})
+
+
+class Perturbed(Learner):
+    """Updates at weights that were moved against them, in the last quarter."""
+
+    strength = 0.0
+
+    def update(self, batch: TrainingBatch) -> None:
+        if self.updates < 0.75 * self.total_updates:
+            super().update(batch)
+            return
+        logits = self._deployed_logits(batch.states)
+        gradients = torch.autograd.grad(functional.cross_entropy(logits, batch.labels), self.parameters)
+        with torch.no_grad():
+            moves = [
+                self.strength * weight.norm() / (gradient.norm() + 1e-12) * gradient
+                for weight, gradient in zip(self.parameters, gradients, strict=True)
+            ]
+            for weight, move in zip(self.parameters, moves, strict=True):
+                weight += move
+        super().update(batch)
+        with torch.no_grad():
+            for weight, move in zip(self.parameters, moves, strict=True):
+                weight -= move

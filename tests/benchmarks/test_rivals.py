@@ -52,3 +52,44 @@ def test_a_gentle_start_trains_on_clean_images_first(tmp_path: Path, monkeypatch
     assert shares[0] == 1
     assert 0 < shares[1] < 1
     assert shares[2] == 0
+
+
+def test_a_ball_that_grows_ends_at_its_size(tmp_path: Path) -> None:
+    rival = replace(RIVALS["persistent (ATTA)"], batch=32, restart=1.0, radius_ramp=0.5)  # each visit from noise
+    setup, sizes = setup_of("digits", 1, str(tmp_path)), []
+    loop = InMemory(setup, rival, updates=8)
+    for _ in range(5):
+        loop.kept.zero_()
+        loop.update()
+        sizes.append(int(loop.kept.abs().max()))
+    bound = setup.config.attack.bound
+    assert sizes == [bound // 4, bound // 2, bound * 3 // 4, bound, bound]
+
+
+def test_an_update_moves_the_perturbation_on_which_it_trained(tmp_path: Path) -> None:
+    rival = replace(RIVALS["persistent (ATTA)"], batch=32, moved_by_update=True)
+    setup = setup_of("digits", 1, str(tmp_path))
+    loop = InMemory(setup, rival, updates=2)
+    noise = loop._start(first := next(loop._batches)).clone()
+    loop.visits[:], loop._batches = 0, iter([first])
+    loop.update()
+    clean = loop.process.lattice.from_bytes(loop.images[first])
+    low, high = loop.process.limits(clean)
+    moved = (loop.kept[first] - ((clean + noise).clamp(low, high) - clean)).abs()
+    assert moved.max() == loop.process.step
+
+
+def test_weights_are_perturbed_in_the_last_quarter_alone(tmp_path: Path) -> None:
+    setup, ended = setup_of("digits", 1, str(tmp_path)), {}
+    for strength in (0.0, 0.01):
+        loop = InMemory(setup, replace(RIVALS["persistent (ATTA)"], batch=32, weight_perturbation=strength), updates=8)
+        for _ in range(6):
+            loop.update()
+        before = {name: value.clone() for name, value in loop.learner.weights().items()}
+        loop.update()
+        ended[strength] = before, {name: value.clone() for name, value in loop.learner.weights().items()}
+    (before, plain), (same, perturbed) = ended.values()
+    assert all(torch.equal(before[name], same[name]) for name in before)
+    assert any(not torch.equal(plain[name], perturbed[name]) for name in plain)
+    for name, value in perturbed.items():  # the move itself is taken back: what is left is an update's own
+        assert (value - before[name]).abs().max() <= 2 * setup.config.train.learning_rate
