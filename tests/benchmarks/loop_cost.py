@@ -37,6 +37,7 @@ from stages.training.setup import Setup
 
 RESULTS = Path(__file__).parent / "results" / "loop_cost.json"
 ROUNDS = {"digits": 200, "mnist": 160, "cifar10-linf": 60}  # the last with networks for one core
+NETWORKS = {**SMALLER, "mnist": {"adapter.size": "tiny-half"}}  # a cheap one, beside which storing shows
 BEGUN = 0.25  # share of the rounds that is left out: no cohort has a parent in the first epoch, and caches are cold
 
 
@@ -85,9 +86,9 @@ def measure(preset: str, rounds: int) -> dict[str, object]:
 
 
 def setup_of(preset: str, rounds: int, root: str, *, cohorts: int = 8) -> Setup:
-    """The preset's loop on a few cohorts, one a round, around a classifier with its first weights; that of CIFAR-10 is
-    made smaller for one core, as in ablation.py."""
-    recipe = changed(PRESETS[preset](), SMALLER.get(preset, {}))
+    """The preset's loop on a few cohorts, one a round, around a classifier with its first weights and with NETWORKS;
+    that of CIFAR-10 is made smaller for one core, as in ablation.py."""
+    recipe = changed(PRESETS[preset](), NETWORKS.get(preset, {}))
     data = load_data(recipe.data)
     torch.manual_seed(0)
     classifier = build_classifier(
