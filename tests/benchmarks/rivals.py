@@ -9,15 +9,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int16, Int64
+from jaxtyping import Int16, Int64
+from rival_updates import Consistent, Perturbed
 from torch import Tensor
-from torch.nn import functional
 
 from stages import randomness
 from stages.rap.attack import attack, loss_gradient
 from stages.rap.losses import ATTACK_LOSSES
-from stages.rap.norms import draw_start
-from stages.rap.objective import objective
+from stages.rap.norms import advance, draw_start
 from stages.training.adapter import Learner
 from stages.training.batches import TrainingBatch
 from stages.training.setup import Setup
@@ -62,6 +61,12 @@ class Rival:
     weight_perturbation: float = 0.0
     """Adversarial weight perturbation (Wu et al. 2020) in the last quarter of the updates, in units of each weight
     tensor's norm (without the consistency term only)."""
+
+    def __post_init__(self) -> None:
+        if self.smoothing and not self.consistency:
+            raise ValueError("smoothing is made in the update with the consistency term: set consistency as well")
+        if self.consistency and (self.weight_perturbation or self.moved_by_update):
+            raise ValueError("weight_perturbation and moved_by_update go without the consistency term: set it to 0")
 
 
 RIVALS = {  # learning rate and batch are the best of two to six on the hold-out: results/tuning-digits.json
@@ -113,12 +118,13 @@ class InMemory:
                 config.train.objective, consistency=rival.consistency, consistency_ramp=rival.consistency_ramp
             ),
         )
-        kind = Consistent if rival.consistency else Perturbed if rival.weight_perturbation else Learner
-        self.learner = kind(setup.build_faster(train), train, total_updates=updates, seed=config.seed)
-        if isinstance(self.learner, Consistent):
-            self.learner.smoothing = rival.smoothing
-        if isinstance(self.learner, Perturbed):
-            self.learner.strength = rival.weight_perturbation
+        robust, planned = setup.build_faster(train), {"total_updates": updates, "seed": config.seed}
+        if rival.consistency:
+            self.learner = Consistent(robust, train, smoothing=rival.smoothing, **planned)
+        elif rival.weight_perturbation:
+            self.learner = Perturbed(robust, train, strength=rival.weight_perturbation, **planned)
+        else:
+            self.learner = Learner(robust, train, **planned)
         self._whole = self.process
         self.images, self.labels = torch.from_numpy(setup.train.images), torch.from_numpy(setup.train.labels)
         self.kept = torch.zeros(self.images.shape, dtype=torch.int16)
@@ -230,28 +236,32 @@ class InMemory:
 
     def _moved_by_update(self, chosen: Int64[Tensor, " image"]) -> None:
         """An update on the stored perturbations, whose backward pass also moves them."""
-        images, labels, lattice = self.images[chosen], self.labels[chosen], self.process.lattice
-        clean = lattice.from_bytes(images)
-        low, high = self.process.limits(clean)
-        levels = (clean + self._start(chosen)).clamp(low, high)
-        states, t = lattice.to_float(levels).requires_grad_(True), torch.full((len(chosen),), self.process.steps)
-        self.learner.update(TrainingBatch(states=states, clean=lattice.to_float(clean), labels=labels, t=t))
+        clean, before = self._begun(chosen)
+        lattice, t = self.process.lattice, torch.full((len(chosen),), self.process.steps)
+        states = lattice.to_float(before).requires_grad_(True)
+        batch = TrainingBatch(states=states, clean=lattice.to_float(clean), labels=self.labels[chosen], t=t)
+        self.learner.update(batch)
         assert states.grad is not None
-        moved = (levels + self.process.step * states.grad.sign()).to(torch.int16).clamp(low, high)
-        self.kept[chosen] = moved - clean
+        self._moved(chosen, clean, before, states.grad)
 
     def _consistent(self, chosen: Int64[Tensor, " image"]) -> None:
         """A step from the stored perturbation, and an update that also brings the logits before and after together."""
         assert isinstance(self.learner, Consistent)
-        images, labels = self.images[chosen], self.labels[chosen]
-        lattice, clean = self.process.lattice, self.process.lattice.from_bytes(images)
-        low, high = self.process.limits(clean)
-        before = (clean + self._start(chosen)).clamp(low, high)
-        gradient = self.learner.begin(lattice.to_float(before), labels)
-        levels = (before + self.process.step * gradient.sign()).to(torch.int16).clamp(low, high)
+        labels, t = self.labels[chosen], torch.full((len(chosen),), self.process.steps)
+        clean, before = self._begun(chosen)
+        gradient = self.learner.begin(self.process.lattice.to_float(before), labels)
+        self.learner.update(self._batch(self._moved(chosen, clean, before, gradient), clean, labels, t))
+
+    def _begun(self, chosen: Int64[Tensor, " image"]) -> tuple[Tensor, Tensor]:
+        """The levels of the images, and those in which a visit begins."""
+        clean = self.process.lattice.from_bytes(self.images[chosen])
+        return clean, (clean + self._start(chosen)).clamp(*self.process.limits(clean))
+
+    def _moved(self, chosen: Int64[Tensor, " image"], clean: Tensor, before: Tensor, gradient: Tensor) -> Tensor:
+        """The levels after a step along a gradient, whose perturbation is kept."""
+        levels, _ = advance(before, gradient, clean, self.process, self.process.limits(clean))
         self.kept[chosen] = levels - clean
-        t = torch.full((len(chosen),), self.process.steps)
-        self.learner.update(self._batch(levels, clean, labels, t))
+        return levels
 
     def _batch(self, levels: Tensor, clean: Tensor, labels: Tensor, t: Tensor) -> TrainingBatch:
         if self.number < self.rival.clean_updates:
@@ -260,62 +270,3 @@ class InMemory:
             levels = torch.where(is_clean[:, None, None, None], clean, levels)
         lattice = self.process.lattice
         return TrainingBatch(states=lattice.to_float(levels), clean=lattice.to_float(clean), labels=labels, t=t)
-
-
-class Consistent(Learner):
-    """FGSM-PGI's update: the attack's own graph stays, so that the logits at its start cost no pass of their own."""
-
-    smoothing = 0.0
-
-    def begin(
-        self, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
-    ) -> Float[Tensor, "image channel height width"]:
-        """The gradient of the attack at its start, whose logits are kept for the update."""
-        states = states.requires_grad_(True)
-        t = torch.full_like(labels, self.robust.steps)
-        self._first = self.robust.classify(self.robust.restore(states, t)).float()
-        loss = functional.cross_entropy(self._first, labels, reduction="sum")
-        return torch.autograd.grad(loss, states, retain_graph=True)[0]
-
-    def update(self, batch: TrainingBatch) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        restored = self.robust.restore(batch.states, torch.full_like(batch.t, self.robust.steps))
-        logits = self.robust.classify(restored).float()
-        loss, terms = objective(
-            self.objective(),
-            restored=restored,
-            clean=batch.clean,
-            logits=logits,
-            labels=batch.labels,
-            start_logits=self._first,
-        )
-        if self.smoothing:
-            loss = loss + self.smoothing * (-functional.log_softmax(logits, 1).mean() - terms["cross_entropy"])
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._step({"loss": loss.detach(), **terms})
-
-
-class Perturbed(Learner):
-    """Updates at weights that were moved against them, in the last quarter."""
-
-    strength = 0.0
-
-    def update(self, batch: TrainingBatch) -> None:
-        if self.updates < 0.75 * self.total_updates:
-            super().update(batch)
-            return
-        logits = self._deployed_logits(batch.states)
-        gradients = torch.autograd.grad(functional.cross_entropy(logits, batch.labels), self.parameters)
-        with torch.no_grad():
-            moves = [
-                self.strength * weight.norm() / (gradient.norm() + 1e-12) * gradient
-                for weight, gradient in zip(self.parameters, gradients, strict=True)
-            ]
-            for weight, move in zip(self.parameters, moves, strict=True):
-                weight += move
-        super().update(batch)
-        with torch.no_grad():
-            for weight, move in zip(self.parameters, moves, strict=True):
-                weight -= move

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from loop_cost import setup_of
-from rivals import RIVALS, InMemory
+from rival_updates import Consistent
+from rivals import RIVALS, InMemory, Rival
+from torch.nn import functional
 
 from stages.training.batches import TrainingBatch
 
@@ -93,3 +95,32 @@ def test_weights_are_perturbed_in_the_last_quarter_alone(tmp_path: Path) -> None
     assert any(not torch.equal(plain[name], perturbed[name]) for name in plain)
     for name, value in perturbed.items():  # the move itself is taken back: what is left is an update's own
         assert (value - before[name]).abs().max() <= 2 * setup.config.train.learning_rate
+
+
+def test_smoothing_changes_the_gradient_as_pytorchs_smoothed_labels_do(tmp_path: Path) -> None:
+    setup, gradients, expected = setup_of("digits", 1, str(tmp_path)), [], []
+    clean, labels = torch.from_numpy(setup.train.images[:32]) / 255, torch.from_numpy(setup.train.labels[:32])
+    batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=torch.ones_like(labels))
+    for smoothing in (0.0, 0.2):
+        learner = InMemory(setup, replace(RIVALS["FGSM-PGI"], smoothing=smoothing), updates=1).learner
+        assert isinstance(learner, Consistent)
+        loss = functional.cross_entropy(learner._deployed_logits(clean), labels, label_smoothing=smoothing)
+        expected.append(torch.autograd.grad(loss, learner.parameters))
+        learner.begin(clean.clone(), labels)
+        learner.update(batch)
+        gradients.append([weight.grad for weight in learner.parameters])
+    for plain, smoothed, one, other in zip(*gradients, *expected, strict=True):
+        torch.testing.assert_close(smoothed - plain, other - one, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"smoothing": 0.1},
+        {"consistency": 1.0, "moved_by_update": True},
+        {"consistency": 1.0, "weight_perturbation": 0.01},
+    ],
+)
+def test_an_option_that_would_not_be_used_is_refused(settings: dict) -> None:
+    with pytest.raises(ValueError, match="consistency"):
+        Rival(source="none", **settings)

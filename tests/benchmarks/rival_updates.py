@@ -1,0 +1,79 @@
+"""Updates of the rivals that are not the pipeline's own (`stages.training.adapter.Learner`)."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from stages.rap.objective import objective
+from stages.rap.robust import RobustClassifier
+from stages.training.adapter import Learner, TrainConfig
+from stages.training.batches import TrainingBatch
+
+
+class Consistent(Learner):
+    """FGSM-PGI's update: the attack's own graph stays, so that the logits at its start cost no pass of their own."""
+
+    def __init__(
+        self, robust: RobustClassifier, config: TrainConfig, *, total_updates: int, seed: int, smoothing: float
+    ) -> None:
+        super().__init__(robust, config, total_updates=total_updates, seed=seed)
+        self.smoothing = smoothing
+
+    def begin(
+        self, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
+    ) -> Float[Tensor, "image channel height width"]:
+        """The gradient of the attack at its start, whose logits are kept for the update."""
+        states = states.requires_grad_(True)
+        t = torch.full_like(labels, self.robust.steps)
+        self._first = self.robust.classify(self.robust.restore(states, t)).float()
+        loss = functional.cross_entropy(self._first, labels, reduction="sum")
+        return torch.autograd.grad(loss, states, retain_graph=True)[0]
+
+    def update(self, batch: TrainingBatch) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        restored = self.robust.restore(batch.states, torch.full_like(batch.t, self.robust.steps))
+        logits = self.robust.classify(restored).float()
+        loss, terms = objective(
+            self.objective(),
+            restored=restored,
+            clean=batch.clean,
+            logits=logits,
+            labels=batch.labels,
+            start_logits=self._first,
+        )
+        if self.smoothing:
+            smoothed = functional.cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
+            loss = loss + smoothed - functional.cross_entropy(logits, batch.labels)  # for the one in it, of weight 1
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._step({"loss": loss.detach(), **terms})
+
+
+class Perturbed(Learner):
+    """Updates at weights that were moved against them, in the last quarter."""
+
+    def __init__(
+        self, robust: RobustClassifier, config: TrainConfig, *, total_updates: int, seed: int, strength: float
+    ) -> None:
+        super().__init__(robust, config, total_updates=total_updates, seed=seed)
+        self.strength = strength
+
+    def update(self, batch: TrainingBatch) -> None:
+        if self.updates < 0.75 * self.total_updates:
+            super().update(batch)
+            return
+        logits = self._deployed_logits(batch.states)
+        gradients = torch.autograd.grad(functional.cross_entropy(logits, batch.labels), self.parameters)
+        with torch.no_grad():
+            moves = [
+                self.strength * weight.norm() / (gradient.norm() + 1e-12) * gradient
+                for weight, gradient in zip(self.parameters, gradients, strict=True)
+            ]
+            for weight, move in zip(self.parameters, moves, strict=True):
+                weight += move
+        super().update(batch)
+        with torch.no_grad():
+            for weight, move in zip(self.parameters, moves, strict=True):
+                weight -= move
