@@ -160,20 +160,21 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 with Arithmetic().applied():
-    for number in range(60):
-        if number == 10:
-            before = faults()
-        torch.ones(2**21).add(1)  # 8 MB, twice
-    print(faults() - before)
+    before, new = faults(), 0
+    for _ in range(60):
+        torch.ones(2**21).add(1)  # 8 MB, twice: 4 pages of 2 MB each, or 2,048 of 4 KB
+        new, before = new + (faults() - before >= 4), faults()
+    print(new)
 """
 
 
 @pytest.mark.parametrize(("chosen", "is_kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
 def test_freed_memory_is_kept_unless_somebody_has_chosen_otherwise(chosen, is_kept):
-    """With it, the pages of the next tensor are there already (4 KB each, or 2 MB)."""
+    """With it, the pages of the next tensor are there already; a small block kept in their midst costs one more."""
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("mallopt is glibc's")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     command = [sys.executable, "-c", FREED]
     done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) < 50) == is_kept
+    times_of_60 = int(done.stdout)
+    assert times_of_60 < 10 if is_kept else times_of_60 > 50
