@@ -25,6 +25,9 @@ from stages.storage import Storage
 from stages.storage_errors import StorageError
 
 JOB_COPY = "working_dir_files"  # the folder of Ray's in which `ray job submit --working-dir` unpacks its copy
+BEGUN = "evaluating"
+"""In the folder of a run or an evaluation from before its first attack until its results are written: until then, older
+results that are there do not name all receipts that it needs."""
 LONGEST_NAME = 255  # bytes, of file systems
 PACKAGES = ("torch", "ray", "numpy", "zarr", "pyautoattack")
 
@@ -83,12 +86,12 @@ def usable_root(named: str | Path, setting: str = "--root") -> Storage:
     return root
 
 
-def check_name(name: str, kept: str) -> None:
+def check_name(name: str, kept: str, called: str = "--name") -> None:
     """Refuse, with where it is ``kept``, a --name that is no name of a directory everywhere. Raises ValueError."""
-    if "/" in name or name.startswith(".") or not name.isprintable() or name != name.strip():
-        raise ValueError(f"--name {name!r} must be a plain name, without slashes, lines or spaces around it: {kept}")
+    if not name or "/" in name or name.startswith(".") or not name.isprintable() or name != name.strip():
+        raise ValueError(f"{called} {name!r} must be a plain name, without slashes, lines or spaces around it: {kept}")
     if len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"--name has {len(name.encode())} bytes; at most {LONGEST_NAME} are a directory's: {kept}")
+        raise ValueError(f"{called} has {len(name.encode())} bytes; at most {LONGEST_NAME} are a directory's: {kept}")
 
 
 def in_job_copy(path: Path) -> bool:
@@ -177,6 +180,16 @@ class Store:
             files.put(name, content)
         files.put("manifest.json", json.dumps(manifest, indent=1).encode())
         return Artifact(files, manifest)
+
+
+def told(storage: Storage, name: str) -> dict:
+    """What a JSON object of a run, a search or an evaluation says; nothing where it is not there, or cut short, as by a
+    power cut."""
+    try:
+        found = json.loads(storage.find(name) or b"{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def manifest_at(place: str) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.artifacts import usable_root
+from pipeline.artifacts import BEGUN, usable_root
 from pipeline.evaluate_flags import EvaluateCommand, parse
 from pipeline.exits import conduct, refusing, settings_called
 from pipeline.flags import WorkersConfig
@@ -36,7 +36,7 @@ from pipeline.measure.subjects import (
     with_adapter,
 )
 from pipeline.placement import demanded_device, own_device
-from pipeline.progress import Say
+from pipeline.progress import Say, passing
 from pipeline.recipe import EvaluationConfig
 from pipeline.tell.other_results import common_ball, compare_with, read_results
 from pipeline.tell.report_contents import contents_of, pictures_of
@@ -239,6 +239,11 @@ def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage
     command, data, test = prepared.command, prepared.data, prepared.data.test
     root, known = usable_root(command.root), classifier_name(prepared.model)
     tables = []
+
+    def place(fingerprints: Mapping[str, str]) -> Storage:
+        key = fingerprint("evaluation", 1, models=fingerprints, test=test.fingerprint, command=asdict(command.identity))
+        return root.below(f"evaluations/{command.name or f'{command.data.kind}-{key[:8]}'}")
+
     if command.table == "4.5":
         pixels = to_float(torch.from_numpy(test.images[:64]))
         say("images a second without the adapter and with 1 to T reverse steps, in turn")
@@ -249,16 +254,18 @@ def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage
         device = demanded_device(command.workers)
         found = quick_findings(prepared.asked, command.screening, root=root, device=device, say=say)
     else:
-        found = find(prepared.asked, root=root, workers=command.workers, say=say)
+        workers = command.workers
+        found = find(
+            prepared.asked, root=root, workers=workers, say=say, begin=lambda names: place(names).put(BEGUN, b"")
+        )
         if command.table:
             tables = [with_our_rows(command.table, found.evaluations, data=data.name, classifier=known)]
     results = Results.of(found, tables=tables)
     if prepared.other is not None:
         results = replace(results, comparison=compare_with(found, prepared.other))
-    key = fingerprint("evaluation", 1, models=found.fingerprints, test=found.test, command=asdict(command.identity))
-    directory = root.below(f"evaluations/{command.name or f'{command.data.kind}-{key[:8]}'}")
-    contents = None
+    directory, contents = place(found.fingerprints), None
     if found.checked is not None:
+        passing(say)("report")
         model = on_device(prepared.model, own_device(command.workers))
         pictures = pictures_of(model, test, prepared.threat)
         contents = contents_of(

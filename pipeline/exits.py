@@ -96,11 +96,14 @@ def settings_called(names: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Inside, what is wrong with a command ends it in one message before its work: exit code 2, and 130 for Ctrl-C."""
+    """Inside, what is wrong with a command ends it in one message before its work: exit code 2, 1 for damaged
+    files, and 130 for Ctrl-C."""
     try:
         yield
     except ValueError as error:
         fail(str(error))
+    except DAMAGE as error:
+        raise SystemExit(_stop(str(error))) from None
     except KeyboardInterrupt:
         print("interrupted before any work")
         raise SystemExit(128 + signal.SIGINT) from None

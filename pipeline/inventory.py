@@ -3,14 +3,13 @@
 Of the shards, of which there may be millions, only 16 bytes each are held.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
 
-from pipeline.artifacts import Store
+from pipeline.artifacts import BEGUN, Store, told
 from pipeline.exits import DAMAGE
 from stages.storage import Entry, Storage
 from stages.training.journal import Journal
@@ -24,6 +23,7 @@ TRAININGS = {"ablations": "ablation", "classifiers": "classifier"}
 TRIALS = "trials"
 """What ROOT/trials/<fingerprint> holds is to go on from, until the searches that name it are finished."""
 SUFFIX = shards.shard_key("").rpartition("/")[2]
+REBUILT = ".rebuilt"  # where a ledger is until it is whole; no run is called that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,10 @@ class Folder:
     trained: int = 0
     """Rounds trained, of `rounds`."""
     rounds: int = 0
-    trials: frozenset[str] = frozenset()
-    """Where a search's trials lie below the root."""
+    trials: frozenset[str] | None = frozenset()
+    """Where a search's trials lie below the root; None where it cannot say."""
+    source: str = ""
+    """The folder of the run whose shards this one's first weights are trained on (--train.from-cache)."""
 
 
 class Inventory:
@@ -79,7 +81,8 @@ class Inventory:
     def shards(self) -> Iterator[tuple[str, Entry]]:
         """Every shard, by fingerprint."""
         for entry in self.root.entries(shards.FOLDER):
-            yield entry.key.rpartition("/")[2].removesuffix(SUFFIX), entry
+            if entry.key.endswith(SUFFIX):  # nothing else there is ours
+                yield entry.key.rpartition("/")[2].removesuffix(SUFFIX), entry
 
     @cached_property
     def artifacts(self) -> dict[str, list[Entry]]:
@@ -96,7 +99,7 @@ class Inventory:
         folder, _, name = training.partition("/")
         if folder == TRIALS:
             searches = (each for key, each in self.kept.items() if key not in dropped and not each.finished)
-            return not any(training in each.trials for each in searches)
+            return not any(each.trials is None or training in each.trials for each in searches)
         files = self.artifacts.get(f"{TRAININGS[folder]}/{name}", [])
         return any(each.key.endswith("/manifest.json") for each in files)
 
@@ -150,7 +153,12 @@ class Inventory:
         for name in self.artifacts:
             yield from _looked(f"store/{name}", lambda name=name: store.get(*name.split("/")))
         for folder in self.runs:
-            missing = (name for name in self.shards_of(folder) if bytes.fromhex(name) not in there)
+            missing: list[str] = []
+
+            def look(folder: str = folder, missing: list[str] = missing) -> None:
+                missing += (name for name in self.shards_of(folder) if bytes.fromhex(name) not in there)
+
+            yield from _looked(f"{folder}/metrics", look)
             for name in missing:
                 yield from _looked(f"{folder}, shard {name}", lambda name=name: read_shard(self.root, name))
             yield from self._looked_at_run(folder)
@@ -165,10 +173,13 @@ class Inventory:
         yield from _looked(f"{FOLDER}/{ledger.run}", lambda: list(ledger.query(columns=["round"])))
 
     def rebuild_ledger(self, folder: str) -> int:
-        """Write a run's ledger again from its shards; the number of rounds in it."""
+        """Write a run's ledger again from its shards; the number of rounds in it. Where one cannot be read, which
+        raises ShardError, the ledger stays as it is."""
         journal, ledger = Journal(self.root.below(folder)), self.ledger(folder)
-        ledger.clear()
-        ledger.complete(journal.checkpointed, journal.read)
+        rebuilt = Ledger(self.root, f"{REBUILT}/{ledger.run}")
+        rebuilt.clear()
+        rebuilt.complete(journal.checkpointed, journal.read)
+        ledger.replace(rebuilt)
         return ledger.rounds
 
     def _ledger_files(self, folder: str) -> Iterator[Entry]:
@@ -193,20 +204,22 @@ def _looked(place: str, look: Callable[[], object]) -> Iterator[tuple[str, str]]
 
 def _run(root: Storage, name: str) -> Folder:
     run = root.below(f"runs/{name}")
-    recipe, results = _json(run, "recipe.json"), _json(run, "results.json")
+    recipe, results = told(run, "recipe.json"), told(run, "results.json")
+    trained = recipe.get("recipe", {})
     return Folder(
         folder=f"runs/{name}",
-        finished=bool(results),
+        finished=bool(results) and not run.exists(BEGUN),
         artifacts=frozenset(results.get("artifacts", ())),
         robust_accuracy=_percent(results["robust_accuracy"]) if results else "",
         preset=recipe.get("preset", ""),
         trained=Journal(run).checkpointed,
-        rounds=recipe["recipe"]["schedule"]["rounds"] if recipe else 0,
+        rounds=trained["schedule"]["rounds"] if trained else 0,
+        source=f"runs/{source}" if (source := trained.get("train", {}).get("from_cache")) else "",
     )
 
 
 def _search(root: Storage, name: str) -> Folder:
-    found = _json(root.below(f"searches/{name}"), "search.json")
+    found = told(root.below(f"searches/{name}"), "search.json")
     trials, chosen = found.get("trials", ()), found.get("chosen")
     best = f"trial {chosen}: {_percent(trials[chosen]['robust'])} on the hold-out; " if chosen is not None else ""
     return Folder(
@@ -214,27 +227,21 @@ def _search(root: Storage, name: str) -> Folder:
         finished=found.get("finished", False),
         artifacts=frozenset(found.get("artifacts", ())),
         robust_accuracy=f"{best}{len(trials)} trials" if found.get("finished") else f"{len(trials)} trials, begun",
-        trials=frozenset(each["folder"] for each in trials if "folder" in each),
+        trials=frozenset(each["folder"] for each in trials if "folder" in each) if found else None,
     )
 
 
 def _evaluation(root: Storage, name: str) -> Folder:
-    results = _json(root.below(f"evaluations/{name}"), "results.json")
+    evaluation = root.below(f"evaluations/{name}")
+    results = told(evaluation, "results.json")
+    bound = "screening, at most " if results.get("screening") else ""
     return Folder(
         folder=f"evaluations/{name}",
-        finished=bool(results),
+        finished=bool(results) and not evaluation.exists(BEGUN),
         artifacts=frozenset(results.get("artifacts", ())),
-        robust_accuracy=_percent(results["robust_accuracy"]) if results.get("robust_accuracy") else "",
+        robust_accuracy=f"{bound}{_percent(results['robust_accuracy'])}" if results.get("robust_accuracy") else "",
     )
 
 
 def _percent(accuracy: dict) -> str:
     return f"{100 * accuracy['value']:.1f} % of {accuracy['images']} images remain robust"
-
-
-def _json(storage: Storage, name: str) -> dict:
-    """A JSON object; empty where it is not there, or cut short, as by a power cut."""
-    try:
-        return json.loads(storage.find(name) or b"{}")
-    except ValueError:
-        return {}

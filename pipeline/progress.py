@@ -121,7 +121,7 @@ class Log:
 
     def __init__(self, folder: Storage) -> None:
         self._folder = folder
-        self._text = (folder.find(LOG) or b"").decode()
+        self._text = (folder.find(LOG) or b"").decode(errors="replace")
         self._written = time.monotonic()
         self.add(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC, process {os.getpid()}: {shlex.join(sys.argv)}")
 
@@ -137,7 +137,7 @@ class Log:
     def _write(self) -> None:
         self._written = time.monotonic()
         with suppress(StorageError):  # a log must not end what it tells of
-            self._folder.put(LOG, self._text.encode())
+            self._folder.put(LOG, self._text.encode(errors="backslashreplace"))
 
 
 def log_in(folder: Storage, say: Say) -> None:

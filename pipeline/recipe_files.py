@@ -38,7 +38,7 @@ def read_recipe(file: str) -> tuple[str, Recipe]:
     if not isinstance(found, dict):
         raise ValueError("it holds no settings by name")  # noqa: TRY004 - of a file, in words for the user
     preset = found.get("preset", "digits")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(f"it names the preset {preset!r}; allowed are {', '.join(PRESETS)}")
     values = found.get("recipe", {name: value for name, value in found.items() if name != "preset"})
     if not isinstance(values, dict):

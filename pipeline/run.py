@@ -13,6 +13,7 @@ from functools import partial
 
 from torch import nn
 
+from pipeline.artifacts import BEGUN
 from pipeline.defend.borrowed import weights_from_cache
 from pipeline.defend.classifiers import classifiers_of
 from pipeline.defend.dry_run import describe_costs
@@ -39,7 +40,7 @@ from stages.evaluation.accuracy import on_device
 from stages.lease import Lease
 from stages.report import Contents
 from stages.shipped import save_model
-from stages.training.journal import kind_of_alarm
+from stages.training.alarms import kind_of_alarm
 from stages.training.setup import Setup
 
 
@@ -85,6 +86,7 @@ def run(plan: Plan, say: Say) -> tuple[Results, Contents]:
             robust, selected = selected_model(setup)
 
         subjects, test = subjects_of(plan, robust, classifier), plan.data.test
+        plan.run.put(BEGUN, b"")
         with timed("evaluation"):
             found = evaluate(subjects, test, plan.measurements, root=plan.root, workers=workers, say=say)
         auto = found["robust"][plan.autoattack.name]

@@ -3,7 +3,6 @@
 No Ray is asked, so it says the same of a run that was killed: what its last line of metrics says, and how old that is.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -13,11 +12,13 @@ from datetime import UTC, datetime
 import tyro
 from tyro.conf import Positional
 
+from pipeline.artifacts import told
 from pipeline.defend.dry_run import duration
-from pipeline.exits import fail
+from pipeline.exits import DAMAGE, fail
 from pipeline.flags import check_flags
 from stages.storage import Storage
-from stages.training.journal import Journal, alarms_by_kind
+from stages.training.alarms import alarms_by_kind
+from stages.training.journal import Journal
 
 USAGE = "python -m pipeline.status ROOT [--watch]"
 PAUSE = 5.0  # seconds from one look to the next
@@ -42,7 +43,7 @@ def status(root: Storage) -> str:
 
 def _run(root: Storage, name: str) -> Iterator[str]:
     run = root.below(f"runs/{name}")
-    recipe, results = _json(run, "recipe.json"), _json(run, "results.json")
+    recipe, results = told(run, "recipe.json"), told(run, "results.json")
     lines = Journal(run).lines()
     if results:
         robust = results["robust_accuracy"]
@@ -75,7 +76,7 @@ def _training(lines: list[dict], rounds: int) -> Iterator[str]:
 
 
 def _search(root: Storage, name: str) -> Iterator[str]:
-    found = _json(root.below(f"searches/{name}"), "search.json")
+    found = told(root.below(f"searches/{name}"), "search.json")
     if not found:
         yield f"searches/{name}: begun; no trial is there yet"
         return
@@ -113,13 +114,6 @@ def _age(run: Storage) -> str:
     return f", written {duration((datetime.now(UTC) - max(times)).total_seconds())} ago" if times else ""
 
 
-def _json(storage: Storage, name: str) -> dict:
-    try:
-        return json.loads(storage.find(name) or b"{}")
-    except ValueError:  # cut short
-        return {}
-
-
 def parse(argv: list[str]) -> StatusCommand:
     """The command that the arguments give. Ends with exit code 2 where they make no sense."""
     check_flags(argv)
@@ -127,7 +121,7 @@ def parse(argv: list[str]) -> StatusCommand:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 0, or 2 where there is no such root."""
+    """The command; 0, 1 where what is there is damaged, or 2 where there is no such root."""
     command = parse(sys.argv[1:] if argv is None else argv)
     try:
         root = Storage.at(command.root)
@@ -139,6 +133,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{datetime.now():%H:%M:%S}\n{status(root)}", flush=True)
     except ValueError as error:
         fail(str(error))
+    except DAMAGE as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     return 0

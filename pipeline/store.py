@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
-from pipeline.artifacts import ArtifactError
+from pipeline.artifacts import ArtifactError, check_name
 from pipeline.exits import ClaimedError, conduct, fail, refusing, settings_called
 from pipeline.flags import NUMBERS, check_flags
 from pipeline.inventory import Folder, Inventory
@@ -27,6 +27,7 @@ from stages.storage import Entry, Storage
 from stages.trajectories.dataset import TrajectoryDataset, training_images
 from stages.trajectories.export import export
 
+OLDEST = 1_000_000  # hours, a century
 USAGE = "python -m pipeline.store ROOT ls|verify|usage|prune|rebuild|export [--flags]"
 
 
@@ -58,8 +59,8 @@ class Prune:
     """Delete; unset: only say what would be."""
 
     def __post_init__(self) -> None:
-        if self.older_hours < 0:
-            raise ValueError(f"--older-hours is {self.older_hours:g}; it must be at least 0")
+        if not 0 <= self.older_hours <= OLDEST:
+            raise ValueError(f"--older-hours is {self.older_hours:g}; it must be between 0 and {OLDEST:,}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +178,12 @@ def prune(inventory: Inventory, config: Prune, say: Say) -> str:
     if unknown:
         known = ", ".join(inventory.kept) or "none"
         raise ClaimedError(f"--drop {unknown[0]}: there is no such run, search or evaluation; there are: {known}")
+    left = [each for folder, each in inventory.kept.items() if folder not in config.drop]
+    if borrowers := [each for each in left if each.source in config.drop]:
+        raise ClaimedError(
+            f"--drop {borrowers[0].source}: {borrowers[0].folder} was begun from its shards (--train.from-cache), and "
+            "could not be gone on with; drop that as well, or keep both"
+        )
     with ExitStack() as stack:
         for folder in inventory.owned:
             try:
@@ -205,8 +212,9 @@ def rebuild(inventory: Inventory, say: Say) -> str:
 
 def export_run(inventory: Inventory, config: Export, say: Say) -> str:
     """Write a run's trajectories elsewhere. Raises ValueError for what there is not."""
-    last = inventory.ledger(config.run).rounds - 1 if config.last_round is None else config.last_round
     try:
+        check_name(config.run, "runs are kept in ROOT/runs/NAME", "the run's name")
+        last = inventory.ledger(config.run).rounds - 1 if config.last_round is None else config.last_round
         place = local_path(config.to, "export")
         with settings_called({"data_download": "--data-download", "data_root": "--data-root"}):
             images = partial(
@@ -229,6 +237,10 @@ def export_run(inventory: Inventory, config: Export, say: Say) -> str:
         export(data, place, progress=lambda done: say(f"{done:,} of {len(data):,}"))
     except ValueError as error:  # before anything was written
         fail(str(error))
+    except OSError as error:
+        if not error.filename:
+            raise
+        fail(f"{error.filename} cannot be written ({error.strerror}): name another place")
     return f"{place}"
 
 

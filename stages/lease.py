@@ -70,8 +70,12 @@ def _taken(where: str, content: bytes | str) -> TakenError:
 @contextmanager
 def _locked(storage: Storage, key: str, wait: bool) -> Iterator[Lease]:
     path = storage.local(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as lock:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror}), and so nothing be owned there") from error
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:

@@ -158,22 +158,25 @@ class Storage:
         return self.head(key) is not None
 
     def entries(self, prefix: str = "") -> Iterator[Entry]:
-        """All objects below a prefix (whole parts of keys: ``runs/a`` is not ``runs/ab``), in no order."""
+        """All objects below a prefix (whole parts of keys: ``runs/a`` is not ``runs/ab``), in no order; not hidden
+        files, which are a system's (.DS_Store, NFS's .nfs0123)."""
         below = self._full(prefix).rstrip("/")
         with contextlib.suppress(MissingError), self._reporting(prefix):
             for found in obstore.list(self._reader, below or None):
                 for each in found:
-                    yield Entry(each["path"][len(self.prefix) :], each["size"], each["last_modified"])
+                    if not each["path"].rpartition("/")[2].startswith("."):
+                        yield Entry(each["path"][len(self.prefix) :], each["size"], each["last_modified"])
 
     def names(self, prefix: str = "") -> list[str]:
-        """What stands directly below a prefix, by its next part, in order."""
+        """What stands directly below a prefix and is not hidden, by its next part, in order."""
         try:
             with self._reporting(prefix):
                 found = obstore.list_with_delimiter(self._reader, self._full(prefix).rstrip("/") or None)
         except MissingError:
             return []
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
-        return sorted(path.rstrip("/").rpartition("/")[2] for path in paths)
+        names = (path.rstrip("/").rpartition("/")[2] for path in paths)
+        return sorted(name for name in names if not name.startswith("."))
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; what is not there is passed over."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cluster.parcels import pack
-from pipeline.artifacts import check_name, usable_root
+from pipeline.artifacts import check_name, told, usable_root
 from pipeline.defend.trials import first_trials
 from pipeline.exits import ClaimedError, settings_called
 from pipeline.flags import Command
@@ -32,11 +32,14 @@ from stages.randomness import permutation
 from stages.rap.losses import check_loss
 from stages.rap.threat import check_radius
 from stages.storage import Storage
+from stages.training.cached import check_cached
 from stages.training.journal import Journal
 from stages.training.schedule import Schedule
 from stages.training.setup import Setup
+from stages.trajectories.shards import read_shard
 
 DIGITS = ("digits", "mnist")
+LEDGERS = ("trials", "ablations", "classifiers")  # of trainings that are no runs
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
 
 
@@ -144,7 +147,11 @@ def make_plan(command: Command) -> Plan:
     root = usable_root(command.root)
     name = command.name or f"{command.preset}-{key[:8]}"
     check_name(name, "the run is kept in ROOT/runs/NAME")
+    if name in LEDGERS:
+        raise ValueError(f"--name {name} is where the ledgers of {name} lie: choose another one")
     cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
+    if cached:
+        check_cached(read_shard(root, cached[0]), recipe.loop().attack, data.train)
     return Plan(
         command=command,
         data=data,
@@ -268,11 +275,15 @@ def claimed(plan: Plan) -> Iterator[Lease]:
 def _keep_recipe(plan: Plan) -> None:
     """Write the recipe down, or compare it with the one that is there."""
     kept = {"fingerprint": plan.key, "preset": plan.command.preset}
-    content = plan.run.find("recipe.json")
-    if content is None:
+    found = told(plan.run, "recipe.json")
+    if not {"fingerprint", "recipe"} <= found.keys():
+        if Journal(plan.run).checkpointed:
+            raise ClaimedError(
+                f"{plan.run.location('recipe.json')} is gone or damaged, so nobody knows with which recipe the run was "
+                "begun: restore it, or use another --name (committed shards are shared all the same)"
+            )
         plan.run.put("recipe.json", json.dumps({**kept, "recipe": _trained(plan.recipe)}, indent=1).encode())
         return
-    found = json.loads(content)
     if found["fingerprint"] != kept["fingerprint"]:
         changed = _changed(found["recipe"], _trained(plan.recipe))
         raise ClaimedError(

@@ -36,7 +36,8 @@ def shared_work(root: Storage, search: str, trials: Sequence[tuple[str, Artifact
     """What is shared of the work of a search's trials, each with its folder and its last verdict; None where the
     metrics of one were pruned, and nobody knows its shards any more."""
     inventory = Inventory(root)
-    others = {trial for each in inventory.searches if each.folder != f"searches/{search}" for trial in each.trials}
+    searches = [each for each in inventory.searches if each.folder != f"searches/{search}"]
+    others = {trial for each in searches for trial in each.trials or ()}
     elsewhere = {name for trial in others for name in inventory.shards_of(trial)}
     seen: set[str] = set()
     found = {"attack_steps": 0, "among_trials": 0, "with_searches": 0}

@@ -85,6 +85,7 @@ def evaluate(
         for line in _doubts(subjects, measurements):
             say(line)
         say(f"attacking test images in {len(work)} chunks")
+        going = passing(say)
         found.begin(max(1, describe().room(cpus=place.cpus, gpus=place.gpus)))
         done = run_tasks(
             attack_to_receipt,
@@ -92,10 +93,11 @@ def evaluate(
             cpus=place.cpus,
             gpus=place.gpus,
             fresh=lambda item: item[1].needs_fresh_process,
-            say=passing(say),
+            say=going,
         )
         for (group, chunk, *_), receipt in done:
             say(found.take(group, chunk, receipt))
+            going("attacking test images")  # what the chunk said last is over
     return {
         name: {measurement.name: found.merge((name, measurement.name)) for measurement in measurements}
         for name in subjects

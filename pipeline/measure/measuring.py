@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -51,10 +51,21 @@ class Asked:
     """The size of the checks, which follow AutoAttack; None for none."""
 
 
-def find(asked: Asked, *, root: Storage | Path, workers: WorkersConfig, say: Say) -> Findings:
-    """Every model under every measurement, on a Ray session that starts only if something is left to attack."""
+def find(
+    asked: Asked,
+    *,
+    root: Storage | Path,
+    workers: WorkersConfig,
+    say: Say,
+    begin: Callable[[Mapping[str, str]], None] = lambda fingerprints: None,
+) -> Findings:
+    """Every model under every measurement, on a Ray session that starts only if something is left to attack.
+
+    ``begin`` is told the models' fingerprints before the first attack.
+    """
     test = asked.test
     subjects = {name: subject_of(model, test.images) for name, model in asked.models.items()}
+    begin({name: subject.fingerprint for name, subject in subjects.items()})
     began = time.perf_counter()
     with ExitStack() as stack:
 

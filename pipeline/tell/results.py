@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from pipeline.artifacts import BEGUN
 from pipeline.measure.findings import Findings
 from pipeline.measure.outcome import Evaluation
 from pipeline.tell.run_facts import RunFacts
@@ -74,7 +75,7 @@ class Results(Findings):
         return {
             "data": self.data,
             "test": self.test,
-            "robust_accuracy": self.robust_accuracy.as_json() if self.evaluations else None,
+            "robust_accuracy": self._robust_json(self.robust_accuracy) if self.evaluations else None,
             "models": {name: self._model_json(name) for name in self.evaluations},
             "checks": [asdict(check) for check in self.checked.checks] if self.checked else [],
             "screening": self.screening and self.screening.as_json(),
@@ -91,9 +92,20 @@ class Results(Findings):
         return {
             "fingerprint": self.fingerprints[name],
             "clean": self.clean(name).as_json(),
-            "measurements": {key: _as_json(each) for key, each in self.evaluations[name].items()},
-            "worst_cases": [_as_json(each, images=True) for each in self.worst_cases(name).values()],
+            "measurements": {
+                key: {**_as_json(each), "robust": self._robust_json(each.robust)}
+                for key, each in self.evaluations[name].items()
+            },
+            "worst_cases": [
+                {**_as_json(each, images=True), "robust": self._robust_json(each.robust)}
+                for each in self.worst_cases(name).values()
+            ],
         }
+
+    def _robust_json(self, accuracy: Accuracy) -> dict[str, object]:
+        """A robust accuracy with its interval: of a screening the one that holds however it was ended."""
+        found: dict[str, object] = {**accuracy.as_json()}
+        return found | {"interval": list(self.screening.interval)} if self.screening else found
 
     def __str__(self) -> str:
         return results_text(self, self.tables, self.comparison, self.run, self.unclaimed)
@@ -105,6 +117,7 @@ def write_results(
     """Write results.json, with ``claim`` claim.json where there is something to claim, and the report of ``contents``;
     returns where each is, by name."""
     written = {"results": _write(directory, "results.json", found.as_json())}
+    directory.delete([BEGUN])
     claimed = found.claim(claim) if claim else None
     directory.delete(["claim.json"])  # of an evaluation of the same name, which this one replaces
     if claimed is not None:

@@ -12,7 +12,7 @@ from pipeline.defend.trained import Trained
 from pipeline.measure.findings import Findings
 from pipeline.tell.trial_table import search_json
 from stages.fingerprint import canonical
-from stages.training.journal import alarms_by_kind
+from stages.training.alarms import alarms_by_kind
 from stages.trajectories.ledger import Ledger
 
 

@@ -51,7 +51,7 @@ class Screening:
 
     def __str__(self) -> str:
         low, high = self.interval
-        why = {"interval": "the interval was narrow enough", "time": "time was up", "images": "no more images"}
+        why = {"interval": "the interval was narrow enough", "time": "time was up", "images": "no images were left"}
         return (
             f"at most {100 * self.robust.value:.1f} % robust [{100 * low:.1f}, {100 * high:.1f}] of "
             f"{self.robust.images} images, a sequential 95 % interval; ended as {why[self.ended]}"

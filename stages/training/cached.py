@@ -16,6 +16,7 @@ from stages.data.splits import Split
 from stages.evaluation.accuracy import Accuracy
 from stages.evaluation.judge import Judgement
 from stages.numerics import within_memory
+from stages.rap.process import AttackProcess
 from stages.training.adapter import Learner
 from stages.training.batches import RoundExamples
 from stages.training.rounds import judge_on_holdout
@@ -57,7 +58,7 @@ def train_on_cache(
     config, batch, weights, total = setup.config, setup.config.schedule.batch, set(), 0
     for name in shards:
         shard = read_shard(setup.root, name)
-        _check(shard, setup)
+        check_cached(shard, config.attack, setup.train)
         weights.add(shard.row.weights)
         total += -(-shard.row.n // batch) * passes
     with config.train.applied():
@@ -94,18 +95,18 @@ def _on_last_states(robust: torch.nn.Module, part: Segments, setup: Setup) -> Ac
     return Accuracy.from_mask((robust(last.states).argmax(1) == last.labels).cpu().numpy())
 
 
-def _check(shard: Shard, setup: Setup) -> None:
-    """Raise ValueError unless the shard attacks this recipe's images in this recipe's ball."""
-    theirs, ours = shard.segments.process, setup.config.attack
+def check_cached(shard: Shard, ours: AttackProcess, train: Split) -> None:
+    """Raise ValueError unless the shard attacks these images in the ball of this attack."""
+    theirs = shard.segments.process
     if (theirs.norm, theirs.bound, theirs.denominator) != (ours.norm, ours.bound, ours.denominator):
         raise ValueError(
-            f"the cached shards attack within {theirs.norm} {theirs.bound}/{theirs.denominator}, "
+            f"the cached shards (--train.from-cache) attack within {theirs.norm} {theirs.bound}/{theirs.denominator}, "
             f"this recipe within {ours.norm} {ours.bound}/{ours.denominator}: use a run of the same threat model"
         )
-    if _last_states(shard.segments, setup.train) != shard.row.last_states:
+    if _last_states(shard.segments, train) != shard.row.last_states:
         raise ValueError(
-            "the cached shards do not decode to the states that were attacked: they belong to other images than "
-            "this recipe's training split; use a run on the same data set"
+            "the cached shards (--train.from-cache) do not decode to the states that were attacked: they belong to "
+            "other images than this recipe's training split; use a run on the same data set"
         )
 
 

@@ -11,9 +11,8 @@ import io
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,13 +22,14 @@ from stages.evaluation.judge import Judgement
 from stages.fingerprint import weights_fingerprint
 from stages.storage import Storage
 from stages.training.adapter import Learner
+from stages.training.alarms import alarms
 from stages.training.schedule import Schedule
 from stages.training.versions import Version, VersionMismatchError
 from stages.trajectories.shards import LedgerRow
 from stages.weights import pack_weights, unpack_weights
 
-ZERO_GRADIENTS = 0.3  # share of pixels without gradient: masked by saturation, so the attack is blind there
 CHECKPOINT = "train/checkpoint.json"
+WRITTEN = ("round", "state", "sha256", "versions", "previous", "best")  # in it
 BEST = "train/best"
 
 
@@ -87,49 +87,6 @@ def round_line(
     return line
 
 
-def alarms(line: dict, best: float | None) -> list[str]:
-    """What is wrong with a round, in words; ``best`` is the judge's best robust accuracy before it."""
-    found = []
-    if line["zero_gradients"] > ZERO_GRADIENTS:
-        found.append(
-            f"zero gradients: {line['zero_gradients']:.0%} of the pixels have none, so the attack is blind there; "
-            "look for saturation in the classifier or for bfloat16"
-        )
-    robust = line.get("judge", {}).get("robust")
-    if robust and best is not None and robust["interval"][1] < best:
-        found.append(
-            f"collapse: the judge finds {robust['value']:.1%}, after {best:.1%} before; "
-            "lower train.learning_rate, or look for label leaking if it is near 0"
-        )
-    return found
-
-
-def kind_of_alarm(alarm: str) -> str:
-    """What it is about, whatever its figures.
-
-    >>> kind_of_alarm("zero gradients: 31% of the pixels have none")
-    'zero gradients'
-    """
-    return alarm.partition(":")[0]
-
-
-def alarms_by_kind(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The alarms of some rounds, the last one of each kind: one that goes on stands in the lines of many rounds.
-
-    >>> alarms_by_kind([{"round": number, "alarms": [f"collapse: after {number}"]} for number in (3, 4, 7)])
-    ['collapse: after 7 (in round 8, and in 2 before)']
-    """
-    found: dict[str, tuple[str, int, int]] = {}
-    for line in lines:
-        for alarm in line["alarms"]:
-            kind = kind_of_alarm(alarm)
-            found[kind] = alarm, line["round"] + 1, found[kind][2] + 1 if kind in found else 0
-    return [
-        f"{alarm} (in round {last}{f', and in {before:,} before' * (before > 0)})"
-        for alarm, last, before in found.values()
-    ]
-
-
 class Journal:
     """The objects of a run that change while it trains."""
 
@@ -148,11 +105,23 @@ class Journal:
         return list(self.read(since))
 
     def read(self, since: int = 0) -> Iterator[dict]:
-        """The same a piece at a time, since there may be millions."""
+        """The same a piece at a time, since there may be millions.
+
+        Raises VersionMismatchError where a line of a round before the checkpoint is gone, or a piece is damaged.
+        """
+        settled, next_round = self.checkpointed, since  # before the pieces, of which there are soon more
         pieces = self.run.names("metrics")
         begun = [name for name in pieces if name <= _piece(since).rpartition("/")[2]]
         for name in pieces[max(0, len(begun) - 1) :]:
-            yield from (line for line in self._lines(name) if line["round"] >= since)
+            for line in self._lines(name):
+                if line["round"] < since:
+                    continue
+                if next_round < settled and line["round"] != next_round:
+                    raise self._lost(next_round)
+                next_round = line["round"] + 1
+                yield line
+        if next_round < settled:
+            raise self._lost(next_round)
 
     def resume(self, learner: Learner, device: str) -> Start:
         """Bring a learner to the last checkpoint; returns where to go on.
@@ -162,7 +131,7 @@ class Journal:
         found = self._checkpoint()
         self._first, self._piece = found["round"], []
         self.best = Best(**found["best"]) if found["best"] else None
-        repeated = self.lines(self._first)
+        repeated = self._repeated()
         published = {line["round"] + 1: line["weights"] for line in repeated}
         published |= {line["version"]: line["attacked"] for line in repeated}
         if not found["round"]:
@@ -174,6 +143,14 @@ class Journal:
         )
         previous = {int(cohort): shard for cohort, shard in found["previous"].items()}
         return Start(round=found["round"], previous=previous, versions=versions, published=published)
+
+    def _repeated(self) -> list[dict]:
+        """The lines of the rounds after the checkpoint, as far as they can be read: they are about to be written anew,
+        and only tell whether the same is published again."""
+        try:
+            return self.lines(self._first)
+        except VersionMismatchError:
+            return []
 
     def enter(self, line: dict) -> bool:
         """Add what follows from the rounds before to a line; whether its verdict is the best so far, or as good: of
@@ -232,6 +209,8 @@ class Journal:
         best = self._checkpoint()["best"]
         version = best["version"] if best else 0
         content = self.run.find(_best(version))
+        if content is None and best:
+            raise self._damaged(_best(version))
         if content is None:
             raise LookupError(f"{self.run.location(_best(version))} is not there: nothing was judged yet")
         try:
@@ -244,10 +223,15 @@ class Journal:
 
     def _checkpoint(self) -> dict:
         content = self.run.find(CHECKPOINT)
+        if content is None:
+            return {"round": 0, "state": None, "best": None}
         try:
-            return {"round": 0, "state": None, "best": None} if content is None else json.loads(content)
+            found = json.loads(content)
         except ValueError as error:
             raise self._damaged(CHECKPOINT) from error
+        if not isinstance(found, dict) or not set(WRITTEN) <= found.keys():
+            raise self._damaged(CHECKPOINT)
+        return found
 
     def check(self) -> None:
         """Raise VersionMismatchError where the checkpoint or the best weights are not what was written."""
@@ -263,15 +247,21 @@ class Journal:
             raise self._damaged(found["state"])
         return content
 
-    def _damaged(self, key: str) -> VersionMismatchError:
+    def _damaged(self, key: str, what: str = "is damaged") -> VersionMismatchError:
         place, train = self.run.location(key), self.run.location("train")
         return VersionMismatchError(
-            f"{place} is damaged: remove {train}, and the same command repeats this run's updates on the shards that "
+            f"{place} {what}: remove {train}, and the same command repeats this run's updates on the shards that "
             "are there"
         )
 
+    def _lost(self, number: int) -> VersionMismatchError:
+        return self._damaged("metrics", f"has no line of round {number}, which was trained")
+
     def _lines(self, name: str) -> list[dict]:
-        return [json.loads(text) for text in self.run.get(f"metrics/{name}").splitlines()]
+        try:
+            return [json.loads(text) for text in self.run.get(f"metrics/{name}").splitlines()]
+        except ValueError as error:
+            raise self._damaged(f"metrics/{name}") from error
 
 
 def _piece(first: int) -> str:

@@ -52,7 +52,8 @@ class Versions:
 
     def numbers(self) -> list[int]:
         """The versions that are there, in order."""
-        return sorted(int(name.removesuffix(".safetensors")) for name in self.storage.names())
+        names = (name.removesuffix(".safetensors") for name in self.storage.names() if name.endswith(".safetensors"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def find(self, number: int) -> Version | None:
         """A version, None where it was not kept. Raises VersionMismatchError where its file was changed."""

@@ -22,7 +22,7 @@ from stages.data.datasets import DataConfig, load_data
 from stages.data.formats import DataError
 from stages.data.splits import Split
 from stages.rap.threat import Lattice
-from stages.settings import with_tuples
+from stages.settings import checked, with_tuples
 from stages.storage import Storage
 from stages.trajectories.generate import clean_levels
 from stages.trajectories.ledger import FOLDER, Ledger
@@ -82,6 +82,9 @@ class TrajectoryDataset(Dataset[Example]):
         images: Split | Callable[[], Split] | None = None,
     ) -> None:
         self.storage, self.state = Storage.at(root), state
+        checked(rounds, range | None, "rounds")
+        checked(success, bool | None, "success")
+        checked(list(classes) if isinstance(classes, range) else classes, tuple[int, ...] | None, "classes")
         if rounds is not None and rounds.step != 1:
             raise ValueError(f"rounds is {rounds}; give a range without a step")
         batches = list(Ledger(self.storage, run).query(rounds, columns=COLUMNS))
@@ -181,7 +184,7 @@ class TrajectoryDataset(Dataset[Example]):
 
     def _check_state(self, state: int | str) -> None:
         steps = self.shards["k"].to_numpy()
-        if isinstance(state, int):
+        if isinstance(state, int) and not isinstance(state, bool):
             if not 0 <= state <= steps.min():
                 raise ValueError(f"state is {state}; these segments have states 0 to {steps.min()}")
         elif state not in ("last", "all"):

@@ -35,7 +35,7 @@ def export(data: TrajectoryDataset, place: Path, *, progress: Callable[[int], No
         raise ValueError(f"{place} is there already: name something new, or remove it")
     if not len(data):
         raise ValueError("no segment fits: ask for other rounds, classes or states")
-    write = {".zarr": _zarr, ".npz": _npz}.get(place.suffix, _png)
+    write = {".zarr": _zarr, ".npz": _npz}.get(place.suffix.lower(), _png)
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

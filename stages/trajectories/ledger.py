@@ -10,6 +10,7 @@ reads the ledger to do its work.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -119,7 +120,15 @@ class Ledger:
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.storage.delete(self.storage.names())
+        self.storage.delete([_key(*span) for span in self._files()])
+
+    def replace(self, other: "Ledger") -> None:
+        """Take over another's rows in place of one's own, and leave it empty."""
+        before, spans = self._files(), other._files()
+        for span in spans:
+            self.storage.put(_key(*span), other.storage.get(_key(*span)))
+        self.storage.delete([_key(*span) for span in before if span not in spans])
+        other.clear()
 
     def _put(self, first: int, last: int, table: pa.Table) -> None:
         content = pa.BufferOutputStream()
@@ -132,8 +141,8 @@ class Ledger:
 
     def _files(self) -> list[tuple[int, int]]:
         """First and last round of each file."""
-        names = (name.removesuffix(".parquet").split("-") for name in self.storage.names())
-        return [(int(first), int(last)) for first, last in names]
+        found = (re.fullmatch(r"(\d+)-(\d+)\.parquet", name) for name in self.storage.names())
+        return [(int(each[1]), int(each[2])) for each in found if each]
 
     def _spans(self) -> list[tuple[int, int]]:
         """First and last round of each file, in order, without those that a merged one holds."""

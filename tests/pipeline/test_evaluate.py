@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import evaluated_models
 import numpy as np
@@ -204,6 +205,12 @@ def test_a_quick_screening_needs_no_ray_and_resumes(model: nn.Module, tmp_path: 
     assert "screening by APGD-CE, APGD-T within Linf 0.1: at most" in str(found)
     low, high = found.screening.interval
     assert low < found.robust_accuracy.value < high
+    told: dict[str, Any] = found.as_json()
+    interval = [low, high]  # everywhere the one that holds however the screening was ended
+    assert told["robust_accuracy"]["interval"] == told["screening"]["robust"]["interval"] == interval
+    model_told = told["models"]["model"]
+    assert model_told["measurements"]["screening"]["robust"]["interval"] == interval
+    assert [each["robust"]["interval"] for each in model_told["worst_cases"]] == [interval]
     again = evaluate_model(model, data="digits", norm="Linf", radius=0.1, settings=settings)
     assert again.evaluations["model"]["screening"].attacked_now == 0
 

@@ -54,6 +54,7 @@ REFUSED = {
     "no such model": (["--model", "nobody.models:build"], "cannot be imported"),
     "flipped digits": (["--augment"], "flips"),
     "a name with a path": (["--name", "../elsewhere"], "plain name"),
+    "a name of other ledgers": (["--name", "trials"], "--name trials is where the ledgers of trials lie"),
     "a name of lines": (["--name", "a\nb"], "plain name, without slashes, lines"),
     "a name with a zero": (["--name", "a\0b"], "plain name"),
     "a blank name": (["--name", " "], "--name is given an empty value"),

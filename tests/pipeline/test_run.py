@@ -161,6 +161,36 @@ def test_a_new_adapter_starts_from_another_runs_shards(
     assert found["disagreement"] == pytest.approx(found["stored"]["value"] - found["fresh"]["value"])
 
 
+def test_shards_of_another_ball_are_refused_before_any_work(
+    finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = finished
+    flags = [*flags_of(TINY), "--name=narrower", f"--train.from-cache={results_of(root)['run']['name']}", "--eps=0.1"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--attack.step-size=0.05", "--search.trials=0", "--root", str(root)])
+    assert "attack within Linf 1020/5100, this recipe within Linf 510/5100: use" in capsys.readouterr().err
+    assert not (root / "runs/narrower").exists()
+
+
+@pytest.mark.parametrize("damaged", [b'{"fingerprint": "12', None], ids=["torn", "gone"])
+def test_a_trained_run_whose_recipe_is_lost_is_not_taken_for_a_new_one(
+    damaged: bytes | None, finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, _ = finished
+    run = Storage.at(root).below(f"runs/{results_of(root)['run']['name']}")
+    content = run.get("recipe.json")
+    if damaged:
+        run.put("recipe.json", damaged)
+    else:
+        run.delete(["recipe.json"])
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            main([*flags_of(TINY), "--name", run.name, "--seed=3", "--root", str(root)])
+    finally:
+        run.put("recipe.json", content)
+    assert "recipe.json is gone or damaged" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     with running_head(tmp_path_factory.mktemp("head") / "log") as head:

@@ -36,6 +36,15 @@ def test_a_run_that_stands_in_the_middle_says_how_far_and_how_fast_it_is(
     assert said(tmp_path, capsys) == "runs/run: finished, 50.0 % of 360 test images remain robust\n"
 
 
+def test_metrics_that_cannot_be_read_are_named(
+    make_setup: Callable[..., Setup], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = make_setup(tmp_path)
+    setup.run.put("metrics/0000000.jsonl", b'{"round": 0, "lo')
+    assert main([str(tmp_path)]) == 1
+    assert "runs/run/metrics/0000000.jsonl is damaged: remove" in capsys.readouterr().err
+
+
 def test_a_search_says_the_last_line_of_each_trial(
     make_setup: Callable[..., Setup], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ import zarr
 from loops import loop_config, published
 from PIL import Image
 
-from pipeline.artifacts import Store
+from pipeline.artifacts import BEGUN, Store
 from pipeline.store import main
 from stages.data.datasets import DataConfig, ImageData
 from stages.data.formats import DataError
@@ -88,6 +88,7 @@ DAMAGED = {
     "manifest": "store/pgd/mine/manifest.json",
     "checkpoint": "runs/run/train/state-",
     "best weights": "runs/run/train/best/",
+    "metrics": "runs/run/metrics/",
     "version": "runs/run/versions/3",
     "ledger": "ledger/run/",
 }
@@ -104,14 +105,11 @@ def test_what_is_damaged_or_missing_is_named(
     else:
         content = setup.root.get(key)
         setup.root.put(key, content[:9] + bytes([content[9] ^ 1]) + content[10:-5])
-    harmless = gone and case in (
-        "manifest",
-        "best weights",
-        "version",
-        "ledger",
-    )  # what was never there, or is an index
+    harmless = gone and case in ("manifest", "version", "ledger")  # what was never there, or is an index
     assert store(setup, "verify") == (0 if harmless else 1)
     named = {"shard": key.rpartition("/")[2].partition(".")[0], "receipt": "pgd/mine", "manifest": "pgd/mine"}
+    if gone:
+        named["metrics"] = "runs/run/metrics has no line of round 0, which was trained: remove"
     assert harmless or named.get(case, key) in capsys.readouterr().err
 
 
@@ -122,6 +120,36 @@ def test_a_ledger_is_written_again_from_its_shards(setup: Setup) -> None:
     assert store(setup, "rebuild") == 0
     assert setup.ledger.rows() == rows
     assert store(setup, "verify") == 0
+
+
+@pytest.mark.parametrize("lost", ["trajectories/", "runs/run/metrics/"])
+def test_where_something_is_lost_no_ledger_is_rebuilt_and_nothing_that_it_named_is_pruned(
+    lost: str, setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = setup.ledger.rows()
+    setup.root.delete([min(key for key in objects(setup) if key.startswith(lost))])
+    before = {key for key in objects(setup) if not key.startswith("store/pgd/spare")}
+    assert store(setup, "rebuild") == 1
+    assert setup.ledger.rows() == rows
+    assert store(setup, "prune", "--older-hours", "0", "--yes") == (1 if "metrics" in lost else 0)
+    assert objects(setup) >= before
+    assert "has no line of round 0" in (said := capsys.readouterr().err) or "no such object" in said
+
+
+def test_hidden_and_foreign_files_are_nobodys(setup: Setup) -> None:
+    before, rows = objects(setup), setup.ledger.rows()
+    stray = [f"{place}/.DS_Store" for place in ("trajectories", "ledger/run", "runs", "runs/run/versions", "store")]
+    stray += ["trajectories/notes.txt", "ledger/run/notes.txt", "runs/run/versions/notes.txt"]
+    for key in stray:
+        setup.root.put(key, b"")
+    for command in (["ls"], ["verify"], ["usage"], ["rebuild"], ["prune"]):
+        assert store(setup, *command) == 0
+    assert run_serially(setup) == 0
+    assert store(setup, "prune", "--older-hours", "0", "--yes") == 0
+    assert [key for key in stray if not setup.root.exists(key)] == []
+    gone = {key for key in before - objects(setup) if not key.startswith("ledger/")}
+    assert gone == {key for key in before if key.startswith("store/pgd/spare")}
+    assert setup.ledger.rows() == rows
 
 
 def test_pruning_deletes_what_nobody_needs_and_no_more(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +203,37 @@ def test_receipts_stay_while_a_run_has_yet_to_say_which_it_needs(
     assert "since these are not finished: runs/run" in capsys.readouterr().out
 
 
+def test_receipts_stay_while_an_evaluation_that_has_results_is_extended(setup: Setup) -> None:
+    setup.run.put(BEGUN, b"")
+    before = objects(setup)
+    assert store(setup, "prune", "--older-hours", "0", "--yes") == 0
+    assert objects(setup) == before
+
+
+@pytest.mark.parametrize("found", [b'{"finished": false, "tri', None], ids=["torn", "gone"])
+def test_a_search_that_cannot_say_which_trials_are_its_own_keeps_them_all(found: bytes | None, setup: Setup) -> None:
+    setup.root.put("searches/s/recipe.json", b"{}")
+    if found:
+        setup.root.put("searches/s/search.json", found)
+    setup.root.put("trials/a/train/state-3.pt", b"to go on from")
+    assert store(setup, "prune", "--older-hours", "0", "--yes") == 0
+    assert setup.root.exists("trials/a/train/state-3.pt")
+
+
+def test_a_run_from_whose_shards_another_was_begun_is_not_dropped_alone(
+    setup: Setup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    borrowed = {"preset": "digits", "recipe": {**RECIPE, "train": {"from_cache": "run"}}}
+    setup.root.put("runs/borrower/recipe.json", json.dumps(borrowed).encode())
+    before = objects(setup)
+    with pytest.raises(SystemExit, match="2"):
+        store(setup, "prune", "--drop", "runs/run", "--yes", "--older-hours", "0")
+    assert "--drop runs/run: runs/borrower was begun from its shards" in capsys.readouterr().err
+    assert objects(setup) == before
+    assert store(setup, "prune", "--drop", "runs/run", "runs/borrower", "--yes", "--older-hours", "0") == 0
+    assert not [key for key in objects(setup) if key.startswith("runs/")]
+
+
 def test_of_a_dropped_run_stays_what_another_needs(setup: Setup) -> None:
     second = replace(setup, name="runs/second", config=replace(loop_config(1), seed=1))
     run_serially(second)
@@ -189,6 +248,13 @@ def test_of_a_dropped_run_stays_what_another_needs(setup: Setup) -> None:
     assert {shard_key(shard) for line in shared.journal.lines() for shard in line["shards"]} <= left
     assert not {shard_key(shard) for shard in own} & left
     assert store(setup, "verify") == 0
+
+
+@pytest.mark.parametrize("hours", ["-1", "1e12", "nan"])
+def test_an_age_that_makes_no_sense_is_refused(hours: str, setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        store(setup, "prune", "--older-hours", hours)
+    assert "--older-hours" in capsys.readouterr().err
 
 
 def test_nothing_is_pruned_while_a_run_is_at_work(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +294,7 @@ def test_an_export_holds_what_the_data_set_gives(name: str, setup: Setup, tmp_pa
 
 EXPORTS = {
     "another run": (["other", "new"], "no run 'other' has trained on anything"),
+    "no run at all": (["..", "new"], "the run's name '..' must be a plain name"),
     "a state that there is not": (["run", "new", "--state", "3"], "these segments have states 0 to 2"),
     "all states as pictures": (["run", "new", "--state", "all"], "ask for one state"),
     "nothing that fits": (["run", "new.npz", "--classes", "11"], "no segment fits"),

@@ -10,8 +10,9 @@ from tiny_runs import setup_of
 
 from stages.evaluation.accuracy import Accuracy
 from stages.storage import Storage
-from stages.training import journal as journal_module
-from stages.training.journal import Journal, alarms
+from stages.training import alarms as alarms_module
+from stages.training.alarms import alarms
+from stages.training.journal import Journal
 from stages.training.versions import Version, VersionMismatchError
 
 HEALTHY = {"zero_gradients": 0.05}
@@ -101,6 +102,50 @@ def test_rounds_that_are_repeated_take_the_place_of_those_before(tmp_path):
     write(again, judged_line(1, 60))
     assert [line["round"] for line in setup.journal.lines()] == [0, 1]
     assert setup.journal.lines()[1]["judge"]["robust"]["correct"] == 60
+
+
+def test_a_line_that_is_gone_is_named_if_its_round_is_settled(tmp_path):
+    setup = setup_of(tmp_path)
+    journal, learner = setup.journal, setup.learner()
+    for number in range(6):
+        write(journal, judged_line(number, 50))
+        if number in (1, 3):
+            checkpoint(journal, learner, number + 1)
+    content = setup.run.get("metrics/0000002.jsonl")
+    for damaged in (content.splitlines(keepends=True)[1], b""):
+        setup.run.put("metrics/0000002.jsonl", damaged)
+        with pytest.raises(VersionMismatchError, match="metrics has no line of round 2, which was trained: remove"):
+            setup.journal.lines()
+    setup.run.delete(["metrics/0000002.jsonl"])
+    with pytest.raises(VersionMismatchError, match="no line of round 2"):
+        setup.journal.lines(1)
+    setup.run.put("metrics/0000002.jsonl", content)
+    setup.run.delete(["metrics/0000004.jsonl"])  # of rounds that are repeated
+    assert [line["round"] for line in setup.journal.lines()] == [0, 1, 2, 3]
+
+
+def test_torn_lines_after_the_checkpoint_are_written_anew_and_others_named(tmp_path):
+    setup = setup_of(tmp_path)
+    journal, learner = setup.journal, setup.learner()
+    for number in range(3):
+        write(journal, judged_line(number, 50))
+        if number == 1:
+            checkpoint(journal, learner, 2)
+    setup.run.put("metrics/0000002.jsonl", setup.run.get("metrics/0000002.jsonl")[:-9])
+    with pytest.raises(VersionMismatchError, match=r"metrics/0000002\.jsonl is damaged: remove"):
+        setup.journal.lines()
+    again = setup.journal
+    assert again.resume(learner, "cpu").published == {}
+    write(again, judged_line(2, 60))
+    assert [line["round"] for line in setup.journal.lines()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"null", b'{"round": 4}'])
+def test_a_checkpoint_of_another_kind_is_damaged(content, tmp_path):
+    setup = setup_of(tmp_path)
+    setup.run.put("train/checkpoint.json", content)
+    with pytest.raises(VersionMismatchError, match=r"checkpoint\.json is damaged"):
+        _ = setup.journal.checkpointed
 
 
 def test_only_the_last_state_is_kept_and_its_round_is_read_without_it(tmp_path, monkeypatch):
@@ -196,4 +241,4 @@ def test_lines_are_json_a_line(tmp_path):
 
 
 def test_the_examples_run() -> None:
-    assert doctest.testmod(journal_module).failed == 0
+    assert doctest.testmod(alarms_module).failed == 0

@@ -169,6 +169,7 @@ REFUSED = {
     "rounds to come": ({"rounds": range(5, 9)}, r"written down rounds 0 to 1, and none of range\(5, 9\)"),
     "every other round": ({"rounds": range(0, 9, 2)}, "give a range without a step"),
     "a state that there is not": ({"state": 4}, "state is 4; these segments have states 0 to 3"),
+    "True for a state": ({"state": True}, "state is True; give a number, 'last' or 'all'"),
     "a state in words": ({"state": "final"}, "give a number, 'last' or 'all'"),
     "other images": ({"images": SPLIT.take(np.arange(30))}, "attacked the images .* give the run's own training split"),
 }
