@@ -166,7 +166,7 @@ def digits() -> Recipe:
 
 
 def mnist() -> Recipe:
-    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3; 10 to 24 minutes of training on two cores."""
+    """MNIST, L-inf 0.3, the CNN of the PyTorch examples: the paper's Table 3; 10 to 24 minutes on two cores."""
     return Recipe(
         data=DataConfig(name="mnist", train_images=40000, holdout_images=500),
         threat=ThreatModel(norm="Linf", radius=0.3),
