@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,10 +72,11 @@ def conduct(work: Callable[[Say], str], *, root: str, log_level: LogLevel = "war
         return 128 + (signal.SIGTERM if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
         path = Path(root).expanduser()
-        if _is_full(path, error):
+        if full := _full(path, error):
+            larger = "copy the folder to a larger one and name that with --root" if full == path else "set TMPDIR"
             return _stop(
-                f"the disk of {path} is full: free some space, or copy the folder to a larger one and name that with "
-                "--root; nothing committed is lost, and the same command resumes from here"
+                f"the disk of {full} is full: free some space, or {larger}; nothing committed is lost, and the same "
+                "command resumes from here"
             )
         if isinstance(error, PoolError):
             return _stop(f"{error}; nothing committed is lost, and the same command resumes from here")
@@ -130,14 +132,16 @@ def _unheard() -> int:
     return 128 + signal.SIGPIPE
 
 
-def _is_full(path: Path, error: BaseException | None) -> bool:
-    """Whether a disk has no room, by what an error or its causes say, or by what is left."""
-    if path.exists() and shutil.disk_usage(path).free < LITTLE:
-        return True
+def _full(root: Path, error: BaseException | None) -> Path | None:
+    """The root, or the folder of temporary files, whose disk has no room, by what is left, or by what an error or its
+    causes say."""
+    for each in (root, Path(tempfile.gettempdir())):
+        if each.exists() and shutil.disk_usage(each).free < LITTLE:
+            return each
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if any(words in str(error) for words in FULL):
-            return True
+            return root
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
+    return None

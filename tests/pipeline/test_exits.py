@@ -1,9 +1,12 @@
 """How a command ends: one message, and its exit code."""
 
+import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -67,6 +70,17 @@ def test_what_is_refused_before_work_is_one_message_and_exit_code_2(
     with pytest.raises(SystemExit, match="2"):
         conducted(kind("what was found, and what to do"), tmp_path)
     assert capsys.readouterr().err == "error: what was found, and what to do\n"
+
+
+def test_a_disk_of_temporary_files_that_is_full_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    temporary, usage = tmp_path / "temporary", shutil.disk_usage
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=0 if path == temporary else 2**40))
+    assert conducted(OSError(errno.ENOSPC, "No space left on device"), tmp_path) == 1
+    assert f"error: the disk of {temporary} is full: free some space, or set TMPDIR; " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "code"), [(KeyboardInterrupt, 130), (Interrupted, 143)])
