@@ -16,7 +16,7 @@ from stages.models import ModelConfig, rebuild_model
 from stages.nets.architectures import ClassifierConfig
 from stages.nets.normalisation import check_normalisation
 from stages.nets.unet import UNet, UNetConfig
-from stages.paths import local_path
+from stages.pretrained import model_directory
 from stages.rap.reverse import reverse_times
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel
@@ -86,7 +86,8 @@ def save_model(
 
 
 def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: float | None = None) -> RobustClassifier:
-    """The robust classifier, in eval mode on the CPU, with no gradients to its weights.
+    """The robust classifier, in eval mode on the CPU, with no gradients to its weights; `pretrained:digits` comes with
+    the package.
 
     With ``reverse_steps`` above 1 it is an adaptive test-time defence (Alg. 2), whose inner attack moves in
     steps of ``step_size`` pixels of [0, 1], by default 2.5 radius / T. Raises ValueError for a directory that
@@ -99,7 +100,7 @@ def load_model(directory: str | Path, *, reverse_steps: int = 1, step_size: floa
         raise ValueError(
             f"step_size is {step_size:g}, but one reverse step attacks nothing: leave it out, or pass reverse_steps"
         )
-    directory = local_path(directory, "the directory")
+    directory = model_directory(directory, "the directory")
     file, weights = directory / "config.json", directory / "model.safetensors"
     config = _read_config(file)
     if not weights.exists():

@@ -22,7 +22,7 @@ from stages.nets.interface import Interface, logits_key, through_interface
 from stages.nets.resnet import ResNet18
 from stages.nets.wrn import WideResNet
 from stages.paths import local_path
-from stages.pretrained import PREFIX, pretrained
+from stages.pretrained import PREFIX, model_directory
 from stages.rap.robust import RobustClassifier
 from stages.rap.threat import ThreatModel, check_radius
 from stages.shipped import load_base, load_model
@@ -130,8 +130,7 @@ def _saved(config: ModelConfig, called: str) -> Path:
             f"{called} {config.name} is a saved model, which holds its own weights and normalisation; leave out "
             f"--weights, --mean, --std and what begins with {called}."
         )
-    name = str(config.name)
-    return pretrained(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else local_path(name, called)
+    return model_directory(str(config.name), called)
 
 
 @numerics.verdict()

@@ -7,13 +7,12 @@ from pipeline.evaluate import prepare
 from pipeline.evaluate_flags import parse
 from stages.data.datasets import DataConfig, load_data
 from stages.evaluation.pgd import PGDConfig, pgd_mask
-from stages.pretrained import pretrained
 from stages.rap.threat import ThreatModel
 from stages.shipped import load_model
 
 
 def test_the_digits_model_is_as_accurate_and_as_robust_as_its_card_says() -> None:
-    model, test = load_model(pretrained("digits")), load_data(DataConfig(name="digits")).test
+    model, test = load_model("pretrained:digits"), load_data(DataConfig(name="digits")).test
     images, labels = torch.from_numpy(test.images), torch.from_numpy(test.labels)
     right = (model(images.float() / 255).argmax(1) == labels).float().mean()
     assert 0.96 < right < 1
