@@ -31,7 +31,7 @@ class ThreatModel:
     norm: Norm = "Linf"
     """Norm of the ball: Linf or L2; L1 is for evaluation by AutoAttack, nothing is trained against it."""
     radius: float = 8 / 255
-    """Radius of the ball, in pixels of [0, 1]; fractions such as 8/255 are understood."""
+    """Radius of the ball, in pixels of [0, 1]; fractions such as 8/255 are understood. As a flag also --eps."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
