@@ -115,7 +115,7 @@ def measure(name: str, entry: dict[str, Any], arguments: argparse.Namespace, dat
     if entry.get("autoattack", {}).get("images", 0) < arguments.autoattack:
         assert weights is not None
         robust = load_trained(setup.build(), weights)
-        entry["autoattack"] = autoattack(robust, recipe, data, arguments.autoattack)
+        entry["autoattack"] = autoattack(robust, recipe, data, arguments.autoattack, entry.get("autoattack"))
 
 
 def train(
@@ -197,12 +197,18 @@ def judged(robust: nn.Module, recipe: Recipe, data: ImageData) -> dict[str, Any]
     }
 
 
-def autoattack(robust: nn.Module, recipe: Recipe, data: ImageData, count: int) -> dict[str, Any]:
-    images, labels = torch.from_numpy(data.test.images[:count]), torch.from_numpy(data.test.labels[:count])
+def autoattack(
+    robust: nn.Module, recipe: Recipe, data: ImageData, count: int, done: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Of the first images, of which those that were attacked before are not attacked again."""
+    done = done or {"correct": 0, "images": 0, "seconds": 0.0}
+    new = slice(done["images"], count)
+    images, labels = torch.from_numpy(data.test.images[new]), torch.from_numpy(data.test.labels[new])
     began = time.process_time()
     with numerics.verdict(threads=1):
-        verdict = attack_chunk(robust, images, labels, recipe.threat, config=AutoAttackConfig(images=count))
-    return {**Accuracy.from_mask(verdict.robust).as_json(), "seconds": round(time.process_time() - began, 1)}
+        verdict = attack_chunk(robust, images, labels, recipe.threat, config=AutoAttackConfig(images=len(images)))
+    found = Accuracy(correct=done["correct"] + int(verdict.robust.sum()), images=done["images"] + len(images))
+    return {**found.as_json(), "seconds": round(done["seconds"] + time.process_time() - began, 1)}
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
