@@ -12,7 +12,7 @@ import pipeline.tracking
 from pipeline.flags import parse
 from pipeline.tracking import Shown, Tool, TrackedRun
 from stages.storage import Storage
-from stages.training.journal import CHECKPOINT, Journal
+from stages.training.journal import CHECKPOINT, WRITTEN, Journal
 
 SETTINGS = {f"setting-{number}": number for number in range(130)}
 
@@ -86,7 +86,7 @@ def train(journal: Journal, rounds: range, shown: Shown) -> None:
         line = {"round": number, "loss": number / 2, "seconds": 1.0, "checkpoint": number + 1 < rounds.stop}
         journal.run.put(f"metrics/{number:07}.jsonl", json.dumps(line).encode())
         if line["checkpoint"]:
-            journal.run.put(CHECKPOINT, json.dumps({"round": number + 1}).encode())
+            journal.run.put(CHECKPOINT, json.dumps({**dict.fromkeys(WRITTEN), "round": number + 1}).encode())
         shown.follow(line)
 
 
