@@ -9,12 +9,15 @@ import evaluated_models
 import pytest
 from commands import TINY, flags_of, run_here
 from loops import setups
+from stored_runs import finish, write_receipt
 from torch import nn
 
+from pipeline.artifacts import Store
 from stages.data.datasets import DataConfig, load_data
 from stages.data.splits import Split
 from stages.training.rounds import run_serially
 from stages.training.setup import Setup
+from stages.trajectories.shards import shard_key
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +56,18 @@ def finished(ray_session: object, tmp_path_factory: pytest.TempPathFactory) -> t
     with contextlib.redirect_stdout(printed):
         run_here(root, *flags_of(TINY))
     return root, printed.getvalue()
+
+
+@pytest.fixture
+def setup(undisturbed: dict[int, Setup], make_setup: Callable[..., Setup], tmp_path: Path) -> Setup:
+    """A finished run with its receipts, in a root of its own."""
+    root, wanted = tmp_path / "root", undisturbed[1]
+    setup = make_setup(root)
+    keys = {shard_key(shard) for line in wanted.journal.lines() for shard in line["shards"]}
+    keys |= {each.key for place in ("runs/run", "ledger/run") for each in wanted.root.entries(place)}
+    for key in keys:  # and nothing of other runs below that root
+        setup.root.put(key, wanted.root.get(key))
+    for name in ("mine", "spare"):
+        Store(root).make("pgd", name, lambda directory: write_receipt(directory), config=None, inputs={})
+    finish(setup, ["pgd/mine"])
+    return setup
