@@ -254,9 +254,12 @@ def run(prepared: Prepared, say: Say) -> tuple[Results, Contents | None, Storage
         device = demanded_device(command.workers)
         found = quick_findings(prepared.asked, command.screening, root=root, device=device, say=say)
     else:
-        workers = command.workers
         found = find(
-            prepared.asked, root=root, workers=workers, say=say, begin=lambda names: place(names).put(BEGUN, b"")
+            prepared.asked,
+            root=root,
+            workers=command.workers,
+            say=say,
+            begin=lambda fingerprints: place(fingerprints).put(BEGUN, b""),
         )
         if command.table:
             tables = [with_our_rows(command.table, found.evaluations, data=data.name, classifier=known)]

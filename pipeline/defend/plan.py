@@ -16,6 +16,7 @@ from pipeline.artifacts import check_name, told, usable_root
 from pipeline.defend.trials import first_trials
 from pipeline.exits import ClaimedError, settings_called
 from pipeline.flags import Command
+from pipeline.inventory import TRAININGS, TRIALS
 from pipeline.measure.evaluation import final_measurements
 from pipeline.measure.subjects import inputs_of, known_data, load_base_classifier
 from pipeline.recipe import Recipe
@@ -39,7 +40,6 @@ from stages.training.setup import Setup
 from stages.trajectories.shards import read_shard
 
 DIGITS = ("digits", "mnist")
-LEDGERS = ("trials", "ablations", "classifiers")  # of trainings that are no runs
 SAMPLE = 200  # images of the hold-out on which a classifier that was not trained here is checked
 
 
@@ -147,7 +147,7 @@ def make_plan(command: Command) -> Plan:
     root = usable_root(command.root)
     name = command.name or f"{command.preset}-{key[:8]}"
     check_name(name, "the run is kept in ROOT/runs/NAME")
-    if name in LEDGERS:
+    if name in (TRIALS, *TRAININGS):
         raise ValueError(f"--name {name} is where the ledgers of {name} lie: choose another one")
     cached = tuple(shards_of(root, recipe.train.from_cache)) if recipe.train.from_cache else ()
     if cached:

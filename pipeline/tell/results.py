@@ -92,15 +92,12 @@ class Results(Findings):
         return {
             "fingerprint": self.fingerprints[name],
             "clean": self.clean(name).as_json(),
-            "measurements": {
-                key: {**_as_json(each), "robust": self._robust_json(each.robust)}
-                for key, each in self.evaluations[name].items()
-            },
-            "worst_cases": [
-                {**_as_json(each, images=True), "robust": self._robust_json(each.robust)}
-                for each in self.worst_cases(name).values()
-            ],
+            "measurements": {key: self._evaluation_json(each) for key, each in self.evaluations[name].items()},
+            "worst_cases": [self._evaluation_json(each, images=True) for each in self.worst_cases(name).values()],
         }
+
+    def _evaluation_json(self, each: Evaluation, *, images: bool = False) -> dict[str, object]:
+        return {**_as_json(each, images=images), "robust": self._robust_json(each.robust)}
 
     def _robust_json(self, accuracy: Accuracy) -> dict[str, object]:
         """A robust accuracy with its interval: of a screening the one that holds however it was ended."""

@@ -8,20 +8,15 @@ PREFIX = "pretrained:"
 """What their names begin with where a model is named."""
 
 
-def pretrained(name: str) -> Path:
-    """The directory of a model by its name behind PREFIX. Raises ValueError, with the names that there are."""
-    place = Path(__file__).parent
-    known = sorted(path.parent.name for path in place.glob("*/config.json"))
-    if name not in known:
-        raise ValueError(f"{PREFIX}{name} is no model that comes with the package; there is {', '.join(known)}")
-    return place / name
-
-
 def model_directory(named: str | Path, called: str) -> Path:
     """The directory of a saved model, by its path or as ``pretrained:NAME``; ``called`` is what whoever asks calls it.
 
-    Raises ValueError for a path or a name that is none.
+    Raises ValueError for a path that is none, and for a name that is not there, with those that are.
     """
-    if isinstance(named, str) and named.startswith(PREFIX):
-        return pretrained(named.removeprefix(PREFIX))
-    return local_path(named, called)
+    if not isinstance(named, str) or not named.startswith(PREFIX):
+        return local_path(named, called)
+    place, name = Path(__file__).parent, named.removeprefix(PREFIX)
+    known = sorted(path.parent.name for path in place.glob("*/config.json"))
+    if name not in known:
+        raise ValueError(f"{named} is no model that comes with the package; there is {', '.join(known)}")
+    return place / name
