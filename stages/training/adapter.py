@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stages.numerics import Arithmetic
 from stages.randomness import key_seed
@@ -41,6 +42,11 @@ class TrainConfig(Arithmetic):
     """Bound on the norm of an update's gradient; 0: none."""
     ema: float = 0.0
     """Decay of the exponential moving average of the weights, which then is judged and shipped; 0: none."""
+    weight_perturbation: float = 0.0
+    """Adversarial weight perturbation (AWP, Wu et al. 2020): the loss is that of weights which were moved against it
+    first, each matrix or kernel by this share of its norm; 0: none."""
+    perturbed_share: float = 0.25
+    """Share of the updates, the last ones, that are made so; each of them costs one more pass of the networks."""
     workers: int = 1
     """Train workers, each with a slice of every batch; as with threads, part of the result."""
     from_cache: str | None = None
@@ -53,8 +59,14 @@ class TrainConfig(Arithmetic):
         self.check_threads("train")
         if not self.learning_rate > 0:
             raise ValueError(f"train.learning_rate is {self.learning_rate:g}; it must be greater than 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train.ema is {self.ema:g}; it must lie in [0, 1)")
+        for name in ("ema", "weight_perturbation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name):g}; it must lie in [0, 1)")
+        if not 0 < self.perturbed_share <= 1:
+            raise ValueError(
+                f"train.perturbed_share is {self.perturbed_share:g}; it is a share in (0, 1] (for no such updates, set "
+                "train.weight_perturbation to 0)"
+            )
         for name, least in (
             ("warmup_updates", 0),
             ("workers", 1),
@@ -118,6 +130,12 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
+        with self._moved_against(batch):
+            figures = self._gradients(batch)
+        self._step(figures)
+
+    def _gradients(self, batch: TrainingBatch) -> dict[str, Tensor]:
+        """Leave the gradients of the loss with the weights, means over the workers; return the loss and its terms."""
         device = batch.states.device
         with self._training_mode(device), self.config.autocast(device):
             deployed = torch.full_like(batch.t, self.robust.steps)
@@ -140,7 +158,33 @@ class Learner:
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._step(average(self.parameters, {"loss": loss.detach(), **terms}))
+        return average(self.parameters, {"loss": loss.detach(), **terms})
+
+    @contextmanager
+    def _moved_against(self, batch: TrainingBatch) -> Iterator[None]:
+        """The weights moved to where the batch is answered worse, and afterwards what they were, to the bit (AWP)."""
+        if not self.perturbs():
+            yield
+            return
+        self._against(batch)
+        average(self.parameters, {})
+        with torch.no_grad():
+            moved = [weight for weight in self.parameters if weight.grad is not None and weight.ndim > 1]
+            before = [weight.clone() for weight in moved]
+            for weight in moved:
+                weight += self.config.weight_perturbation * weight.norm() * functional.normalize(weight.grad, dim=None)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(moved, before)
+
+    def _against(self, batch: TrainingBatch) -> None:
+        """Leave the gradients of the deployed model's cross-entropy with the weights."""
+        with self.config.autocast(batch.states.device):
+            logits = self._deployed_logits(batch.states)
+        self.optimizer.zero_grad(set_to_none=True)
+        functional.cross_entropy(logits, batch.labels).backward()
 
     def _step(self, figures: dict[str, Tensor]) -> None:
         """Move the weights along their gradients, unless something in them or in the loss is no number."""
@@ -189,6 +233,12 @@ class Learner:
     def objective(self) -> ObjectiveConfig:
         """The objective of the next update."""
         return self.config.objective.at((self.updates + 1) / max(1, self.total_updates))
+
+    def perturbs(self) -> bool:
+        """Whether the weights are moved against the next update."""
+        return self.config.weight_perturbation > 0 and (
+            self.updates >= (1 - self.config.perturbed_share) * self.total_updates
+        )
 
     def state(self) -> dict[str, object]:
         """All that the next update depends on."""

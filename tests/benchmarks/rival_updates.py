@@ -1,5 +1,7 @@
 """Updates of the rivals that are not the pipeline's own (`stages.training.adapter.Learner`)."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -23,14 +25,29 @@ class Consistent(Learner):
     def begin(
         self, states: Float[Tensor, "image channel height width"], labels: Int64[Tensor, " image"]
     ) -> Float[Tensor, "image channel height width"]:
-        """The gradient of the attack at its start, whose logits are kept for the update."""
+        """The gradient of the attack at its start, whose logits are kept for the update.
+
+        Where weights are perturbed, its backward pass finds where to, and the start is kept for a pass of its own.
+        """
         states = states.requires_grad_(True)
         t = torch.full_like(labels, self.robust.steps)
         self._first = self.robust.classify(self.robust.restore(states, t)).float()
         loss = functional.cross_entropy(self._first, labels, reduction="sum")
+        if self.perturbs():
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._starts = states.detach()
+            assert states.grad is not None
+            return states.grad
         return torch.autograd.grad(loss, states, retain_graph=True)[0]
 
+    def _against(self, batch: TrainingBatch) -> None:
+        """The gradients that `begin` left."""
+
     def update(self, batch: TrainingBatch) -> None:
+        if self.perturbs():
+            super().update(replace(batch, starts=self._starts))
+            return
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         restored = self.robust.restore(batch.states, torch.full_like(batch.t, self.robust.steps))
@@ -49,31 +66,3 @@ class Consistent(Learner):
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._step({"loss": loss.detach(), **terms})
-
-
-class Perturbed(Learner):
-    """Updates at weights that were moved against them, in the last quarter."""
-
-    def __init__(
-        self, robust: RobustClassifier, config: TrainConfig, *, total_updates: int, seed: int, strength: float
-    ) -> None:
-        super().__init__(robust, config, total_updates=total_updates, seed=seed)
-        self.strength = strength
-
-    def update(self, batch: TrainingBatch) -> None:
-        if self.updates < 0.75 * self.total_updates:
-            super().update(batch)
-            return
-        logits = self._deployed_logits(batch.states)
-        gradients = torch.autograd.grad(functional.cross_entropy(logits, batch.labels), self.parameters)
-        with torch.no_grad():
-            moves = [
-                self.strength * weight.norm() / (gradient.norm() + 1e-12) * gradient
-                for weight, gradient in zip(self.parameters, gradients, strict=True)
-            ]
-            for weight, move in zip(self.parameters, moves, strict=True):
-                weight += move
-        super().update(batch)
-        with torch.no_grad():
-            for weight, move in zip(self.parameters, moves, strict=True):
-                weight -= move

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Int16, Int64
-from rival_updates import Consistent, Perturbed
+from rival_updates import Consistent
 from torch import Tensor
 
 from stages import randomness
@@ -59,14 +59,17 @@ class Rival:
     smoothing: float = 0.0
     """Label smoothing (with the consistency term only)."""
     weight_perturbation: float = 0.0
-    """Adversarial weight perturbation (Wu et al. 2020) in the last quarter of the updates, in units of each weight
-    tensor's norm (without the consistency term only)."""
+    """Adversarial weight perturbation (Wu et al. 2020), in units of each weight tensor's norm."""
+    perturbed_share: float = 0.25
+    """Share of the updates, the last ones, that have it."""
 
     def __post_init__(self) -> None:
         if self.smoothing and not self.consistency:
             raise ValueError("smoothing is made in the update with the consistency term: set consistency as well")
-        if self.consistency and (self.weight_perturbation or self.moved_by_update):
-            raise ValueError("weight_perturbation and moved_by_update go without the consistency term: set it to 0")
+        if self.consistency and self.moved_by_update:
+            raise ValueError("moved_by_update goes without the consistency term: set it to 0")
+        if self.smoothing and self.weight_perturbation:
+            raise ValueError("smoothing is not made where weights are perturbed: set one of them to 0")
 
 
 RIVALS = {  # learning rate and batch are the best of two to six on the hold-out: results/tuning-digits.json
@@ -113,6 +116,8 @@ class InMemory:
             config.train,
             learning_rate=rival.learning_rate,
             ema=rival.ema,
+            weight_perturbation=rival.weight_perturbation,
+            perturbed_share=rival.perturbed_share,
             conditioning=conditioning,
             objective=replace(
                 config.train.objective, consistency=rival.consistency, consistency_ramp=rival.consistency_ramp
@@ -121,8 +126,6 @@ class InMemory:
         robust, planned = setup.build_faster(train), {"total_updates": updates, "seed": config.seed}
         if rival.consistency:
             self.learner = Consistent(robust, train, smoothing=rival.smoothing, **planned)
-        elif rival.weight_perturbation:
-            self.learner = Perturbed(robust, train, strength=rival.weight_perturbation, **planned)
         else:
             self.learner = Learner(robust, train, **planned)
         self._whole = self.process
