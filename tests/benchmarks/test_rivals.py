@@ -81,10 +81,11 @@ def test_an_update_moves_the_perturbation_on_which_it_trained(tmp_path: Path) ->
     assert moved.max() == loop.process.step
 
 
-def test_weights_are_perturbed_in_the_last_quarter_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["persistent (ATTA)", "persistent, with consistency"])
+def test_weights_are_perturbed_in_the_last_quarter_alone(name: str, tmp_path: Path) -> None:
     setup, ended = setup_of("digits", 1, str(tmp_path)), {}
     for strength in (0.0, 0.01):
-        loop = InMemory(setup, replace(RIVALS["persistent (ATTA)"], batch=32, weight_perturbation=strength), updates=8)
+        loop = InMemory(setup, replace(RIVALS[name], batch=32, weight_perturbation=strength), updates=8)
         for _ in range(6):
             loop.update()
         before = {name: value.clone() for name, value in loop.learner.weights().items()}
@@ -118,9 +119,9 @@ def test_smoothing_changes_the_gradient_as_pytorchs_smoothed_labels_do(tmp_path:
     [
         {"smoothing": 0.1},
         {"consistency": 1.0, "moved_by_update": True},
-        {"consistency": 1.0, "weight_perturbation": 0.01},
+        {"smoothing": 0.1, "consistency": 1.0, "weight_perturbation": 0.01},
     ],
 )
 def test_an_option_that_would_not_be_used_is_refused(settings: dict) -> None:
-    with pytest.raises(ValueError, match="consistency"):
+    with pytest.raises(ValueError, match=r"consistency|where weights are perturbed"):
         Rival(source="none", **settings)

@@ -23,7 +23,7 @@ MAY_BE_0 = {
     *("seed", "search.trials", "schedule.rounds", "checks.others", "train.warmup_updates"),
     *("train.ema", "train.clip_norm", "train.weight_decay", "classifier.weight_decay", "classifier.label_smoothing"),
     *("train.objective.reconstruction", "train.objective.cross_entropy", "train.objective.kl", "checks.budget"),
-    *("train.objective.consistency", "train.objective.consistency_ramp"),
+    *("train.objective.consistency", "train.objective.consistency_ramp", "train.weight_perturbation"),
     *("schedule.restart", "schedule.last_states", "schedule.clean_states", "evaluation.seed", "checks.size.seed"),
     *("schedule.overlap_rounds", "schedule.clean_rounds", "checks.seed", "data.split_seed"),
 }

@@ -7,10 +7,12 @@ import pytest
 import torch
 from tiny_learners import CONFIGS, IMAGES, batch_of, copied, learner_of, same, trained, updated
 from tiny_runs import TRAIN, Small
+from torch.nn import functional
 
 from stages.rap.objective import ObjectiveConfig
 from stages.training.adapter import Learner
 from stages.training.batches import TrainingBatch
+from stages.training.diverged import DivergedError
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -189,6 +191,44 @@ def test_the_weight_of_the_consistency_term_follows_the_updates():
     assert learner.total_updates > 2
 
 
+def test_the_gradient_is_that_of_weights_that_were_moved_against_the_batch_and_come_back():
+    config = replace(TRAIN, optimizer="sgd", weight_perturbation=0.02, perturbed_share=1.0)
+    learner, by_hand, batch = learner_of(config), learner_of(replace(config, weight_perturbation=0.0)), batch_of(0)
+    before = copied(learner.weights())
+    loss = functional.cross_entropy(by_hand.robust(batch.states), batch.labels)
+    gradients = torch.autograd.grad(loss, by_hand.parameters)
+    with torch.no_grad():
+        for weight, gradient in zip(by_hand.parameters, gradients, strict=True):
+            if weight.ndim > 1:  # matrices and kernels; biases and scales stay
+                weight += 0.02 * weight.norm() / gradient.norm().clamp_min(1e-12) * gradient
+    moved = updated(by_hand, batch)
+    figures = updated(learner, batch)
+    assert figures == pytest.approx(moved, rel=1e-4)
+    assert figures["cross_entropy"] > loss.item()
+    rate = config.learning_rate / config.warmup_updates  # of the first update
+    for name, weight in learner.robust.adapter.named_parameters():  # pyright: ignore[reportOptionalMemberAccess]
+        assert weight.grad is not None
+        expected = before[f"adapter.{name}"] - 1.9 * rate * weight.grad  # Nesterov's first step
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_are_perturbed_in_the_last_updates_alone():
+    learners = [learner_of(replace(TRAIN, weight_perturbation=strength), updates=8) for strength in (0.0, 0.05)]
+    for update in range(8):
+        figures = [updated(learner, batch_of(update)) for learner in learners]
+        assert learners[1].config.perturbed_share == 0.25
+        assert (figures[0] == figures[1]) == (update < 6)
+
+
+def test_weights_whose_perturbation_is_no_number_stay_as_they_are():
+    learner, batch = learner_of(replace(TRAIN, weight_perturbation=0.05, perturbed_share=1.0)), batch_of(0)
+    before = copied(learner.weights())
+    learner.update(replace(batch, states=batch.states * torch.nan))
+    with pytest.raises(DivergedError):
+        learner.measured()
+    assert all(torch.equal(before[name], value) for name, value in learner._weights.items())
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_an_update_waits_for_nothing(config, waiting):
     learner, batch = learner_of(config), batch_of(0)
@@ -234,6 +274,8 @@ def test_bfloat16_updates_keep_float32_weights_and_losses():
     [
         ({"learning_rate": 0.0}, r"train\.learning_rate is 0; it must be greater than 0"),
         ({"ema": 1.0}, r"train\.ema is 1; it must lie in \[0, 1\)"),
+        ({"weight_perturbation": -0.1}, r"train\.weight_perturbation is -0\.1; it must lie in \[0, 1\)"),
+        ({"perturbed_share": 0.0}, r"train\.perturbed_share is 0; it is a share in \(0, 1\]"),
         ({"warmup_updates": -1}, r"train\.warmup_updates is -1; it must be at least 0"),
         ({"threads": 0}, r"train\.threads is 0"),
         ({"workers": 0}, r"train\.workers is 0"),

@@ -18,7 +18,7 @@ from stages.trajectories.shards import read_shard
 # SGD: AdamW divides by the root of the squared gradient, which makes much of rounding where that is near zero.
 CONFIG = loop_config(
     schedule=replace(SCHEDULE, rounds=2, overlap_rounds=0),
-    train=replace(TRAIN, optimizer="sgd", learning_rate=0.05),
+    train=replace(TRAIN, optimizer="sgd", learning_rate=0.05, weight_perturbation=0.01, perturbed_share=1.0),
 )
 
 

@@ -66,5 +66,6 @@ CONFIGS = {
     "consistency": replace(
         TRAIN, objective=ObjectiveConfig(consistency=3.0, consistency_ramp=0.5, consistency_share=0.5)
     ),
+    "weight perturbation": replace(TRAIN, what="both", weight_perturbation=0.05, perturbed_share=0.95),
     "bfloat16": replace(TRAIN, precision="bfloat16"),
 }
