@@ -158,7 +158,11 @@ def digits() -> Recipe:
         adapter=AdapterConfig(size="flat"),
         attack=AttackConfig(step_size=0.1),
         schedule=ScheduleConfig(rounds=600, batch=32, overlap_rounds=0),
-        train=TrainConfig(learning_rate=7e-3, objective=ObjectiveConfig(consistency=5.0, consistency_share=0.5)),
+        train=TrainConfig(
+            learning_rate=7e-3,
+            weight_perturbation=0.005,
+            objective=ObjectiveConfig(consistency=5.0, consistency_share=0.5),
+        ),
         judge=JudgeConfig(images=None, every=100),
         search=SearchConfig(trials=0),
         checkpoint_rounds=25,
@@ -293,6 +297,8 @@ def as_in_paper(recipe: Recipe) -> Recipe:
         schedule=replace(
             recipe.schedule, visit_steps=20, life=1, overlap_rounds=0, last_states=0.0, clean_states=0.0, clean_rounds=0
         ),
-        train=replace(recipe.train, conditioning="state", objective=ObjectiveConfig(), ema=0.0),
+        train=replace(
+            recipe.train, conditioning="state", objective=ObjectiveConfig(), ema=0.0, weight_perturbation=0.0
+        ),
         search=replace(recipe.search, trials=0),
     )

@@ -45,7 +45,7 @@ class TrainConfig(Arithmetic):
     weight_perturbation: float = 0.0
     """Adversarial weight perturbation (AWP, Wu et al. 2020): the loss is that of weights which were moved against it
     first, each matrix or kernel by this share of its norm; 0: none."""
-    perturbed_share: float = 0.25
+    perturbed_share: float = 0.5
     """Share of the updates, the last ones, that are made so; each of them costs one more pass of the networks."""
     workers: int = 1
     """Train workers, each with a slice of every batch; as with threads, part of the result."""

@@ -60,7 +60,7 @@ class Rival:
     """Label smoothing (with the consistency term only)."""
     weight_perturbation: float = 0.0
     """Adversarial weight perturbation (Wu et al. 2020), in units of each weight tensor's norm."""
-    perturbed_share: float = 0.25
+    perturbed_share: float = 0.5
     """Share of the updates, the last ones, that have it."""
 
     def __post_init__(self) -> None:

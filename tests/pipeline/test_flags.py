@@ -175,6 +175,7 @@ def test_every_preset_makes_sense_also_with_the_papers_settings(preset: str) -> 
         for loop in (each.loop() for each in tried):
             schedule = Schedule(loop.schedule, images=images, seed=0)
             assert schedule.lag_bound <= loop.schedule.max_lag_updates
+    assert recipe.train.weight_perturbation == recipe.train.ema == recipe.train.objective.consistency == 0  # the paper
 
 
 def test_the_command_line_is_frozen() -> None:

@@ -216,8 +216,8 @@ def test_weights_are_perturbed_in_the_last_updates_alone():
     learners = [learner_of(replace(TRAIN, weight_perturbation=strength), updates=8) for strength in (0.0, 0.05)]
     for update in range(8):
         figures = [updated(learner, batch_of(update)) for learner in learners]
-        assert learners[1].config.perturbed_share == 0.25
-        assert (figures[0] == figures[1]) == (update < 6)
+        assert learners[1].config.perturbed_share == 0.5
+        assert (figures[0] == figures[1]) == (update < 4)
 
 
 def test_weights_whose_perturbation_is_no_number_stay_as_they_are():
