@@ -1,6 +1,6 @@
 """The space of a search as --search.space writes it, read against a recipe, and the default one.
 
->>> from pipeline.recipe import digits
+>>> from pipeline.presets import digits
 >>> read_space(digits(), ("attack.steps=5,10", "train.learning-rate=1e-3..1e-2:log", "schedule.life=10..40"))
 ... # doctest: +NORMALIZE_WHITESPACE
 {'attack.steps': Choice(values=(5, 10)), 'train.learning_rate': Range(low=0.001, high=0.01, log=True, whole=False),

@@ -1,6 +1,6 @@
 """Fields of a recipe by their dotted names, as flags and files write them.
 
->>> from pipeline.recipe import digits
+>>> from pipeline.presets import digits
 >>> replaced(digits(), {"train.learning_rate": 1e-3}).train.learning_rate
 0.001
 >>> read_field(digits(), "attack.step-size", "8/255")

@@ -11,7 +11,8 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from pipeline.axes import DEFAULT_SPACE, default_space, read_space
 from pipeline.exits import LogLevel, fail
 from pipeline.fields import flag, number, whole
-from pipeline.recipe import PRESETS, Recipe, as_in_paper
+from pipeline.presets import PRESETS, as_in_paper
+from pipeline.recipe import Recipe
 from pipeline.recipe_files import read_recipe
 from pipeline.tracking import Tool, check_tracker
 from stages.settings import check_settings

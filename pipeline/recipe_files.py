@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 import yaml
 
 from pipeline.fields import merged
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 from stages.fingerprint import canonical
 from stages.storage import Storage
 

@@ -14,8 +14,9 @@ from pipeline.delivery import check_arrival
 from pipeline.exits import conduct, refusing
 from pipeline.flags import parse
 from pipeline.placement import Session
+from pipeline.presets import PRESETS
 from pipeline.progress import Say, passing
-from pipeline.recipe import PRESETS, SearchConfig
+from pipeline.recipe import SearchConfig
 from pipeline.tell.search_files import track_trials, write_search
 from pipeline.tell.trial_table import search_text, table_of_trials
 

@@ -169,15 +169,17 @@ class Learner:
         self._against(batch)
         average(self.parameters, {})
         with torch.no_grad():
-            moved = [weight for weight in self.parameters if weight.grad is not None and weight.ndim > 1]
-            before = [weight.clone() for weight in moved]
-            for weight in moved:
-                weight += self.config.weight_perturbation * weight.norm() * functional.normalize(weight.grad, dim=None)
+            found = [(weight, weight.grad) for weight in self.parameters if weight.ndim > 1]
+            moved = [(weight, weight.clone(), gradient) for weight, gradient in found if gradient is not None]
+            for weight, before, gradient in moved:
+                size = before.norm() / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+                weight += self.config.weight_perturbation * size * gradient
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(moved, before)
+                for weight, before, _ in moved:
+                    weight.copy_(before)
 
     def _against(self, batch: TrainingBatch) -> None:
         """Leave the gradients of the deployed model's cross-entropy with the weights."""

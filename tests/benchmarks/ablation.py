@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from pipeline.artifacts import provenance
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import QUANTILE, Accuracy
 from stages.evaluation.judge import JudgeConfig

@@ -28,7 +28,8 @@ from time_to_robustness import RESULTS, TUNING, WARM, accuracy, judged, read, se
 from torch import Tensor, nn
 
 from pipeline.artifacts import provenance
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 from stages.data.datasets import ImageData, load_data
 from stages.nets import unet
 from stages.nets.cnn import CNN

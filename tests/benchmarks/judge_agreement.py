@@ -21,7 +21,8 @@ from ablation import changed, make_setup, trained_classifier
 from torch import nn
 
 from pipeline.artifacts import provenance
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 from stages import numerics
 from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import Accuracy

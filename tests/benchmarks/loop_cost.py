@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from ablation import SMALLER, changed
 
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 from stages import randomness
 from stages.data.datasets import load_data
 from stages.nets.architectures import build_classifier

@@ -28,7 +28,7 @@ from time_to_robustness import judged, setup_of
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 from stages import numerics, randomness
 from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import Accuracy

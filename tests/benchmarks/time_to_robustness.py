@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from cluster.session import session
 from pipeline.artifacts import provenance
 from pipeline.defend.loop import run_loop
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 from stages import numerics
 from stages.data.datasets import ImageData, load_data
 from stages.evaluation.accuracy import Accuracy

@@ -13,7 +13,7 @@ from cluster.pool import Pool
 from cluster.session import describe, session
 from pipeline.flags import WorkersConfig
 from pipeline.placement import divide
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 
 
 class Placed:

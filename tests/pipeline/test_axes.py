@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.axes import default_space, own_settings, read_space
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 from stages.search.space import Choice, Range
 
 DIGITS = PRESETS["digits"]()

@@ -14,7 +14,7 @@ from pipeline.defend.plan import claimed, make_plan, recipe_fingerprint
 from pipeline.defend.trials import first_trials
 from pipeline.evaluate_flags import parse as parse_evaluation
 from pipeline.flags import parse
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 from pipeline.run import main
 from stages.training.schedule import Schedule
 

@@ -12,7 +12,8 @@ from pipeline.defend.plan import make_plan
 from pipeline.evaluate_flags import EvaluateCommand
 from pipeline.evaluate_flags import parse as parse_evaluation
 from pipeline.flags import Command, WorkersConfig, parse
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 from stages.models import ModelConfig
 
 Path_ = tuple[str, ...]

@@ -11,7 +11,8 @@ from cluster.session import PlacementError
 from pipeline import evaluate, run
 from pipeline.flags import WorkersConfig
 from pipeline.placement import divide
-from pipeline.recipe import PRESETS, Recipe
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe
 
 
 def recipe(*, units: int = 8, trainers: int = 1) -> Recipe:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import evaluate_flags, flags, status, store
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 
 PROJECT = Path(__file__).parents[2]
 FOLDERS = (".", "pipeline", "stages/evaluation", "stages/trajectories", "cluster", "tests/benchmarks")

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.defend.plan import claimed, make_plan, recipe_fingerprint
 from pipeline.flags import parse
-from pipeline.recipe import PRESETS
+from pipeline.presets import PRESETS
 from pipeline.recipe_files import read_recipe, recipe_json
 
 

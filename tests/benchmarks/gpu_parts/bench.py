@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.recipe import Recipe, cifar10, cifar10_small
+from pipeline.presets import cifar10, cifar10_small
+from pipeline.recipe import Recipe
 from stages.data.datasets import ImageData, load_data
 from stages.data.splits import Split
 from stages.nets.architectures import build_classifier

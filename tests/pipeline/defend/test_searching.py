@@ -17,7 +17,8 @@ from pipeline.defend.shared_work import SharedWork
 from pipeline.defend.trials import Trial
 from pipeline.exits import ClaimedError, SearchError
 from pipeline.placement import Workers
-from pipeline.recipe import PRESETS, AdapterConfig, Recipe, SearchConfig
+from pipeline.presets import PRESETS
+from pipeline.recipe import AdapterConfig, Recipe, SearchConfig
 from pipeline.tell.search_files import write_search
 from pipeline.tell.trial_table import rows, search_json, search_text, table_of_trials
 from stages.lease import lease

@@ -7,7 +7,8 @@ import pytest
 from commands import run_apart
 
 from pipeline.defend.trials import first_trials, next_trials
-from pipeline.recipe import PRESETS, Recipe, SearchConfig
+from pipeline.presets import PRESETS
+from pipeline.recipe import Recipe, SearchConfig
 from stages.data.splits import Split
 from stages.training.setup import Setup
 

@@ -194,6 +194,9 @@ def test_the_weight_of_the_consistency_term_follows_the_updates():
 def test_the_gradient_is_that_of_weights_that_were_moved_against_the_batch_and_come_back():
     config = replace(TRAIN, optimizer="sgd", weight_perturbation=0.02, perturbed_share=1.0)
     learner, by_hand, batch = learner_of(config), learner_of(replace(config, weight_perturbation=0.0)), batch_of(0)
+    trained(begun := learner_of(), range(5))  # a new adapter's last layer is zero, and so are other gradients
+    for each in (learner, by_hand):
+        each.load_weights(begun.weights())
     before = copied(learner.weights())
     loss = functional.cross_entropy(by_hand.robust(batch.states), batch.labels)
     gradients = torch.autograd.grad(loss, by_hand.parameters)
