@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from loop_cost import bare_loop
-from time_to_robustness import RESULTS, TUNING, WARM, accuracy, judged, read, setup_of, write
+from time_to_robustness import MARGIN, RESULTS, TUNING, accuracy, judged, read, setup_of, write
 from torch import Tensor, nn
 
 from pipeline.artifacts import provenance
@@ -170,7 +170,7 @@ def cost_of(name: str, recipe: Recipe, data: ImageData) -> float:
         with normalised(ADAPTERS[name].get("norm")):
             mine = bare_loop(setup_with(name, of(name, recipe), data, Path(folder) / "mine", TURNS))
     ratios = [seconds(mine) / seconds(preset) for _ in range(TURNS)]
-    return round(statistics.median(ratios[WARM:]), 3)
+    return round(statistics.median(ratios[MARGIN:]), 3)
 
 
 def measure(

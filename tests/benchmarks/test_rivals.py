@@ -103,7 +103,8 @@ def test_smoothing_changes_the_gradient_as_pytorchs_smoothed_labels_do(tmp_path:
     clean, labels = torch.from_numpy(setup.train.images[:32]) / 255, torch.from_numpy(setup.train.labels[:32])
     batch = TrainingBatch(states=clean, clean=clean, labels=labels, t=torch.ones_like(labels))
     for smoothing in (0.0, 0.2):
-        learner = InMemory(setup, replace(RIVALS["FGSM-PGI"], smoothing=smoothing), updates=1).learner
+        rival = replace(RIVALS["FGSM-PGI"], weight_perturbation=0.0, smoothing=smoothing)
+        learner = InMemory(setup, rival, updates=1).learner
         assert isinstance(learner, Consistent)
         loss = functional.cross_entropy(learner._deployed_logits(clean), labels, label_smoothing=smoothing)
         expected.append(torch.autograd.grad(loss, learner.parameters))

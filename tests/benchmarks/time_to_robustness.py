@@ -43,7 +43,9 @@ from stages.training.setup import Setup, load_trained
 RESULTS = Path(__file__).parent / "results"
 PIPELINE, ON_RAY = "the pipeline", "the pipeline on Ray, two workers"
 TUNING = 400  # images of the hold-out
-TRIED, WARM = 24, 8  # updates that say how long one takes, and how many of them are not counted
+# Updates of a trial that says how long one takes. Those in its middle count: half of them are in its second half, in
+# which weights are perturbed. MARGIN are left out at either end.
+TRIED, MARGIN = 40, 8
 Trained = tuple[dict[str, Tensor], int, float]  # weights, updates, seconds of its budget's kind
 
 
@@ -147,7 +149,7 @@ def by_pipeline(recipe: Recipe, data: ImageData, folder: Path, budget: float) ->
         return times[:-1]
 
     times = timed(setup_of(recipe, data, folder / "try", rounds=TRIED))
-    cost = (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
+    cost = (times[TRIED - MARGIN] - times[MARGIN]) / (TRIED - 2 * MARGIN)
     setup = setup_of(recipe, data, folder / "run", rounds=max(2, round(budget / cost)))
     times = timed(setup)
     seconds = (times[-1] - times[0]) * len(times) / (len(times) - 1)
@@ -165,7 +167,7 @@ def on_ray(recipe: Recipe, data: ImageData, folder: Path, budget: float) -> Trai
 
     with session(cpus=2):
         tried = timed(setup_of(recipe, data, folder / "try", rounds=TRIED))
-        cost = (tried[-2] - tried[WARM]) / (TRIED - WARM)
+        cost = (tried[TRIED - MARGIN] - tried[MARGIN]) / (TRIED - 2 * MARGIN)
         around = tried[-1] - tried[0] - TRIED * cost
         setup = setup_of(recipe, data, folder / "run", rounds=max(2, round((budget - around) / cost)))
         times = timed(setup)
@@ -178,7 +180,7 @@ def in_memory(rival: Rival, setup: Setup, budget: float) -> Trained:
     for _ in range(TRIED):
         times.append(time.process_time())
         tried.update()
-    cost = (times[-1] - times[WARM]) / (TRIED - 1 - WARM)
+    cost = (times[TRIED - MARGIN] - times[MARGIN]) / (TRIED - 2 * MARGIN)
     updates = max(1, round(budget / cost))
     loop, began = InMemory(setup, rival, updates=updates), time.process_time()
     for _ in range(updates):
