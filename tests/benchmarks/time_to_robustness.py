@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet  # noqa: F401 - a run's first ledger would load it, in the midst of a trial
 import torch
 from ablation import changed, make_setup
 from generation import TWO_CORES
