@@ -184,7 +184,7 @@ class Learner:
     def _against(self, batch: TrainingBatch) -> None:
         """Leave the gradients of the deployed model's cross-entropy with the weights."""
         with self.config.autocast(batch.states.device):
-            logits = self._deployed_logits(batch.states)
+            logits = self._deployed_logits(batch.states.detach())  # which may ask for gradients of their own
         self.optimizer.zero_grad(set_to_none=True)
         functional.cross_entropy(logits, batch.labels).backward()
 
