@@ -79,6 +79,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "overlap, and so weights older by a round": {"schedule.overlap_rounds": 1},
     "a quarter clean images": {"schedule.clean_states": 0.25},
     "no consistency": {"train.objective.consistency": 0.0},
+    "no weight perturbation": {"train.weight_perturbation": 0.0},
     "residual output": {"adapter.output": "residual"},
     "hard clamp": {"adapter.straight_through": False},
     "adapter is given the state's t (paper)": {
