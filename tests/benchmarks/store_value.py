@@ -1,7 +1,7 @@
 """What stored trajectories are good for: how soon they grow old, and what it is worth to start from another's.
 
     python -m pipeline.run
-    python -m tests.benchmarks store-value rap-runs digits-85e7e98c
+    python -m tests.benchmarks store-value rap-runs digits-665ec8f2
 
 Age: the run's shipped model meets the adversaries that its earlier versions were attacked with, as they were stored,
 after one fresh step from there, and after one from noise. Starts: other models train on persistent perturbations in
