@@ -19,6 +19,8 @@ from stages.training.batches import TrainingBatch
 from stages.training.distributed import average, workers
 from stages.training.diverged import DivergedError
 
+VANISHED = 1e-12  # norm of a gradient that is too small to say where to move: squares of float32 are near underflow
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Arithmetic):
@@ -172,7 +174,7 @@ class Learner:
             found = [(weight, weight.grad) for weight in self.parameters if weight.ndim > 1]
             moved = [(weight, weight.clone(), gradient) for weight, gradient in found if gradient is not None]
             for weight, before, gradient in moved:
-                size = before.norm() / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+                size = before.norm() / gradient.norm().clamp_min(VANISHED)
                 weight += self.config.weight_perturbation * size * gradient
         try:
             yield
