@@ -1,5 +1,7 @@
 """Updates of the rivals that are not the pipeline's own (`stages.training.adapter.Learner`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -43,6 +45,11 @@ class Consistent(Learner):
 
     def _against(self, batch: TrainingBatch) -> None:
         """The gradients that `begin` left."""
+
+    @contextmanager
+    def _training_mode(self, device: torch.device) -> Iterator[None]:
+        """None: dropout differs between the two passes, and with the term for it nothing is learnt."""
+        yield
 
     def update(self, batch: TrainingBatch) -> None:
         if self.perturbs():

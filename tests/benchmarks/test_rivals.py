@@ -98,6 +98,18 @@ def test_weights_are_perturbed_in_the_last_half_alone(name: str, tmp_path: Path)
         assert (value - before[name]).abs().max() <= 2 * setup.config.train.learning_rate
 
 
+def test_dropout_is_no_inconsistency(tmp_path: Path) -> None:
+    setup, modes = setup_of("digits", 1, str(tmp_path)), []
+    both = replace(setup.config, train=replace(setup.config.train, what="both"))
+    loop = InMemory(replace(setup, config=both), replace(RIVALS["FGSM-PGI"], batch=32), updates=4)
+    assert any(isinstance(module, torch.nn.Dropout) for module in loop.learner.robust.classifier.modules())
+    loop.learner.robust.classifier.register_forward_hook(lambda net, *rest: modes.append(net.training))
+    for _ in range(4):
+        loop.update()
+    assert len(modes) > 4
+    assert not any(modes)
+
+
 def test_smoothing_changes_the_gradient_as_pytorchs_smoothed_labels_do(tmp_path: Path) -> None:
     setup, gradients, expected = setup_of("digits", 1, str(tmp_path)), [], []
     clean, labels = torch.from_numpy(setup.train.images[:32]) / 255, torch.from_numpy(setup.train.labels[:32])
