@@ -18,8 +18,7 @@ from stages.settings import check_settings
 from stages.training.batches import TrainingBatch
 from stages.training.distributed import average, workers
 from stages.training.diverged import DivergedError
-
-VANISHED = 1e-12  # norm of a gradient that is too small to say where to move: squares of float32 are near underflow
+from stages.training.perturbation import moved_along_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,12 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        with self._moved_against(batch):
+        if self.perturbs():
+            self._against(batch)
+            average(self.parameters, {})
+            with moved_along_gradients(self.parameters, self.config.weight_perturbation):
+                figures = self._gradients(batch)
+        else:
             figures = self._gradients(batch)
         self._step(figures)
 
@@ -161,27 +165,6 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         return average(self.parameters, {"loss": loss.detach(), **terms})
-
-    @contextmanager
-    def _moved_against(self, batch: TrainingBatch) -> Iterator[None]:
-        """The weights moved to where the batch is answered worse, and afterwards what they were, to the bit (AWP)."""
-        if not self.perturbs():
-            yield
-            return
-        self._against(batch)
-        average(self.parameters, {})
-        with torch.no_grad():
-            found = [(weight, weight.grad) for weight in self.parameters if weight.ndim > 1]
-            moved = [(weight, weight.clone(), gradient) for weight, gradient in found if gradient is not None]
-            for weight, before, gradient in moved:
-                size = before.norm() / gradient.norm().clamp_min(VANISHED)
-                weight += self.config.weight_perturbation * size * gradient
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for weight, before, _ in moved:
-                    weight.copy_(before)
 
     def _against(self, batch: TrainingBatch) -> None:
         """Leave the gradients of the deployed model's cross-entropy with the weights."""

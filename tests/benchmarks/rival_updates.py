@@ -51,12 +51,9 @@ class Consistent(Learner):
         """None: dropout differs between the two passes, and with the term for it nothing is learnt."""
         yield
 
-    def update(self, batch: TrainingBatch) -> None:
+    def _gradients(self, batch: TrainingBatch) -> dict[str, Tensor]:
         if self.perturbs():
-            super().update(replace(batch, starts=self._starts))
-            return
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            return super()._gradients(replace(batch, starts=self._starts))
         restored = self.robust.restore(batch.states, torch.full_like(batch.t, self.robust.steps))
         logits = self.robust.classify(restored).float()
         loss, terms = objective(
@@ -72,4 +69,4 @@ class Consistent(Learner):
             loss = loss + smoothed - functional.cross_entropy(logits, batch.labels)  # for the one in it, of weight 1
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._step({"loss": loss.detach(), **terms})
+        return {"loss": loss.detach(), **terms}

@@ -223,17 +223,6 @@ def test_weights_are_perturbed_in_the_last_updates_alone():
         assert (figures[0] == figures[1]) == (update < 4)
 
 
-@pytest.mark.parametrize("gradient", [0.0, 1e-25])
-def test_weights_without_a_gradient_are_not_moved(gradient):
-    learner = learner_of(replace(TRAIN, weight_perturbation=0.5, perturbed_share=1.0))
-    for weight in learner.parameters:
-        weight.data *= 1e3  # so large that a tiny norm would make no number of the quotient
-    learner._against = lambda batch: [setattr(weight, "grad", gradient * weight.data) for weight in learner.parameters]  # pyright: ignore
-    before = copied(learner.weights())
-    with learner._moved_against(batch_of(0)):
-        assert all(torch.allclose(before[name], weight, rtol=1e-6) for name, weight in learner._weights.items())
-
-
 def test_weights_whose_perturbation_is_no_number_stay_as_they_are():
     learner, batch = learner_of(replace(TRAIN, weight_perturbation=0.05, perturbed_share=1.0)), batch_of(0)
     before = copied(learner.weights())
